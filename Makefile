@@ -1,0 +1,43 @@
+# The Python that makes .venv, once; afterwards .venv is used. For another one: make lab PYTHON=python3.12
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help lab lessons test outputs train lint address
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+
+lessons: $(INSTALLED) ## Run every lesson on the bundled models; copies and HTML pages in build/lessons
+	@$(BIN)/python tools/lessons.py
+
+# Two notebooks at a time, one thread each: also a check that no compared output depends on the number of threads.
+test: lint ## Check the code, the docstrings' examples and every lesson's outputs
+	$(BIN)/python -m pytest
+	env -u MISTRAL_LAB_MODEL HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
+
+outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
+	@$(BIN)/python tools/outputs.py
+
+train: $(INSTALLED) ## Train the two bundled models again
+	$(BIN)/python -m mistral_lab.training
+
+lint: $(INSTALLED) ## Check the style of code and lessons
+	$(BIN)/ruff check .
+
+address: $(INSTALLED) ## Move the public address: make address REPO=owner/name
+	@$(BIN)/python tools/address.py '$(REPO)'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; 0x30b0000 <= sys.hexversion < 0x30e0000 or \
+	    sys.exit("Mistral Lab needs Python 3.11 to 3.13; $(PYTHON) is %d.%d: make $(MAKECMDGOALS) PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[lab,dev,finetune]' --constraint constraints.txt
+	@touch $@

@@ -1,0 +1,278 @@
+"""What every lesson must be, read from the file without running it. A rule yields one line a problem.
+
+Cells are numbered from 1, Markdown included.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+import template
+
+MAX_BYTES = 1_000_000
+MAX_WORDS = 1_800
+CELLS = range(20, 46)
+TAGS = {template.SETUP_TAG, "nbval-ignore-output", "nbval-check-output", "raises-exception"}
+
+# Folders in which a path names one machine. No URL matches: there a letter or a slash stands before the path.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/~-])/(?:root|home|Users|tmp|work|opt|usr|var|mnt|private|content|kaggle)/[\w.-]+|\b[A-Z]:\\\w+"
+)
+
+Problems = Iterator[str]
+
+
+def read(path: Path) -> NotebookNode:
+    """The notebook exactly as it stands in the file: nbformat.read would mend what a rule is to find."""
+    return nbformat.reader.reads(path.read_text(encoding="utf-8"))
+
+
+def problems(notebook: NotebookNode, name: str) -> list[str]:
+    """All that is wrong with the lesson called `name`."""
+    found = list(schema(notebook, name))
+    return found or [problem for rule in RULES for problem in rule(notebook, name)]
+
+
+def schema(notebook: NotebookNode, name: str) -> Problems:
+    """Notebook format 4.5, each cell with an id of its own. The other rules rely on it."""
+    if (notebook.nbformat, notebook.nbformat_minor) < (4, 5):
+        yield f"format {notebook.nbformat}.{notebook.nbformat_minor}, expected 4.5, in which cells have ids"
+        return
+    for number, cell in enumerate(notebook.cells, 1):
+        kind = cell.get("cell_type")
+        if kind not in ("markdown", "code"):
+            yield f"cell {number}: is of type {kind!r}, expected 'markdown' or 'code'"
+            continue
+        for error in nbformat.validator.iter_validate(cell, ref=f"{kind}_cell", version=4, version_minor=5):
+            yield f"cell {number}: {error.message}"
+    seen = set()
+    for number, cell in enumerate(notebook.cells, 1):
+        if cell.get("id") in seen:
+            yield f"cell {number}: has the id of another cell, {cell.id!r}"
+        seen.add(cell.get("id"))
+
+
+def opening(notebook: NotebookNode, name: str) -> Problems:
+    """The title with the badge of tools/template.py, then its set-up cell, both with the address in pyproject.toml."""
+    address = template.repository()
+    title, setup = notebook.cells[:2]
+    if title.cell_type != "markdown" or not title.source.startswith("# "):
+        yield "cell 1: expected Markdown that starts with the title, '# ...'"
+    if title.source.splitlines().count(template.badge(name, address)) != 1:
+        yield f"cell 1: expected one line with this badge: {template.badge(name, address)}"
+    if setup.cell_type != "code" or setup.source != template.setup_source(address):
+        yield "cell 2: is not the set-up cell of tools/template.py with the address in pyproject.toml"
+    if setup.metadata.get("tags") != [template.SETUP_TAG]:
+        yield f"cell 2: the set-up cell has the one tag {template.SETUP_TAG}, got {setup.metadata.get('tags')}"
+    if setup.get("outputs"):
+        yield "cell 2: the set-up cell prints nothing where the lab is installed"
+
+
+def length(notebook: NotebookNode, name: str) -> Problems:
+    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB."""
+    if len(notebook.cells) not in CELLS:
+        yield f"notebook: {len(notebook.cells)} cells, expected {CELLS.start} to {CELLS.stop - 1}"
+    words = sum(count_words(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
+    if words > MAX_WORDS:
+        yield f"notebook: {words} words of prose, at most {MAX_WORDS}"
+    size = len(nbformat.writes(notebook).encode())
+    if size >= MAX_BYTES:
+        number, _ = max(enumerate(notebook.cells, 1), key=lambda pair: len(str(pair[1])))
+        yield f"notebook: {size:,} bytes, expected fewer than {MAX_BYTES:,}; the largest is cell {number}"
+
+
+def count_words(markdown: str) -> int:
+    """Words that a reader reads: no code block, no tag, no link's address."""
+    text = re.sub(r"^```.*?^```|<[^>]+>|\]\([^)]*\)", " ", markdown, flags=re.DOTALL | re.MULTILINE)
+    return sum(any(letter.isalnum() for letter in word) for word in text.split())
+
+
+def counts(notebook: NotebookNode, name: str) -> Problems:
+    """Every code cell was run, in order, in one kernel."""
+    for expected, (number, cell) in enumerate(code_cells(notebook), 1):
+        if not cell.source.strip():
+            yield f"cell {number}: is an empty code cell"
+        elif cell.execution_count is None:
+            yield f"cell {number}: was not run; run `make outputs`"
+        elif cell.execution_count != expected:
+            yield f"cell {number}: execution count {cell.execution_count}, expected {expected}; run `make outputs`"
+
+
+def metadata(notebook: NotebookNode, name: str) -> Problems:
+    """Nothing that depends on who saved the file: the metadata of tools/template.py, and tags that nbval knows."""
+    if "widgets" in notebook.metadata:
+        yield "notebook: keeps widget state in metadata.widgets; run `make outputs`"
+    elif notebook.metadata != template.METADATA:
+        yield f"notebook: metadata {dict(notebook.metadata)}, expected {template.METADATA}; run `make outputs`"
+    for number, cell in enumerate(notebook.cells, 1):
+        if extra := cell.metadata.keys() - {"tags"}:
+            yield f"cell {number}: metadata holds {sorted(extra)}, expected nothing but tags"
+        if unknown := set(cell.metadata.get("tags", [])) - TAGS:
+            yield f"cell {number}: unknown tags {sorted(unknown)}, known are {sorted(TAGS)}"
+        if number != 2 and template.SETUP_TAG in cell.metadata.get("tags", []):
+            yield f"cell {number}: only the set-up cell is tagged {template.SETUP_TAG}"
+        if cell.cell_type == "code" and re.search(r"^\s*#+\s*(NBVAL|PYTEST_VALIDATE)_", cell.source, re.MULTILINE):
+            yield f"cell {number}: steers nbval with a comment; use a tag"
+
+
+def outputs(notebook: NotebookNode, name: str) -> Problems:
+    """What prints or shows has an output; none holds an error or standard error's warnings and progress bars."""
+    for number, cell in code_cells(notebook):
+        if not cell.outputs and any(called(statement) in ("print", "show", "display") for statement in body(cell)):
+            yield f"cell {number}: prints or shows something, but has no output; run `make outputs`"
+        for output in cell.outputs:
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                yield f"cell {number}: holds an error, {output.ename}: {output.evalue}"
+            if output.get("name") == "stderr":
+                yield f"cell {number}: prints to standard error: {output.text.strip()[:80]!r}"
+
+
+def paths(notebook: NotebookNode, name: str) -> Problems:
+    """No cell and no output shows a path of the machine it ran on."""
+    for number, cell in enumerate(notebook.cells, 1):
+        for text in (cell.source, *map(output_text, cell.get("outputs", []))):
+            if match := MACHINE_PATH.search(text):
+                yield f"cell {number}: shows a path of one machine, {match[0]!r}"
+
+
+def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
+    """Each picture carries a sentence that says what it shows, as its alt text and in print."""
+    for number, cell in code_cells(notebook):
+        printed = " ".join(printed_text(cell).split())
+        for output in cell.outputs:
+            if any(kind.startswith("image/") for kind in output.get("data", {})):
+                alt = " ".join(alt_text(output).split())
+                if len(alt.split()) < 5 or not alt.endswith((".", "!", "?")):
+                    yield f"cell {number}: a picture's alt text is no sentence: {alt!r}; use figures.show(figure, alt)"
+                elif alt not in printed:
+                    yield f"cell {number}: a picture's alt text is not printed beside it: {alt!r}"
+
+
+def compared(notebook: NotebookNode, name: str) -> Problems:
+    """nbval compares at least half of the cells that print text of their own."""
+    printing = [(number, cell) for number, cell in code_cells(notebook) if own_text(cell)]
+    ignored = [number for number, cell in printing if "nbval-ignore-output" in cell.metadata.get("tags", [])]
+    if 2 * len(ignored) > len(printing):
+        yield f"notebook: nbval ignores {len(ignored)} of {len(printing)} cells that print text: cells {ignored}"
+
+
+def own_text(cell: NotebookNode) -> str:
+    """What a cell prints or returns as text, less the alt sentences of its pictures."""
+    text = " ".join(printed_text(cell).split())
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            text = text.replace(" ".join(alt_text(output).split()), "")
+        else:
+            text += data.get("text/plain", "")
+    return text.strip()
+
+
+def names(notebook: NotebookNode, name: str) -> Problems:
+    """No cell gives another meaning to a name that the package exports."""
+    exported = exported_names(template.ROOT / "mistral_lab")
+    for number, cell in code_cells(notebook):
+        for bound in sorted(bound_names(body(cell)) & exported.keys()):
+            yield f"cell {number}: defines {bound!r} again, which stands in mistral_lab/{exported[bound]}"
+
+
+def source(notebook: NotebookNode, name: str) -> Problems:
+    """Plain Python: no magic or shell command outside the set-up cell, no semicolon that hides an output."""
+    for number, cell in code_cells(notebook)[1:]:
+        if re.search(r"^\s*[!%]", cell.source, re.MULTILINE):
+            yield f"cell {number}: holds a magic or shell command; only the set-up cell may"
+        elif cell.source.rstrip().endswith(";"):
+            yield f"cell {number}: ends with a semicolon"
+        else:
+            try:
+                ast.parse(cell.source)
+            except SyntaxError as error:
+                yield f"cell {number}: is not Python: {error.msg} in line {error.lineno}"
+
+
+RULES: tuple[Callable[[NotebookNode, str], Problems], ...] = (
+    opening,
+    length,
+    counts,
+    metadata,
+    outputs,
+    paths,
+    alt_sentences,
+    compared,
+    names,
+    source,
+)
+
+
+def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
+    """Each code cell with its number."""
+    return [(number, cell) for number, cell in enumerate(notebook.cells, 1) if cell.cell_type == "code"]
+
+
+def body(cell: NotebookNode) -> list[ast.stmt]:
+    """A cell's statements; none where it is not plain Python, as the set-up cell."""
+    try:
+        return ast.parse(cell.source).body
+    except SyntaxError:
+        return []
+
+
+def called(statement: ast.stmt) -> str | None:
+    """The last part of the name that a statement calls: 'show' for `figures.show(figure, alt)`."""
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return ast.unparse(statement.value.func).rpartition(".")[2]
+    return None
+
+
+def printed_text(cell: NotebookNode) -> str:
+    """What a cell printed."""
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def output_text(output: NotebookNode) -> str:
+    """All text of an output, in whatever form; pictures are none."""
+    data = output.get("data", {})
+    shown = [str(value) for kind, value in data.items() if not kind.startswith("image/") or kind == "image/svg+xml"]
+    return "\n".join([output.get("text", ""), *shown, *output.get("traceback", [])])
+
+
+def alt_text(output: NotebookNode) -> str:
+    """A picture's alt text, where nbconvert and GitHub look for it."""
+    by_kind = [output.metadata[kind] for kind in output.data if kind.startswith("image/") and kind in output.metadata]
+    return next((entry["alt"] for entry in [*by_kind, output.metadata] if "alt" in entry), "")
+
+
+def exported_names(package: Path) -> dict[str, str]:
+    """Public functions, classes and constants of the rooms, each with its file; lessons use none of `training`."""
+    exported = {}
+    for path in sorted(package.glob("[!_]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8")).body
+        defined = bound_names([node for node in module if not isinstance(node, ast.Import | ast.ImportFrom)])
+        functions = {node.name for node in module if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        for name in defined:
+            if not name.startswith("_") and (name in functions or name.isupper()):
+                exported[name] = path.name
+    return exported
+
+
+def bound_names(statements: list[ast.stmt]) -> set[str]:
+    """Names that statements give a meaning in their own scope; importing one from the package keeps its meaning."""
+    bound = set()
+    pending: list[ast.AST] = list(statements)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            if not (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mistral_lab"):
+                bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Store):
+                bound.add(node.id)
+        elif not isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+            pending += ast.iter_child_nodes(node)
+    return bound

@@ -1,0 +1,124 @@
+"""Importing the package is light, and each room imports only the rooms that DESIGN lets it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mistral_lab
+
+PACKAGE = Path(mistral_lab.__file__).parent
+
+# room -> the rooms it may import. `training` and `__main__` use what they need (but figures), and nothing uses them.
+MAY_IMPORT = {
+    "_checkpoints": set(),
+    "_generation": set(),
+    "attention": {"masks"},
+    "cache": {"config"},
+    "checks": {"attention", "masks", "cache", "moe", "nf4"},
+    "config": {"_checkpoints"},
+    "distributed": {"four_bit", "moe", "config"},
+    "explorers": {"figures", "config", "masks", "attention", "cache", "moe", "transformer", "nf4", "memory"},
+    "figures": set(),
+    "four_bit": set(),
+    "loading": {"_checkpoints", "_generation", "four_bit", "memory", "config"},
+    "masks": set(),
+    "measure": set(),
+    "memory": {"config"},
+    "moe": set(),
+    "nf4": set(),
+    "transformer": {"config", "attention", "cache", "moe"},
+}
+USED_BY_NOBODY = {"training", "__main__"}
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Each room with its files; a folder of Python files is one room."""
+    found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    found |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
+    return found
+
+
+def imported_rooms(path: Path, package: str) -> set[str]:
+    """The rooms that a file of `package` ('mistral_lab', 'mistral_lab.training', ...) imports, at any depth of code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        # `from mistral_lab import load` names no room; it stands in loading.
+        parts = [name.split(".") + [""] for name in names]
+        found |= {mistral_lab._EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
+    return found
+
+
+def test_the_parser_sees_every_form_of_import(tmp_path):
+    source = """
+import mistral_lab.figures
+from mistral_lab import masks as m, load
+from . import cache
+from .moe import route_top_k
+from .training.corpus import document
+def late():
+    from mistral_lab.nf4 import CODEBOOK
+"""
+    path = tmp_path / "room.py"
+    path.write_text(source)
+    expected = {"figures", "masks", "loading", "cache", "moe", "training", "nf4"}
+    assert imported_rooms(path, "mistral_lab") == expected
+    path.write_text("from ..config import ModelConfig\nfrom .corpus import document\nimport torch")
+    assert imported_rooms(path, "mistral_lab.training") == {"config", "training"}
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_a_room_imports_only_what_it_may(room):
+    assert room in MAY_IMPORT or room in USED_BY_NOBODY, f"{room}: say in MAY_IMPORT which rooms it may import"
+    allowed = MAY_IMPORT.get(room, MAY_IMPORT.keys() - {"figures"})
+    for path in rooms()[room]:
+        package = ".".join(["mistral_lab", *path.relative_to(PACKAGE).parts[:-1]])
+        forbidden = imported_rooms(path, package) - allowed - {room}
+        assert not forbidden, (
+            f"{path.relative_to(PACKAGE)} imports {sorted(forbidden)}, it may import {sorted(allowed)}"
+        )
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = {"torch", "transformers", "bitsandbytes", "accelerate", "numpy", "matplotlib", "ipywidgets"}
+    done = run_python(f"import mistral_lab, sys; print(sorted({heavy} & sys.modules.keys()))")
+    assert done.stdout == "[]\n", done.stderr or done.stdout
+
+
+def test_names_and_rooms_are_imported_when_first_used():
+    done = run_python(
+        "import mistral_lab, sys\n"
+        "assert 'mistral_lab.config' not in sys.modules\n"
+        "assert mistral_lab.config is sys.modules['mistral_lab.config']\n"
+        "assert mistral_lab.ModelConfig is mistral_lab.config.ModelConfig\n"
+        "assert 'mistral_lab.memory' not in sys.modules\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_name_that_the_package_lists_is_there():
+    assert mistral_lab.load is mistral_lab.loading.load
+    for name in mistral_lab.__all__:
+        assert getattr(mistral_lab, name) is not None
+    assert {"load", "config", "loading", "figures"} <= set(dir(mistral_lab))
+
+
+def test_an_unknown_name_is_one_clear_line():
+    with pytest.raises(
+        AttributeError, match=r"\Amodule 'mistral_lab' has no attribute 'laod'; it has [^\n]*load[^\n]*\Z"
+    ):
+        mistral_lab.laod  # noqa: B018

@@ -1,0 +1,192 @@
+"""Every lesson keeps the rules of notebook_rules.py, and each rule notices when it is broken."""
+
+import copy
+import re
+
+import notebook_rules
+import pytest
+from nbformat import NotebookNode, from_dict
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+
+import template
+
+NAME = "02_grouped_query_attention"
+ALT = "Bars of four heights, the third one the tallest."
+
+
+@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+def test_lesson_keeps_the_rules(path):
+    found = notebook_rules.problems(notebook_rules.read(path), path.stem)
+    assert not found, "\n".join([f"{path.name}:", *found])
+
+
+def test_there_is_a_lesson():
+    assert template.lessons(), "notebooks/ holds no lesson"
+
+
+def figure() -> NotebookNode:
+    data = {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure size 640x480>"}
+    return new_output("display_data", data=data, metadata={"image/png": {"alt": ALT}})
+
+
+def printed(text: str) -> NotebookNode:
+    return new_output("stream", name="stdout", text=text)
+
+
+@pytest.fixture
+def lesson() -> NotebookNode:
+    """A lesson of 20 cells that keeps every rule: cells 3 to 12 are prose, 13 draws, 14 to 20 print."""
+    notebook = template.new_lesson(NAME, "Grouped-query attention", template.repository())
+    notebook.cells[1].execution_count = 1
+    notebook.cells += [new_markdown_cell(f"Prose, paragraph {n}.", id=f"prose-{n}") for n in range(10)]
+    drawing = new_code_cell("figures.show(figure, alt)", id="figure", execution_count=2)
+    drawing.outputs = [figure(), printed(ALT + "\n")]
+    notebook.cells.append(drawing)
+    for n in range(7):
+        cell = new_code_cell(f"print({n})", id=f"code-{n}", execution_count=n + 3, outputs=[printed(f"{n}\n")])
+        notebook.cells.append(cell)
+    return notebook
+
+
+def test_a_good_lesson_has_no_problem(lesson):
+    assert notebook_rules.problems(lesson, NAME) == []
+
+
+def tag(lesson: NotebookNode, numbers: list[int], *tags: str) -> None:
+    for number in numbers:
+        lesson.cells[number - 1].metadata.tags = list(tags)
+
+
+def rewrite(number: int, source: str):
+    """A breakage: cell `number` gets another source."""
+    return lambda lesson: lesson.cells[number - 1].update(source=source)
+
+
+def output(number: int, *outputs: NotebookNode):
+    """A breakage: cell `number` gets other outputs."""
+    return lambda lesson: lesson.cells[number - 1].update(outputs=list(outputs))
+
+
+def from_another_repository(lesson: NotebookNode) -> None:
+    elsewhere = template.new_lesson(NAME, "Grouped-query attention", "https://github.com/someone/else")
+    lesson.cells[0].source = elsewhere.cells[0].source
+    lesson.cells[1].source = elsewhere.cells[1].source
+
+
+def bare_figure(metadata: dict) -> NotebookNode:
+    return new_output("display_data", data={"image/png": "iVBORw0KGgo="}, metadata=metadata)
+
+
+BREAKAGES = {
+    "no id": (lambda lesson: lesson.cells[6].pop("id"), "cell 7: 'id' is a required property"),
+    "an id twice": (lambda lesson: lesson.cells[6].update(id="prose-0"), "cell 7: has the id of another cell"),
+    "a cell of no type": (lambda lesson: lesson.cells[6].update(cell_type="prose"), "cell 7: is of type 'prose'"),
+    "an output without data": (
+        lambda lesson: lesson.cells[12].outputs[0].pop("data"),
+        "cell 13: 'data' is a required property",
+    ),
+    "an old format": (lambda lesson: lesson.update(nbformat_minor=4), r"format 4\.4, expected 4\.5"),
+    "no title": (rewrite(1, "Welcome."), "cell 1: expected Markdown that starts with the title"),
+    "no badge": (rewrite(1, "# 2 · Grouped-query attention"), "cell 1: expected one line with this badge"),
+    "badge of another repository": (from_another_repository, "cell 1: expected one line with this badge"),
+    "set-up of another repository": (from_another_repository, "cell 2: is not the set-up cell"),
+    "set-up replaces torch": (rewrite(2, "%pip install torch"), "cell 2: is not the set-up cell"),
+    "set-up not skipped": (lambda lesson: tag(lesson, [2]), "cell 2: the set-up cell has the one tag nbval-skip"),
+    "set-up prints": (output(2, printed("installed\n")), "cell 2: the set-up cell prints nothing"),
+    "too few cells": (lambda lesson: lesson.cells.pop(3), "notebook: 19 cells, expected 20 to 45"),
+    "too many cells": (
+        lambda lesson: lesson.cells.extend(new_markdown_cell("More.", id=f"more-{n}") for n in range(26)),
+        "notebook: 46 cells, expected 20 to 45",
+    ),
+    "too many words": (rewrite(5, "word " * 1800), r"notebook: 18\d\d words of prose, at most 1800"),
+    "too large": (output(15, printed("0" * 1_000_000)), r"notebook: .* bytes, .* the largest is cell 15"),
+    "not run": (lambda lesson: lesson.cells[14].update(execution_count=None), "cell 15: was not run"),
+    "run twice": (
+        lambda lesson: lesson.cells[14].update(execution_count=9),
+        "cell 15: execution count 9, expected 4",
+    ),
+    "empty cell": (rewrite(16, " \n"), "cell 16: is an empty code cell"),
+    "widget state": (
+        lambda lesson: lesson.metadata.update(widgets={}),
+        r"notebook: keeps widget state in metadata\.widgets",
+    ),
+    "another kernel": (
+        lambda lesson: lesson.metadata.kernelspec.update(name="conda-env-py"),
+        "notebook: metadata .*conda-env-py",
+    ),
+    "a cell's timing": (
+        lambda lesson: lesson.cells[15].metadata.update(execution={"iopub.status.busy": "2024"}),
+        r"cell 16: metadata holds \['execution'\]",
+    ),
+    "a mistyped tag": (lambda lesson: tag(lesson, [16], "nbval-ignore-ouput"), "cell 16: unknown tags"),
+    "skipped outside set-up": (lambda lesson: tag(lesson, [16], "nbval-skip"), "cell 16: only the set-up cell"),
+    "a comment for nbval": (rewrite(16, "# NBVAL_IGNORE_OUTPUT\nprint(2)"), "cell 16: steers nbval with a comment"),
+    "no output": (output(17), "cell 17: prints or shows something, but has no output"),
+    "no figure": (output(13), "cell 13: prints or shows something, but has no output"),
+    "an error": (
+        output(17, new_output("error", ename="NameError", evalue="name 'x'", traceback=[])),
+        "cell 17: holds an error, NameError: name 'x'",
+    ),
+    "a warning": (
+        output(17, new_output("stream", name="stderr", text="UserWarning: slow")),
+        "cell 17: prints to standard error: 'UserWarning: slow'",
+    ),
+    "a path in an output": (output(17, printed("saved to /home/ann/model\n")), "cell 17: shows a path .*/home/ann"),
+    "a path in a table": (
+        output(17, new_output("display_data", data={"text/html": "<td>/root/lab</td>"})),
+        "cell 17: shows a path .*/root/lab",
+    ),
+    "a path in prose": (rewrite(4, "Look at `/Users/ann/lab`."), "cell 4: shows a path .*/Users/ann"),
+    "a Windows path": (rewrite(17, r"print(r'C:\lab')"), r"cell 17: shows a path .*C:"),
+    "a figure without alt text": (
+        output(13, bare_figure({}), printed(ALT)),
+        "cell 13: a picture's alt text is no sentence",
+    ),
+    "an alt text of one word": (
+        output(13, bare_figure({"image/png": {"alt": "bars"}}), printed("bars")),
+        "cell 13: a picture's alt text is no sentence: 'bars'",
+    ),
+    "an alt text that is not printed": (output(13, figure()), "cell 13: a picture's alt text is not printed"),
+    "most text ignored": (
+        lambda lesson: tag(lesson, [14, 15, 16, 17], "nbval-ignore-output"),
+        r"notebook: nbval ignores 4 of 7 cells that print text: cells \[14, 15, 16, 17\]",
+    ),
+    "a function of the package": (rewrite(18, "def load():\n    pass"), "cell 18: defines 'load' again"),
+    "a name of the package": (rewrite(18, "PRESETS = {}"), "cell 18: defines 'PRESETS' again"),
+    "another package's load": (rewrite(18, "from pickle import load"), "cell 18: defines 'load' again"),
+    "a loop over a name of the package": (
+        rewrite(18, "for load in range(3):\n    print(load)"),
+        "cell 18: defines 'load' again",
+    ),
+    "a magic": (rewrite(19, "%timeit 1"), "cell 19: holds a magic or shell command"),
+    "a shell command": (rewrite(19, "if True:\n    !ls"), "cell 19: holds a magic or shell command"),
+    "a semicolon": (rewrite(19, "print(1);"), "cell 19: ends with a semicolon"),
+    "a syntax error": (rewrite(19, "print(1"), "cell 19: is not Python"),
+}
+
+
+@pytest.mark.parametrize(("breakage", "message"), BREAKAGES.values(), ids=BREAKAGES.keys())
+def test_a_breakage_is_caught(lesson, breakage, message):
+    broken = from_dict(copy.deepcopy(lesson))
+    breakage(broken)
+    found = "\n".join(notebook_rules.problems(broken, NAME))
+    assert re.search(message, found), f"expected {message!r} among:\n{found}"
+
+
+def test_an_expected_error_is_allowed(lesson):
+    output(17, new_output("error", ename="ValueError", evalue="bits=3", traceback=[]))(lesson)
+    tag(lesson, [17], "raises-exception")
+    assert notebook_rules.problems(lesson, NAME) == []
+
+
+def test_importing_from_the_package_is_allowed(lesson):
+    rewrite(18, "from mistral_lab import load\nfrom mistral_lab.config import PRESETS\nprint(PRESETS)")(lesson)
+    assert notebook_rules.problems(lesson, NAME) == []
+
+
+def test_code_and_addresses_are_no_words():
+    assert notebook_rules.count_words("Read [the paper](https://a.b/c d) <b>now</b>.\n```\nx = 1\n```\n– four") == 5
+
+
+def test_a_url_is_no_path():
+    assert not notebook_rules.MACHINE_PATH.search("https://example.org/home/ann and a/tmp/b and ~/work/x")

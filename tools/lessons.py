@@ -1,0 +1,52 @@
+"""`make lessons`: run every lesson on the bundled models; leave executed copies and HTML pages under build/lessons."""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+
+import template
+from execute import Run, bundled_environment, execute
+
+BUILD = template.ROOT / "build" / "lessons"
+
+
+def table(runs: list[Run]) -> str:
+    """Lesson, code cells, seconds and peak memory, one line a lesson."""
+    width = max(len(run.name) for run in runs)
+    lines = [f"{'lesson':{width}}  cells  seconds  peak MiB"]
+    for run in runs:
+        peak = "-" if run.peak_bytes is None else f"{run.peak_bytes / 2**20:.0f}"
+        lines.append(f"{run.name:{width}}  {run.code_cells:5}  {run.seconds:7.1f}  {peak:>8}")
+    return "\n".join(lines)
+
+
+def save(run: Run) -> None:
+    """Leave the executed copy and its HTML page."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    nbformat.write(run.notebook, BUILD / f"{run.name}.ipynb")
+    page, _ = HTMLExporter().from_notebook_node(run.notebook, resources={"metadata": {"name": run.name}})
+    (BUILD / f"{run.name}.html").write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Run the lessons named on the command line, or all; exit with 1 where a cell failed."""
+    paths = [Path(name).resolve() for name in sys.argv[1:]] or template.lessons()
+    if not paths:
+        sys.exit("no lesson found: notebooks/ holds no file such as 01_name.ipynb")
+    runs = []
+    for path in paths:
+        runs.append(execute(path, environment=bundled_environment()))
+        save(runs[-1])
+    print(f"\n{table(runs)}\n\nexecuted copies and HTML pages: {BUILD.relative_to(template.ROOT)}")
+    failures = [run.error for run in runs if run.error]
+    if failures:
+        sys.exit("\n".join(f"FAILED {failure}" for failure in failures))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
