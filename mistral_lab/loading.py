@@ -1,0 +1,245 @@
+"""One call from a name to a model that answers: bundled, local or from the hub; device, dtype and bits."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from ._checkpoints import BUNDLED, locate
+from ._generation import Printer, check_request
+from .config import ModelConfig, read_config
+from .memory import weight_bytes
+
+DEFAULT_MODEL = "tiny-mistral"
+SMALL_BYTES = 2**30  # on a CPU, weights up to this size in float32 are kept in float32
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer, the name it was loaded by, and its shape."""
+
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str
+    config: ModelConfig
+
+    def generate_text(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> str:
+        """Continue a prompt with `generate` of transformers, `top_k=0`: temperature and top-p alone shape the choice.
+
+        Args:
+            prompt: text; the tokenizer puts its start token in front.
+            max_new_tokens: most tokens to add; the model's end token stops earlier.
+            temperature: divides the logits; 0 takes the likeliest token each time, and `top_p` then plays no part.
+            top_p: the least probability that the candidates must reach together, in (0, 1]; 1 keeps every token.
+            seed: the same seed gives the same text; PyTorch's random state (CPU and CUDA) is put back afterwards. None
+                draws from that state.
+            stream: print the text as it comes; a character that takes several tokens is printed when it is whole.
+
+        Returns:
+            the prompt and its continuation, without special tokens: what is streamed, but for the last line break.
+            Where `max_new_tokens` cuts a character in two, the text ends in U+FFFD, as that of `generate` does.
+
+        Raises:
+            TypeError, ValueError: an argument outside its range.
+
+        Differs: left to itself, `generate` also cuts to the 50 likeliest tokens.
+
+        >>> load("tiny-mistral").generate_text("My favourite condiment is", max_new_tokens=1, seed=0)[:25]
+        'My favourite condiment is'
+        """
+        check_request(prompt, max_new_tokens, temperature, top_p, seed)
+        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
+        choice = {"do_sample": False}
+        if temperature > 0:
+            choice = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
+        with nullcontext() if seed is None else torch.random.fork_rng(range(torch.cuda.device_count())):
+            if seed is not None:
+                torch.manual_seed(seed)
+            tokens = self.model.generate(
+                inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=Printer(self.tokenizer) if stream else None,
+                **choice,
+            )
+        return self.tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+
+def load(
+    name: str | os.PathLike | None = None,
+    *,
+    bits: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> Loaded:
+    """Load a Mistral, Mixtral or Llama model with its tokenizer, ready to generate.
+
+    Weights come from safetensors files alone and no code of a checkpoint is ever run. For bundled models and folders
+    nothing goes to the network.
+
+    Args:
+        name: "tiny-mistral" or "tiny-mixtral", which are in the package; "mistral-7b-v0.1", "mistral-7b-v0.3",
+            "mistral-7b-instruct-v0.1", "mixtral-8x7b-v0.1" or "mixtral-8x7b-instruct-v0.1", each at one commit of the
+            hub; a folder; or a hub id "owner/name". None is what the environment variable MISTRAL_LAB_MODEL names, or
+            else "tiny-mistral".
+        bits: 4 (NF4 with double quantisation) or 8 (LLM.int8()) for a dense model; None leaves the weights as they are.
+        device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU (an unquantised model is spread over
+            all of them), otherwise the CPU.
+        dtype: of the weights, or with 4 bits of the arithmetic. None is, on a GPU, bfloat16 from compute capability 8.0
+            on and float16 below; on a CPU, float32 up to 1 GiB of weights, bfloat16 beyond that and with 4 bits. With 8
+            bits it is float16, in which LLM.int8() multiplies.
+        revision: branch, tag or commit on the hub. None is the commit that goes with a known name, otherwise "main".
+
+    Raises:
+        FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it.
+        PermissionError, ConnectionError: the hub wants a token, or is out of reach.
+        OSError: a truncated, damaged or incomplete checkpoint.
+        RuntimeError: a GPU where there is none.
+        NotImplementedError: a mixture of experts with `bits`.
+        TypeError, ValueError: any other argument that means nothing.
+
+    >>> load("tiny-mixtral").config.num_experts
+    8
+    """
+    if bits not in (None, 4, 8):
+        raise ValueError(f"bits is {bits!r}: expected 4, 8 or None")
+    if name is None:
+        name = os.environ.get("MISTRAL_LAB_MODEL") or DEFAULT_MODEL
+    source = locate(name, revision)
+    target = _choose_device(device)
+    transformers_config = read_config(source.config_folder())
+    config = ModelConfig.from_transformers(transformers_config)
+    if bits and config.num_experts:
+        raise NotImplementedError(
+            f"{source.name} is a mixture of experts, and bits={bits} would leave its experts in 16 bits: load it with "
+            "bits=None"
+        )
+    if bits and getattr(transformers_config, "quantization_config", None):
+        raise ValueError(f"{source.name} is quantised already: load it with bits=None")
+    dtype = _choose_dtype(target, bits, config) if dtype is None else _check_dtype(dtype)
+    folder = source.folder()
+    with _quiet() if source.name in BUNDLED else nullcontext():
+        spread = device is None and target.type == "cuda" and bits is None
+        device_map = "auto" if spread else target
+        model = _load_model(folder, transformers_config, dtype, device_map, _quantisation(bits, dtype))
+        tokenizer = _load_tokenizer(folder)
+    return Loaded(model, tokenizer, source.name, config)
+
+
+def _choose_device(device) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device is {device!r}: expected 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {str(device)!r}: expected 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    gpus = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= gpus:
+        raise RuntimeError(
+            f"device is {str(device)!r}, but PyTorch sees {gpus or 'no'} such GPU here: use device='cpu'"
+        )
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _choose_dtype(device: torch.device, bits: int | None, config: ModelConfig) -> torch.dtype:
+    if bits == 8 or device.type == "mps":
+        return torch.float16
+    if device.type == "cuda":
+        # Not `torch.cuda.is_bf16_supported()`: it is true on a T4 (7.5), which emulates bfloat16 slowly.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    small = bits is None and weight_bytes(config, "float32") <= SMALL_BYTES
+    return torch.float32 if small else torch.bfloat16
+
+
+def _check_dtype(dtype) -> torch.dtype:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or its name")
+    return chosen
+
+
+def _quantisation(bits: int | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+def _load_model(folder: Path, config, dtype: torch.dtype, device_map, quantisation) -> PreTrainedModel:
+    model, report = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        config=config,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=quantisation,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    # transformers fills what a checkpoint lacks with random numbers and only warns.
+    wrong = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
+    if wrong:
+        raise OSError(
+            f"{folder} lacks {len(wrong)} of the tensors that its config.json needs, or has them in another shape, "
+            f"{wrong[0]} first: copy or download it again"
+        )
+    return model.eval()
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises Exception itself
+        reason = str(error).split("\n")[0]
+        raise OSError(f"{folder} has no readable tokenizer ({reason}): expected tokenizer.json") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # Mistral ships none; attention never looks at padding
+    return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no warning inside; outside everything is as it was."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
