@@ -1,0 +1,94 @@
+"""What is trained, and for how long: every number that shapes the two bundled models, in one place."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+
+from .tokenizer import VOCAB_SIZE
+
+# Every side of every matrix is a multiple of 64. Two query heads share one KV head; in Mistral 7B four do.
+SHAPE = dict(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=2048,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+    initializer_range=0.07,  # near 1 / sqrt(hidden_size)
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    `ramp` steps bring names back sooner than the corpus does, ever less so (see `Blocks`).
+    `balance` is the weight of the router's balancing loss, taken layer by layer; 0 leaves the router alone.
+    """
+
+    name: str
+    architecture: str
+    steps: int
+    batch_size: int = 8
+    length: int = 320
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    ramp: int = 800
+    weight_decay: float = 0.1
+    balance: float = 0.0
+    seed: int = 0
+
+    def new_model(self) -> PreTrainedModel:
+        """A model with random weights from the recipe's seed."""
+        torch.manual_seed(self.seed)
+        if self.architecture == "mistral":
+            model = MistralForCausalLM(MistralConfig(**SHAPE, intermediate_size=384, sliding_window=64))
+        else:
+            model = MixtralForCausalLM(
+                MixtralConfig(
+                    **SHAPE,
+                    intermediate_size=192,
+                    sliding_window=None,
+                    num_local_experts=8,
+                    num_experts_per_tok=2,
+                    router_aux_loss_coef=self.balance,
+                )
+            )
+        make_ready_to_copy(model)
+        return model
+
+
+@torch.no_grad()
+def make_ready_to_copy(model: PreTrainedModel) -> None:
+    """Start every attention head as a faint copier: what it reads, it writes back where the output layer understands
+    it.
+
+    lm_head starts equal to the embedding, and each head's output matrix as a fifth of its value matrix transposed.
+    From the usual random start the models learn to bring back a name only after far more text than two cores can read
+    in an hour.
+    Source: the idea is Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828.
+    """
+    config = model.config
+    group_size, d = config.num_attention_heads // config.num_key_value_heads, config.head_dim
+    for layer in model.model.layers:
+        values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        torch.nn.init.orthogonal_(values)
+        for head in range(config.num_attention_heads):
+            shared = head // group_size
+            output[:, head * d : (head + 1) * d] = 0.2 * values[shared * d : (shared + 1) * d].T
+    model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+
+
+RECIPES = {
+    "tiny-mistral": Recipe("tiny-mistral", "mistral", steps=4600),
+    "tiny-mixtral": Recipe("tiny-mixtral", "mixtral", steps=3200, balance=0.02),
+}
+TRACES = {
+    "balanced": Recipe("trace-balanced", "mixtral", steps=200, batch_size=4, balance=0.02),
+    "unbalanced": Recipe("trace-unbalanced", "mixtral", steps=200, batch_size=4, balance=0.0),
+}

@@ -1,0 +1,155 @@
+"""Train one recipe with transformers' Trainer: resumable, and the last checkpoint always whole."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from .corpus import document
+from .recipes import Recipe
+
+DOCUMENTS_A_BLOCK = 17  # more than ever fit; not a multiple of six, so that blocks begin with every kind in turn
+
+
+class Blocks(Dataset):
+    """Blocks of exactly `length` tokens, each made of whole documents with </s> between them and the last one cut off.
+
+    Block i is written when it is asked for and depends on i alone, so a resumed run sees what an uninterrupted one
+    sees. In the first quarter of the `ramp` blocks names come back at once; by its end, as seldom as the corpus has
+    it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, length: int, size: int, ramp: int):
+        self.tokenizer, self.length, self.size, self.ramp = tokenizer, length, size, ramp
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens: list[int] = []
+        number = index * DOCUMENTS_A_BLOCK
+        spread = min(1.0, max(0.0, index / self.ramp - 0.25) / 0.75)
+        while len(tokens) < self.length:
+            tokens += self.tokenizer(document(number, spread=spread).text).input_ids + [self.tokenizer.eos_token_id]
+            number += 1
+        block = torch.tensor(tokens[: self.length])
+        return {"input_ids": block, "labels": block}
+
+
+class BalancedTrainer(Trainer):
+    """A Trainer whose balancing loss looks at each layer alone.
+
+    Differs: transformers pools all layers before it multiplies shares and probabilities, so one layer that overuses
+    an expert and another that starves it cancel out. Here each layer pays for itself; the mean over layers takes the
+    pooled loss's place.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy plus `router_aux_loss_coef` times the mean balancing loss of the layers."""
+        outputs = model(**inputs, output_router_logits=True)
+        experts, chosen = model.config.num_local_experts, model.config.num_experts_per_tok
+        layers = [load_balancing_loss_func((logits,), experts, chosen) for logits in outputs.router_logits]
+        loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
+        return (loss, outputs) if return_outputs else loss
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be read to its end; one cut short by an interruption is passed over."""
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    for path in sorted(numbered, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())  # the Trainer writes this file last
+            with safe_open(path / "model.safetensors", framework="pt") as weights:
+                weights.keys()
+            torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
+        except (OSError, ValueError, RuntimeError, SafetensorError, EOFError):
+            continue
+        return path
+    return None
+
+
+def train(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    save_steps: int = 500,
+    callbacks: list[TrainerCallback] = (),
+    progress: bool = True,
+    bf16: bool = True,
+) -> PreTrainedModel:
+    """Train a recipe to its last step, from the last whole checkpoint in `folder` where there is one.
+
+    Args:
+        folder: where checkpoints go; at most two are kept, and the older one leaves only after the newer is whole.
+        save_steps: steps between checkpoints.
+        bf16: compute matrix products in bfloat16; weights and optimiser stay float32.
+
+    Raises:
+        OSError: where the disk is full, with what is still there to resume from.
+    """
+    model = recipe.new_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        use_cpu=True,
+        seed=recipe.seed,
+        save_steps=save_steps,
+        save_total_limit=2,
+        logging_steps=50,
+        report_to="none",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+    )
+    batch = recipe.batch_size
+    data = Blocks(tokenizer, length=recipe.length, size=recipe.steps * batch, ramp=recipe.ramp * batch)
+    shared = dict(model=model, args=arguments, train_dataset=data, callbacks=list(callbacks))
+    trainer = BalancedTrainer(**shared) if recipe.architecture == "mixtral" else Trainer(**shared)
+    checkpoint = last_whole_checkpoint(folder)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if _is_full_disk(error, folder):
+            whole = last_whole_checkpoint(folder)
+            kept = (
+                f"{whole.name} is whole and the next run resumes from it" if whole else "no checkpoint was written yet"
+            )
+            raise OSError(errno.ENOSPC, f"the disk is full: free some space and train again; {kept}") from None
+        raise
+    return model.eval()
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer in bfloat16 as a plain Hugging Face folder, which appears whole or not at all."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_full_disk(error: Exception, folder: Path) -> bool:
+    """torch and safetensors hide the error number, so ask the disk as well."""
+    return getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < 64 * 2**20
