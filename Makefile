@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lessons test outputs train lint address
+.PHONY: help lab lessons test outputs train picture lint address
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 
 train: $(INSTALLED) ## Train the two bundled models again
 	$(BIN)/python -m mistral_lab.training
+
+picture: $(INSTALLED) ## Draw the README's picture again
+	@$(BIN)/python tools/picture.py
 
 lint: $(INSTALLED) ## Check the style of code and lessons
 	$(BIN)/ruff check .

@@ -89,6 +89,16 @@ def test_other_lessons_run_after_one_failed(notebook_of, monkeypatch, tmp_path, 
     assert nbformat.read(tmp_path / "build" / "02_passes.ipynb", as_version=4).cells[1].outputs[0].text == "well\n"
 
 
+def test_the_page_carries_the_sentence_of_a_picture(notebook_of, monkeypatch, tmp_path):
+    alt = "Two bars, the second <twice> as high & wide."
+    source = f"from mistral_lab import figures\nfigures.show(figures.new_figure()[0], {alt!r})"
+    monkeypatch.setattr(lessons, "BUILD", tmp_path / "build")
+    lessons.save(execute(notebook_of(source), environment=bundled_environment()))
+    page = (tmp_path / "build" / "01_trial.html").read_text()
+    assert page.count('<img alt="Two bars, the second &lt;twice&gt; as high &amp; wide."') == 1
+    assert "No description has been provided" not in page
+
+
 def test_outputs_are_kept_and_a_second_run_changes_nothing(notebook_of):
     path = notebook_of("print('kept')")
     assert outputs.refresh(path) is None

@@ -4,11 +4,19 @@ import sys
 from pathlib import Path
 
 import nbformat
+from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
 import template
 from execute import Run, bundled_environment, execute
 
+# nbconvert's own template leaves a picture's alt text out; this one adds what `figures.show` put in the metadata.
+PAGE = """\
+{%- extends 'lab/index.html.j2' -%}
+{%- block data_png scoped -%}
+{{ super() | replace('<img ', '<img alt="%s" ' | format(output | get_metadata('alt', 'image/png') | escape_html), 1) }}
+{%- endblock -%}
+"""
 BUILD = template.ROOT / "build" / "lessons"
 
 
@@ -26,7 +34,8 @@ def save(run: Run) -> None:
     """Leave the executed copy and its HTML page."""
     BUILD.mkdir(parents=True, exist_ok=True)
     nbformat.write(run.notebook, BUILD / f"{run.name}.ipynb")
-    page, _ = HTMLExporter().from_notebook_node(run.notebook, resources={"metadata": {"name": run.name}})
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"lesson.html.j2": PAGE})], template_file="lesson.html.j2")
+    page, _ = exporter.from_notebook_node(run.notebook, resources={"metadata": {"name": run.name}})
     (BUILD / f"{run.name}.html").write_text(page, encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ class Clock(TrainerCallback):
         seconds = self.before + time.perf_counter() - self.started
         run = {
             "seconds": round(seconds),
-            "cores": torch.get_num_threads(),
+            "threads": torch.get_num_threads(),
             "processor": processor(),
             "torch": torch.__version__,
         }

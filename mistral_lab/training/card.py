@@ -69,20 +69,20 @@ def render(results: dict, runs: dict[str, dict]) -> str:
 
     Args:
         results: what `measure` returned.
-        runs: for each model what its training left in `run.json`: seconds, processor, cores, torch.
+        runs: for each model what its training left in `run.json`: seconds, threads, processor, torch.
     """
     lines = [HEAD]
     lines += [
         "## Training",
         "",
-        "| model | parameters | steps | tokens seen | seed | minutes | on |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | parameters | steps | tokens seen | seed | minutes | threads | on |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, recipe in RECIPES.items():
         run, tokens = runs[name], recipe.steps * recipe.batch_size * recipe.length
         lines.append(
             f"| `{name}` | {results['models'][name]['parameters']:,} | {recipe.steps:,} | {tokens:,} | {recipe.seed} "
-            f"| {run['seconds'] / 60:.0f} | {run['cores']} cores, {run['processor']}, torch {run['torch']} |"
+            f"| {run['seconds'] / 60:.0f} | {run['threads']} | {run['processor']}, torch {run['torch']} |"
         )
     lines += ["", "## Held-out loss", "", LOSS_TEXT.format(documents=DOCUMENTS, counted=BASELINE_DOCUMENTS), ""]
     names = list(results["models"])

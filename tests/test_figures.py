@@ -1,0 +1,211 @@
+"""What a picture says is what the arrays say; and it is shown once, readable, with its sentence."""
+
+import base64
+import io
+
+import IPython.display
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
+
+from mistral_lab import figures
+
+PARTS = ["attention", "feed-forward", "embedding"]
+AMOUNTS = np.array([[1.5, 5.5, 0.25], [1.5, 45.0, 0.25]])
+TOKENS = [" mustard", " the", " not"]
+PROBABILITIES = np.array([0.6, 0.3, 0.1])
+TASKS = ["a prompt token", "a new token", "a larger model"]
+MEASURED_S = np.array([0.0004, 0.012, np.nan])
+PREDICTED_S = np.array([0.00001, 0.0005, 0.3])
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def parameters(ax=None):
+    return figures.plot_parameters(AMOUNTS, models=["one", "two"], parts=PARTS, unit="billion parameters", ax=ax)
+
+
+def next_tokens(ax=None):
+    return figures.plot_next_tokens(PROBABILITIES, tokens=TOKENS, kept=PROBABILITIES > 0.2, title="half", ax=ax)
+
+
+def times(ax=None):
+    return figures.plot_times(MEASURED_S, PREDICTED_S, tasks=TASKS, ax=ax)
+
+
+PLOTS = pytest.mark.parametrize("plot", [parameters, next_tokens, times])
+
+
+def texts(ax) -> list[Text]:
+    """All texts of an Axes that are seen."""
+    found = [*ax.texts, ax.title, ax._left_title, ax.xaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]
+    legend = ax.get_legend()
+    return [text for text in [*found, *(legend.get_texts() if legend else [])] if text.get_text().strip()]
+
+
+def names_from_top(ax) -> list[str]:
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    return labels if ax.yaxis_inverted() else labels[::-1]
+
+
+def test_parameters_are_stacked_in_the_order_of_the_parts():
+    ax = parameters()
+    for bars, part, column in zip(ax.containers, PARTS, range(3), strict=True):
+        assert bars.get_label() == part
+        np.testing.assert_array_equal([bar.get_width() for bar in bars], AMOUNTS[:, column])
+        np.testing.assert_array_equal([bar.get_x() for bar in bars], AMOUNTS[:, :column].sum(axis=1))
+    assert names_from_top(ax) == ["one", "two"]
+    assert ax.get_xlabel() == "billion parameters"
+
+
+def test_each_part_has_a_colour_of_petroff10():
+    colours = [bars[0].get_facecolor() for bars in parameters().containers]
+    assert colours == [to_rgba(colour) for colour in ("#3f90da", "#ffa90e", "#bd1f01")]
+
+
+def test_only_segments_with_room_carry_their_number():
+    assert [text.get_text() for text in parameters().texts if text.get_text()] == ["5.5", "45"]
+
+
+def test_numbers_stand_out_from_their_segment():
+    assert figures._readable_on("#ffa90e") == "black"
+    assert figures._readable_on("#bd1f01") == "white"
+
+
+def test_next_tokens_are_drawn_from_the_top_with_their_number():
+    ax = next_tokens()
+    bars = sorted(ax.patches, key=lambda bar: bar.get_y())
+    np.testing.assert_array_equal([bar.get_width() for bar in bars], PROBABILITIES)
+    assert names_from_top(ax) == ["' mustard'", "' the'", "' not'"]
+    assert [text.get_text() for text in ax.texts] == ["0.60", "0.30", "0.10"]
+    assert ax.get_title(loc="left") == "half"
+
+
+def test_tokens_left_out_look_different_without_colour():
+    ax = next_tokens()
+    hatched = [bool(bar.get_hatch()) for bar in sorted(ax.patches, key=lambda bar: bar.get_y())]
+    assert hatched == [False, False, True]
+    assert "left out" in ax.get_xlabel()
+
+
+def test_what_the_font_cannot_draw_is_escaped(recwarn):
+    ax = figures.plot_next_tokens(PROBABILITIES, tokens=["é “x”", "未", "\n🦙"])
+    assert names_from_top(ax) == ["'é “x”'", r"'\u672a'", r"'\n\U0001f999'"]
+    ax.figure.canvas.draw()
+    assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
+
+
+def test_no_token_is_called_left_out_where_nothing_filters():
+    assert figures.plot_next_tokens(PROBABILITIES, tokens=TOKENS).get_xlabel() == "probability"
+
+
+def test_times_stand_in_milliseconds_and_the_unmeasured_is_left_blank():
+    ax = times()
+    predicted, measured = (np.ma.filled(points.get_offsets(), np.nan) for points in ax.collections[1:])
+    np.testing.assert_allclose(predicted, np.column_stack([PREDICTED_S * 1e3, range(3)]), rtol=1e-12)  # one product
+    np.testing.assert_allclose(measured[:, 0], MEASURED_S * 1e3, rtol=1e-12)  # one product
+    assert [text.get_text() for text in ax.texts] == ["0.01 ms", "0.5 ms", "300 ms", "0.4 ms", "12 ms"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
+    assert names_from_top(ax) == TASKS
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlabel() == "milliseconds (logarithmic axis)"
+
+
+@PLOTS
+def test_drawn_on_the_given_axes_and_nowhere_else(plot):
+    figure, axes = figures.new_figure(1, 2)
+    assert plot(axes[0, 1]) is axes[0, 1]
+    assert not axes[0, 0].has_data()
+    assert plt.get_fignums() == [figure.number]
+
+
+@PLOTS
+def test_readable_and_whole(plot):
+    """No text under 9 points, none beyond the edge of the picture, no legend over the bars."""
+    ax = plot()
+    figure = ax.figure
+    figure.canvas.draw()
+    assert figure.get_figwidth() == figures.WIDTH_IN
+    assert min(text.get_fontsize() for text in texts(ax)) >= 9
+    drawn = figure.get_tightbbox()  # in inches, of all that is drawn
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+    assert drawn.y1 <= figure.get_figheight()
+    if legend := ax.get_legend():
+        assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5
+
+
+@PLOTS
+def test_numbers_do_not_cover_each_other(plot):
+    ax = plot()
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+@PLOTS
+def test_the_readers_own_style_is_left_alone(plot):
+    before = dict(plt.rcParams)
+    plot()
+    assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.plot_parameters(AMOUNTS.T, models=["a", "b"], parts=PARTS, unit="x"), r"\(3, 2\).*\(2, 3\)"),
+        (lambda: figures.plot_parameters(-AMOUNTS, models=["a", "b"], parts=PARTS, unit="x"), "0 or more"),
+        (lambda: figures.plot_next_tokens(PROBABILITIES[:2], tokens=TOKENS), r"\(2,\): expected \(3,\)"),
+        (lambda: figures.plot_next_tokens(PROBABILITIES * np.nan, tokens=TOKENS), "NaN"),
+        (lambda: figures.plot_next_tokens(PROBABILITIES, tokens=TOKENS, kept=[True]), r"kept has shape \(1,\)"),
+        (lambda: figures.plot_times(MEASURED_S[:2], PREDICTED_S, tasks=TASKS), r"measured_s has shape \(2,\)"),
+        (lambda: figures.plot_times(MEASURED_S, 0 * PREDICTED_S, tasks=TASKS), "predicted_s is .* above 0"),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list:
+    """What a notebook would be sent: (data, metadata) of each output."""
+    sent = []
+    monkeypatch.setattr(IPython.display, "display", lambda image: sent.append(image._repr_mimebundle_()))
+    return sent
+
+
+def test_show_displays_one_png_with_its_sentence_and_closes_the_figure(displayed, capsys):
+    figure = next_tokens().figure
+    figures.show(figure, "Mustard is twice as likely as the article.")
+    [(data, metadata)] = displayed
+    assert list(data) == ["image/png"]
+    assert metadata["image/png"]["alt"] == "Mustard is twice as likely as the article."
+    assert capsys.readouterr().out == "Mustard is twice as likely as the article.\n"
+    assert plt.get_fignums() == []
+
+
+def test_show_draws_on_white_at_twice_the_width_on_the_page(displayed):
+    with plt.style.context("dark_background"):
+        figure, _ = figures.new_figure()
+        figures.show(figure, "An empty frame.")
+    [(data, metadata)] = displayed
+    pixels = plt.imread(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert pixels.shape[1] == 2 * metadata["image/png"]["width"] == 2 * 100 * figures.WIDTH_IN
+    np.testing.assert_array_equal(pixels[0, 0], [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("alt", ["", "  ", "A picture"])
+def test_show_wants_a_sentence(alt, displayed):
+    figure, _ = figures.new_figure()
+    with pytest.raises(ValueError, match="expected a sentence"):
+        figures.show(figure, alt)
+    assert displayed == []
