@@ -37,6 +37,7 @@ lint: $(INSTALLED) ## Check the style of code and lessons
 
 address: $(INSTALLED) ## Move the public address: make address REPO=owner/name
 	@$(BIN)/python tools/address.py '$(REPO)'
+	@touch $(INSTALLED) # pyproject.toml is newer now, but nothing has to be installed again
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; 0x30b0000 <= sys.hexversion < 0x30e0000 or \

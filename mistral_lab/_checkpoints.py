@@ -97,6 +97,11 @@ class Source:
                     "the hub refused the access token: make a new one at https://huggingface.co/settings/tokens and "
                     "run `hf auth login`"
                 ) from None
+            if status == 403:
+                raise PermissionError(
+                    f"your access token may not read {self.repo}: accept its terms at "
+                    f"https://huggingface.co/{self.repo} and give the token read access"
+                ) from None
             raise ConnectionError(f"the hub answered {status} for {self.repo}: try again later") from None
         except errors.HTTPError:  # what the HTTP library raises where no answer came
             raise self._unreachable() from None

@@ -6,6 +6,8 @@ import numbers
 import torch
 from transformers import PreTrainedTokenizerBase
 
+COLDEST = 1e-6  # logits divided by less could leave the range of float32
+
 
 def check_request(prompt, max_new_tokens, temperature, top_p, seed) -> None:
     """Raise one line for the first argument of `generate_text` that is outside its range."""
@@ -24,8 +26,10 @@ def check_request(prompt, max_new_tokens, temperature, top_p, seed) -> None:
             raise TypeError(f"{name} is {value!r}: expected {expected}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected at least 1")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature is {temperature}: expected 0 (greedy) or a positive number")
+    if not (temperature == 0 or COLDEST <= temperature < math.inf):
+        raise ValueError(f"temperature is {temperature}: expected 0 (greedy) or a number from {COLDEST} on")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed}: expected a number of 64 bits")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: expected a number above 0 and up to 1")
 

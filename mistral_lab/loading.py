@@ -108,7 +108,7 @@ def load(
             else "tiny-mistral".
         bits: 4 (NF4 with double quantisation) or 8 (LLM.int8()) for a dense model; None leaves the weights as they are.
         device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU (an unquantised model is spread over
-            all of them), otherwise the CPU.
+            all of them, and over the CPU and the disk where they are too small), otherwise the CPU.
         dtype: of the weights, or with 4 bits of the arithmetic. None is, on a GPU, bfloat16 from compute capability 8.0
             on and float16 below; on a CPU, float32 up to 1 GiB of weights, bfloat16 beyond that and with 4 bits. With 8
             bits it is float16, in which LLM.int8() multiplies.

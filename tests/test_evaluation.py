@@ -1,12 +1,14 @@
 """The measurements behind the model card, on models whose answers are known."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from mistral_lab.loading import load
 from mistral_lab.training import evaluation
-from mistral_lab.training.corpus import Document
+from mistral_lab.training.corpus import KINDS, Document
 from mistral_lab.training.evaluation import Encoded
 
 
@@ -70,16 +72,14 @@ def test_recall_of_a_perfect_and_of_a_deaf_model(tokenizer):
         return name[1] if tokens[-1] == name[0] else name[0]
 
     def guesses(tokens):
-        name = names["Ada Bell"]
-        return name[1] if tokens[-1] == name[0] else name[0]
+        after_a_first_name = tokens[-1] in [name[0] for name in names.values()]
+        return names["Ada Bell"][after_a_first_name]
 
-    for answer, expected in ((remembers, 1.0), (guesses, 0.5)):
+    # Against the other document's name, one who remembers is never right, and one who says Ada always, half of them.
+    for answer, right, chance in ((remembers, 1.0, 0.0), (guesses, 0.5, 0.5)):
         table = evaluation.recall(Fixed(answer, len(tokenizer)), tokenizer, [ada, vera])
-        assert {label: (row.asked, row.right.mean) for label, row in table.items()} == {
-            "1 to 63": (2, expected),
-            "64 to 128": (2, expected),
-            "129 to 252": (2, expected),
-        }
+        assert list(table) == list(evaluation.RANGES)
+        assert {(row.asked, row.right.mean, row.chance) for row in table.values()} == {(2, right, chance)}
 
 
 def test_recall_counts_distance_from_the_predicting_token(tokenizer):
@@ -108,19 +108,52 @@ def test_recall_with_its_sight_cut_cannot_look_further_back(tokenizer):
 
 def test_routing_differs_by_kind_only_where_it_does():
     generator = np.random.default_rng(0)
-    alike = {kind: generator.dirichlet(np.ones(8), size=(20, 2)) for kind in "abc"}
-    apart = {kind: values + 3 * np.eye(8)[i] for i, (kind, values) in enumerate(alike.items())}
-    apart = {kind: values / values.sum(-1, keepdims=True) for kind, values in apart.items()}
+    alike = {kind: generator.integers(1, 20, size=(20, 2, 8)) for kind in "abc"}
+    apart = {kind: values + 60 * np.eye(8, dtype=int)[i] for i, (kind, values) in enumerate(alike.items())}
     for table, differs in ((alike, False), (apart, True)):
         found, shuffled = evaluation.routing_difference(table), evaluation.shuffled_difference(table)
         assert shuffled.shape == (200, 2)
         assert ((found > shuffled.max(0)) == differs).all()
 
 
-def test_loads_count_every_choice(tokenizer):
+def test_choices_are_those_of_the_router(tokenizer):
     model, text = load("tiny-mixtral").model, called(tokenizer, "Ada Bell", [3])
-    table = evaluation.loads(model, [text])
-    assert table["english"].shape == (1, model.config.num_hidden_layers, model.config.num_local_experts)
-    np.testing.assert_allclose(table["english"].sum(-1), 1)
-    for chosen, logits in evaluation.first_choices(model, text.tokens):
-        assert (np.take_along_axis(logits, chosen, 1).min(1) >= np.sort(logits, 1)[:, -2]).all()
+    chosen = evaluation.choices(model, [text])["english"]
+    assert chosen.shape == (1, 4, 8)
+    assert (chosen.sum(-1) == 2 * len(text.tokens)).all()
+    with torch.inference_mode():
+        routers = model(input_ids=torch.tensor([text.tokens]), output_router_logits=True).router_logits
+    for layer, logits in enumerate(routers):
+        ranks = logits.argsort(-1, descending=True)[:, :2].flatten()
+        assert torch.bincount(ranks, minlength=8).tolist() == chosen[0, layer].tolist()
+
+
+def test_a_load_counts_long_documents_for_more():
+    chosen = np.array([[[2, 0]], [[0, 6]]])
+    assert evaluation.as_load(chosen).tolist() == [[0.25, 0.75]]
+
+
+def test_mentions_find_a_name_after_a_space_and_after_a_quotation_mark(tokenizer):
+    text = '# Written by Ada Bell\n\nAUTHOR = "Ada Bell"\n'
+    found = evaluation.mentions(tokenizer, Encoded(Document("python", text, "Ada Bell"), tokenizer(text).input_ids))
+    assert [tokenizer.decode(tokenizer(text).input_ids[i : i + size]).strip() for i, size in found] == ["Ada Bell"] * 2
+
+
+def test_by_kind_weighs_documents_by_their_length():
+    texts = [Encoded(Document(kind, "", ""), []) for kind in KINDS for _ in range(2)]
+    nats = [np.full(size, float(size)) for _ in KINDS for size in (1, 3)]
+    assert {interval.mean for interval in evaluation.by_kind(texts, nats).values()} == {2.5}
+
+
+def test_sums_are_right_only_where_every_digit_is(tokenizer):
+    def adds(tokens):
+        """Adds rightly whatever it is asked, and says nothing where it is not."""
+        text = tokenizer.decode(tokens)
+        asked = re.search(r"(\d+) \+ (\d+) =([ \d]*)$", text)
+        if not asked:
+            return 0
+        answer = f" {int(asked[1]) + int(asked[2])}."
+        return tokenizer(answer, add_special_tokens=False).input_ids[len(asked[3])]
+
+    assert evaluation.right_sums(Fixed(adds, len(tokenizer)), tokenizer, 5).mean == 1.0
+    assert evaluation.right_sums(Fixed(lambda tokens: 7, len(tokenizer)), tokenizer, 5).mean == 0.0

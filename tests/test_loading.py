@@ -11,6 +11,7 @@ import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -311,6 +312,8 @@ def test_a_character_cut_off_by_the_end_is_shown_as_generate_shows_it(monkeypatc
         ({"temperature": -0.1}, ValueError, "temperature is -0.1"),
         ({"temperature": float("nan")}, ValueError, "temperature is nan"),
         ({"temperature": float("inf")}, ValueError, "temperature is inf"),
+        ({"temperature": 1e-40}, ValueError, "temperature is 1e-40: expected 0"),
+        ({"seed": 2**70}, ValueError, "expected a number of 64 bits"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot': expected a number"),
         ({"top_p": 0.0}, ValueError, "top_p is 0.0"),
         ({"top_p": 1.01}, ValueError, "top_p is 1.01"),
@@ -561,6 +564,7 @@ REFUSALS = {  # part of the repository's name: status, and the headers by which 
     "empty": (404, {"X-Error-Code": "EntryNotFound"}),
     "undated": (404, {"X-Error-Code": "RevisionNotFound"}),
     "locked": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+    "barred": (403, {}),
     "broken": (500, {}),
 }
 
@@ -624,6 +628,7 @@ def hub(mistral, monkeypatch, tmp_path):
         ("owner/empty", FileNotFoundError, "no config.json in owner/empty"),
         ("owner/undated", FileNotFoundError, "owner/undated has no revision 'main'"),
         ("owner/locked", PermissionError, "the hub refused the access token"),
+        ("owner/barred", PermissionError, "your access token may not read owner/barred"),
         ("owner/broken", ConnectionError, "the hub answered 500 for owner/broken"),
     ],
 )
@@ -669,4 +674,6 @@ def test_no_network_is_found_out_at_once(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The hub's own download would try again for 23 seconds: it must not be reached.
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **file: pytest.fail("the download was started"))
         fails("mistral-7b-v0.1", ConnectionError, "mistralai/Mistral-7B-v0.1 is not on this machine", "tiny-mistral")

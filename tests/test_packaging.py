@@ -160,7 +160,11 @@ def test_the_readme_names_every_room_in_its_tree():
     (tree,) = re.findall(r"^```text\n(.*?)^```", readme(), re.DOTALL | re.MULTILINE)
     named = re.findall(r"^ *([\w./-]+)", tree, re.MULTILINE)
     package = ROOT / "mistral_lab"
-    there = {f"{path.name}/" if path.is_dir() else path.name for path in package.iterdir() if path.name[0] not in "_."}
+    there = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in package.iterdir()
+        if not path.name.startswith((".", "__"))
+    }
     listed = {line for line in named if (package / line).exists()}
     assert listed == there
     for name in named:

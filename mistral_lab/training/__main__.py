@@ -6,21 +6,24 @@ import os
 import platform
 import sys
 import time
+import zlib
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from .. import _checkpoints
 from . import card
 from .corpus import KINDS
 from .evaluation import held_out
-from .recipes import RECIPES, TRACES, Recipe
+from .recipes import RECIPES, SHAPE, TRACES, Recipe
 from .tokenizer import train_tokenizer
 from .traces import LoadTrace
-from .trainer import export, train
+from .trainer import Blocks, export, train, write_whole
 
-BUNDLED = Path(__file__).parent.parent / "bundled"
+BUNDLED = _checkpoints.BUNDLED["tiny-mistral"].parent
 
 
 class Clock(TrainerCallback):
@@ -43,7 +46,7 @@ class Clock(TrainerCallback):
             "processor": processor(),
             "torch": torch.__version__,
         }
-        self.path.write_text(json.dumps(run) + "\n")
+        write_whole(self.path, json.dumps(run) + "\n")
 
 
 def processor() -> str:
@@ -55,13 +58,16 @@ def processor() -> str:
         return platform.machine()
 
 
-def prepare(folder: Path, recipe: Recipe) -> None:
-    """Make the folder for a recipe's checkpoints, or refuse one that holds another recipe's."""
+def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the folder for checkpoints, or refuse one that was filled with another recipe, shape or text."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "recipe.json", json.dumps(asdict(recipe))
-    if path.exists() and path.read_text() != text:
+    data = Blocks(tokenizer, length=recipe.length, size=16, ramp=1)
+    text = "".join(str(data[i]["input_ids"].tolist()) for i in range(len(data)))
+    path, facts = folder / "recipe.json", json.dumps(asdict(recipe) | SHAPE | {"text": zlib.crc32(text.encode())})
+    if not path.exists():
+        write_whole(path, facts)
+    elif path.read_text(encoding="utf-8") != facts:
         raise ValueError(f"{folder} holds checkpoints of another recipe: delete it to train {recipe.name} as it is now")
-    path.write_text(text)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,23 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     for name, recipe in RECIPES.items():
         if options.only in (None, name):
             folder = options.work / name
-            prepare(folder, recipe)
+            prepare(folder, recipe, tokenizer)
             clock = Clock(folder / "run.json")
             export(train(recipe, tokenizer, folder, callbacks=[clock]), tokenizer, BUNDLED / name)
             known = json.loads(runs.read_text()) if runs.exists() else {}
-            runs.write_text(json.dumps(known | {name: json.loads(clock.path.read_text())}, indent=1) + "\n")
+            write_whole(runs, json.dumps(known | {name: json.loads(clock.path.read_text())}, indent=1) + "\n")
     if options.only in (None, "traces"):
         (BUNDLED / "traces").mkdir(exist_ok=True)
         for name, recipe in TRACES.items():
-            folder = options.work / recipe.name
-            prepare(folder, recipe)
             trace = LoadTrace(held_out(tokenizer, 4 * len(KINDS)), every=10)
-            train(recipe, tokenizer, folder, callbacks=[trace], save_steps=recipe.steps)
-            trace.save(BUNDLED / "traces" / f"{name}.json")
+            with TemporaryDirectory() as folder:  # minutes long: an interrupted one starts again
+                train(recipe, tokenizer, Path(folder), callbacks=[trace], save_steps=recipe.steps)
+            write_whole(BUNDLED / "traces" / f"{name}.json", trace.as_json())
     if options.only in (None, "card"):
-        (BUNDLED / "README.md").write_text(
-            card.render(card.measure(BUNDLED), json.loads(runs.read_text())), encoding="utf-8"
-        )
+        write_whole(BUNDLED / "README.md", card.render(card.measure(BUNDLED), json.loads(runs.read_text())))
 
 
 if __name__ == "__main__":
@@ -103,4 +106,4 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the last checkpoint is whole; the same command goes on from it")
+        sys.exit("interrupted: the same command goes on from the last checkpoint, where one was written")

@@ -17,7 +17,8 @@ PROMPTS = (
     "12 + 30 =",
     "def find_largest(prices):",
 )
-DOCUMENTS, BASELINE_DOCUMENTS, RECALL_DOCUMENTS = 600, 20_000, 1_800
+DOCUMENTS, RECALL_DOCUMENTS, SUMS = 600, 1_800, 300
+BASELINES, BASELINE_DOCUMENTS = {"unigram": 1, "5-gram": 5}, 32_000
 
 
 def measure(folder: Path) -> dict:
@@ -25,33 +26,35 @@ def measure(folder: Path) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny-mistral")
     encoded = evaluation.held_out(tokenizer, DOCUMENTS)
     asked = evaluation.held_out(tokenizer, RECALL_DOCUMENTS)
-    baselines = {
-        label: evaluation.baseline_losses(tokenizer, encoded, order=order, train_documents=BASELINE_DOCUMENTS)
-        for label, order in (("unigram", 1), ("5-gram", 5))
+    counted = {
+        label: evaluation.baseline(tokenizer, encoded, order=order, documents=BASELINE_DOCUMENTS)
+        for label, order in BASELINES.items()
     }
+    baselines = {label: evaluation.baseline_losses(model, encoded) for label, model in counted.items()}
     results = {
+        "baseline tokens": counted["5-gram"].tokens_counted,
         "baselines": {label: evaluation.by_kind(encoded, nats) for label, nats in baselines.items()},
         "models": {},
     }
     for name in RECIPES:
         model = AutoModelForCausalLM.from_pretrained(folder / name, dtype="float32").eval()
         nats = evaluation.losses(model, encoded)
-        gains = {
-            label: evaluation.by_kind(encoded, [b - n for b, n in zip(values, nats, strict=True)])
-            for label, values in baselines.items()
-        }
         results["models"][name] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": evaluation.by_kind(encoded, nats),
-            "gain": gains,
+            "gain": {
+                label: evaluation.by_kind(encoded, [b - n for b, n in zip(values, nats, strict=True)])
+                for label, values in baselines.items()
+            },
             "recall": evaluation.recall(model, tokenizer, asked),
             "blind recall": evaluation.recall(model, tokenizer, asked, context=64),
+            "sums": evaluation.right_sums(model, tokenizer, SUMS),
             "texts": {prompt: complete(model, tokenizer, prompt) for prompt in PROMPTS},
         }
         if hasattr(model.config, "num_local_experts"):
-            table = evaluation.loads(model, encoded)
+            table = evaluation.choices(model, encoded)
             results["routing"] = {
-                "least": float(np.concatenate(list(table.values())).mean(0).min()),
+                "least": float(evaluation.as_load(np.concatenate(list(table.values()))).min()),
                 "difference": evaluation.routing_difference(table),
                 "shuffled": evaluation.shuffled_difference(table),
             }
@@ -71,71 +74,85 @@ def render(results: dict, runs: dict[str, dict]) -> str:
         results: what `measure` returned.
         runs: for each model what its training left in `run.json`: seconds, threads, processor, torch.
     """
-    lines = [HEAD]
-    lines += [
-        "## Training",
-        "",
-        "| model | parameters | steps | tokens seen | seed | minutes | threads | on |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    models = results["models"]
+    training = [
+        [f"`{name}`", f"{models[name]['parameters']:,}", f"{recipe.steps:,}"]
+        + [f"{recipe.steps * recipe.batch_size * recipe.length:,}", str(recipe.seed)]
+        + [f"{runs[name]['seconds'] / 60:.0f}", str(runs[name]["threads"])]
+        + [f"{runs[name]['processor']}, torch {runs[name]['torch']}"]
+        for name, recipe in RECIPES.items()
     ]
-    for name, recipe in RECIPES.items():
-        run, tokens = runs[name], recipe.steps * recipe.batch_size * recipe.length
-        lines.append(
-            f"| `{name}` | {results['models'][name]['parameters']:,} | {recipe.steps:,} | {tokens:,} | {recipe.seed} "
-            f"| {run['seconds'] / 60:.0f} | {run['threads']} | {run['processor']}, torch {run['torch']} |"
-        )
-    lines += ["", "## Held-out loss", "", LOSS_TEXT.format(documents=DOCUMENTS, counted=BASELINE_DOCUMENTS), ""]
-    names = list(results["models"])
-    lines += [
-        "| kind | unigram | 5-gram | " + " | ".join(f"`{name}` | gain on the 5-gram" for name in names) + " |",
-        "| --- |" + " --- |" * (2 + 2 * len(names)),
+    losses = [
+        [kind, *(f"{results['baselines'][label][kind].mean:.2f}" for label in BASELINES)]
+        + [f"{model['loss'][kind].mean:.2f}" for model in models.values()]
+        for kind in KINDS
     ]
-    for kind in KINDS:
-        row = [kind] + [f"{results['baselines'][label][kind].mean:.2f}" for label in ("unigram", "5-gram")]
-        for name in names:
-            row += [
-                f"{results['models'][name]['loss'][kind].mean:.2f}",
-                str(results["models"][name]["gain"]["5-gram"][kind]),
-            ]
-        lines.append("| " + " | ".join(row) + " |")
-    lines += ["", "## Recall of unseen names", "", RECALL_TEXT.format(documents=RECALL_DOCUMENTS), ""]
-    lines += [
-        "| model | tokens back | asked | right | right, sight cut to 64 tokens | chance |",
-        "| --- | --- | --- | --- | --- | --- |",
+    gains = [
+        [f"`{name}`", label, *(str(model["gain"][label][kind]) for kind in KINDS)]
+        for name, model in models.items()
+        for label in BASELINES
     ]
-    for name in names:
-        for label, row in results["models"][name]["recall"].items():
-            blind = results["models"][name]["blind recall"][label]
-            cells = [
-                f"`{name}`",
-                label,
-                str(row.asked),
-                _percent(row.right),
-                _percent(blind.right),
-                f"{row.chance:.1%}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+    recalls = [
+        [f"`{name}`", label, str(row.asked), _percent(row.right)]
+        + [_percent(model["blind recall"][label].right), f"{row.chance:.3%}"]
+        for name, model in models.items()
+        for label, row in model["recall"].items()
+    ]
     routing = results["routing"]
-    lines += ["", "## Routing of `tiny-mixtral`", "", ROUTING_TEXT.format(least=f"{routing['least']:.1%}"), ""]
-    lines += [
-        "| layer | distance between kinds | with shuffled labels, 95 % of shuffles below |",
-        "| --- | --- | --- |",
+    bounds = np.percentile(routing["shuffled"], 95, axis=0)
+    distances = [
+        [str(layer), f"{distance:.3f}", f"{bound:.3f}"]
+        for layer, (distance, bound) in enumerate(zip(routing["difference"], bounds, strict=True))
     ]
-    for layer, distance in enumerate(routing["difference"]):
-        lines.append(f"| {layer} | {distance:.3f} | {np.percentile(routing['shuffled'][:, layer], 95):.3f} |")
-    lines += ["", "## What they write", "", "Greedy, 30 new tokens, prompt included.", ""]
-    for prompt in PROMPTS:
-        lines.append(f"- {json.dumps(prompt, ensure_ascii=False)}")
-        for name in names:
-            lines.append(f"  - `{name}`: {json.dumps(results['models'][name]['texts'][prompt], ensure_ascii=False)}")
-    return "\n".join(lines) + "\n" + LIMITS
+    texts = [
+        f"- {json.dumps(prompt, ensure_ascii=False)}\n"
+        + "\n".join(f"  - `{name}`: {json.dumps(m['texts'][prompt], ensure_ascii=False)}" for name, m in models.items())
+        for prompt in PROMPTS
+    ]
+    sums = "; ".join(f"`{name}` {_percent(model['sums'])}" for name, model in models.items())
+    return (
+        "\n\n".join(
+            [
+                HEAD.strip(),
+                "## Training",
+                _table("model|parameters|steps|tokens seen|seed|minutes|threads|on", training),
+                "## Held-out loss",
+                LOSS_TEXT.format(
+                    documents=DOCUMENTS, counted=BASELINE_DOCUMENTS, millions=results["baseline tokens"] / 1e6
+                ).strip(),
+                _table("|".join(["kind", *BASELINES, *(f"`{name}`" for name in models)]), losses),
+                "What each model gains on each baseline: nats a token, with the interval.",
+                _table("|".join(["model", "gain on", *KINDS]), gains),
+                "## Recall of unseen names",
+                RECALL_TEXT.format(documents=RECALL_DOCUMENTS).strip(),
+                _table("model|tokens back|asked|right|right, sight cut to 64 tokens|chance", recalls),
+                "## Routing of `tiny-mixtral`",
+                ROUTING_TEXT.format(least=f"{routing['least']:.1%}").strip(),
+                _table("layer|distance between kinds|95 % of shuffles stay below", distances),
+                "## What they write",
+                "Greedy, 30 new tokens, prompt included.",
+                "\n".join(texts),
+                "## What they cannot do",
+                LIMITS.format(questions=SUMS, sums=sums).strip(),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _table(header: str, rows: list[list[str]]) -> str:
+    """A Markdown table; the header's cells stand between bars."""
+    columns = header.split("|")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _percent(interval: evaluation.Interval) -> str:
     return f"{interval.mean:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
-HEAD = """# The bundled models
+HEAD = """
+# The bundled models
 
 `tiny-mistral` (`MistralForCausalLM`, sliding window of 64) and `tiny-mixtral` (`MixtralForCausalLM`, 8 experts, 2 a
 token, no window) are real checkpoints in Hugging Face format, in bfloat16, with one tokenizer: byte-level BPE of
@@ -143,30 +160,32 @@ token, no window) are real checkpoints in Hugging Face format, in bfloat16, with
 written by the same command, from measurements of the files beside it.
 
 **Data.** An endless corpus written by a seeded program, in six kinds: English, French, Chinese, Python, arithmetic,
-JSON. Nobody's text was copied. Most documents bring a name back, some of them far beyond the window. About one pair
-of words in eight (a name, a thing and a place, two numbers to add) is kept out of training; the held-out split takes
-its pairs from those alone.
+JSON. Nobody's text was copied. Every document brings a name back, many of them far beyond the window. In each form of
+sentence about one pair of words in eight (given and family name, thing and place, the two numbers of a sum) is kept
+out of training; the held-out split takes its pairs from those alone.
 """
-LOSS_TEXT = """Nats a token on {documents} held-out documents; the baselines counted {counted:,} training documents
-(Witten-Bell smoothing).
-Gain: mean difference, with the middle 95 % of bootstrap resamples over documents."""
-RECALL_TEXT = """How often the whole name of a person, whose two words never stood together in training, is the first
-choice when it is due,
-on {documents:,} held-out documents. Distance is counted from the predicting token back to the name's last mention.
-`tiny-mistral` sees 63 tokens back; what lies further reached it through the layers. Beside it the same question with
-all but the last 64 tokens removed, and chance: the same answers held against other documents' names. Intervals over
-questions."""
-ROUTING_TEXT = """The least used expert of any layer carries {least} of the held-out assignments (an even share is
-12.5 %). How far each kind's
-expert load lies from the common load (total variation, mean over kinds), beside the same with the kinds' labels
-shuffled:"""
+LOSS_TEXT = """
+Nats a token on {documents} held-out documents. The baselines (Witten-Bell smoothing) counted {counted:,} training
+documents, {millions:.1f} million tokens. Intervals here and below are the middle 95 % of bootstrap resamples over
+documents.
+"""
+RECALL_TEXT = """
+How often the whole name of a person, whose two words never stood together in training, is the first choice when it is
+due, on {documents:,} held-out documents. Distance is counted from the predicting token back to the nearest mention; the
+few beyond 252 are left out. `tiny-mistral` sees 63 tokens back in a layer; what lies further reached it through several
+layers. Beside it the same questions with all but the last 64 tokens removed, and chance: each answer held against the
+names of all other documents.
+"""
+ROUTING_TEXT = """
+The least used expert of any layer carries {least} of the held-out assignments (an even share is 12.5 %). How far each
+kind's expert load lies from the common load (total variation, mean over kinds), beside the same with the labels of the
+documents shuffled:
+"""
 LIMITS = """
-## What they cannot do
-
-They know a few hundred words and the sentence shapes of their corpus. They do not answer questions, follow
-instructions, translate, or know the world; the reasons they give are drawn at random in their training text. Their
-arithmetic is unreliable. They are here so that attention, caches, routing and number formats can be taken apart on
-weights that were really trained, on any machine. Their routing says little about a large model's.
+They know the words and the sentence shapes of their corpus, and nothing of the world; the reasons they give were drawn
+at random. They do not answer questions, follow instructions or translate. Of {questions} held-out sums of two numbers
+below 100 they complete rightly: {sums}. They are here so that attention, caches, routing and number formats can be
+taken apart on weights that were really trained, on any machine. Their routing says little about a large model's.
 
 Licence: Apache 2.0, as the rest of the repository.
 """

@@ -1,6 +1,8 @@
 """What the bundled models can do on held-out text, measured as the model card states it."""
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .corpus import HELD_OUT, KINDS, TRAIN, Document, document
 from .ngram import NGram
+from .scribe import Scribe
 
 RANGES = {"1 to 63": (1, 63), "64 to 128": (64, 128), "129 to 252": (129, 252)}
 
@@ -65,12 +68,15 @@ def losses(model: PreTrainedModel, encoded: list[Encoded]) -> list[np.ndarray]:
     ]
 
 
-def baseline_losses(
-    tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, order: int, train_documents: int
-) -> list[np.ndarray]:
-    """The same for an n-gram model that counted the first training documents."""
+def baseline(tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, order: int, documents: int) -> NGram:
+    """An n-gram model that has counted the first training documents, ready for these held-out ones."""
     model = NGram(order, vocab_size=len(tokenizer), wanted=(text.tokens for text in encoded))
-    model.count(tokenizer(document(i, split=TRAIN).text).input_ids for i in range(train_documents))
+    model.count(tokenizer(document(i, split=TRAIN).text).input_ids for i in range(documents))
+    return model
+
+
+def baseline_losses(model: NGram, encoded: list[Encoded]) -> list[np.ndarray]:
+    """The same as `losses`, for an n-gram model."""
     return [model.nats(text.tokens)[1:] for text in encoded]
 
 
@@ -83,22 +89,24 @@ def by_kind(encoded: list[Encoded], nats: list[np.ndarray]) -> dict[str, Interva
     return table
 
 
-def name_positions(tokenizer: PreTrainedTokenizerBase, text: Encoded) -> tuple[list[int], int]:
-    """Where the document's name starts, each time, and how many tokens it has."""
+def mentions(tokenizer: PreTrainedTokenizerBase, text: Encoded) -> list[tuple[int, int]]:
+    """Where the document's name stands, each time, as (first token, number of tokens).
+
+    A name after a space and one after a quotation mark are different tokens; both count.
+    """
+    found = set()
     for lead in (" ", ""):
         name = tokenizer(lead + text.document.name, add_special_tokens=False).input_ids
-        found = [i for i in range(len(text.tokens)) if text.tokens[i : i + len(name)] == name]
-        if found:
-            return found, len(name)
-    return [], 0
+        found |= {(i, len(name)) for i in range(len(text.tokens)) if text.tokens[i : i + len(name)] == name}
+    return sorted(found)
 
 
 @dataclass(frozen=True)
 class Recall:
     """How often an unseen name came back whole.
 
-    `asked` is the number of questions, `right` the share answered, `chance` the share when the same answers are held
-    against other documents' names.
+    `asked` is the number of questions, `right` the share answered, `chance` the share when each answer is held against
+    the names of all other documents.
     """
 
     asked: int
@@ -109,20 +117,17 @@ class Recall:
 def recall(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, context: int | None = None
 ) -> dict[str, Recall]:
-    """Greedy recall of the document's name by distance, from the token that predicts it back to the name's last
-    mention.
+    """Greedy recall of the document's name by distance, from the token that predicts it back to its nearest mention.
 
-    A name counts only if all of its tokens are the model's first choice. With `context`, the model sees only that
-    many tokens before the answer: with 64 a name further back is out of sight, which shows what guessing alone
-    achieves.
+    A name counts only if all of its tokens are the model's first choice. Distances beyond the last of `RANGES` are left
+    out. With `context`, the model sees only that many tokens before the answer: with 64 a name further back is out of
+    sight, which shows what guessing alone achieves. The interval resamples documents.
     """
-    hits: dict[str, list[bool]] = {label: [] for label in RANGES}
-    guesses: dict[str, list[tuple[int, ...]]] = {label: [] for label in RANGES}
-    answers: dict[str, list[tuple[int, ...]]] = {label: [] for label in RANGES}
-    for text in encoded:
-        starts, size = name_positions(tokenizer, text)
+    asked: dict[str, list[tuple[int, tuple, tuple]]] = {label: [] for label in RANGES}
+    for number, text in enumerate(encoded):
+        places = mentions(tokenizer, text)
         choice = None if context else next_token_logits(model, text.tokens).argmax(-1).tolist()
-        for source, target in zip(starts, starts[1:], strict=False):
+        for (source, _), (target, size) in pairwise(places):
             label = next((key for key, (low, high) in RANGES.items() if low <= target - 1 - source <= high), None)
             if label is None:
                 continue
@@ -131,50 +136,71 @@ def recall(
                 guess = tuple(next_token_logits(model, seen)[-size:].argmax(-1).tolist())
             else:
                 guess = tuple(choice[target - 1 : target - 1 + size])
-            answer = tuple(text.tokens[target : target + size])
-            hits[label].append(guess == answer)
-            guesses[label].append(guess)
-            answers[label].append(answer)
-    table = {}
-    for label in RANGES:
-        if hits[label]:
-            order = np.random.default_rng(0).permutation(len(hits[label]))
-            chance = float(np.mean([guesses[label][i] == answers[label][j] for i, j in enumerate(order)]))
-            table[label] = Recall(len(hits[label]), bootstrap(np.array(hits[label], dtype=float)), chance)
-    return table
+            asked[label].append((number, guess, tuple(text.tokens[target : target + size])))
+    return {label: _score(questions) for label, questions in asked.items() if questions}
+
+
+def _score(questions: list[tuple[int, tuple, tuple]]) -> Recall:
+    """Score (document, guess, answer) triples."""
+    hits: dict[int, list[bool]] = defaultdict(list)
+    for number, guess, answer in questions:
+        hits[number].append(guess == answer)
+    shares, sizes = np.array([np.mean(h) for h in hits.values()]), np.array([len(h) for h in hits.values()])
+    pairs = matches = 0
+    answers = Counter(answer for _, _, answer in questions)
+    own = Counter((number, answer) for number, _, answer in questions)
+    for number, guess, _ in questions:
+        pairs += len(questions) - len(hits[number])
+        matches += answers[guess] - own[number, guess]
+    return Recall(len(questions), bootstrap(shares, sizes), matches / pairs if pairs else 0.0)
 
 
 @torch.inference_mode()
-def first_choices(model: PreTrainedModel, tokens: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per layer, the experts each token chose (T, A) and all router logits (T, E)."""
-    logits = model(input_ids=torch.tensor([tokens]), output_router_logits=True).router_logits
-    return [
-        (layer.topk(model.config.num_experts_per_tok, -1).indices.numpy(), layer.float().numpy()) for layer in logits
-    ]
+def chosen_experts(model: PreTrainedModel, tokens: list[int]) -> list[np.ndarray]:
+    """The experts that each token of a document chose, (T, A) a layer."""
+    layers = model(input_ids=torch.tensor([tokens]), output_router_logits=True).router_logits
+    return [logits.topk(model.config.num_experts_per_tok, -1).indices.numpy() for logits in layers]
 
 
-def loads(model: PreTrainedModel, encoded: list[Encoded]) -> dict[str, np.ndarray]:
-    """Share of assignments that each expert of each layer carries in every document: kind -> (documents, L, E)."""
+def choices(model: PreTrainedModel, encoded: list[Encoded]) -> dict[str, np.ndarray]:
+    """How often each expert of each layer was chosen in every document: kind -> (documents, L, E)."""
     experts = model.config.num_local_experts
-    table: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    table: dict[str, list[list[np.ndarray]]] = defaultdict(list)
     for text in encoded:
-        chosen = [indices for indices, _ in first_choices(model, text.tokens)]
-        table[text.document.kind].append(np.array([np.bincount(c.ravel(), minlength=experts) / c.size for c in chosen]))
+        layers = chosen_experts(model, text.tokens)
+        table[text.document.kind].append([np.bincount(c.ravel(), minlength=experts) for c in layers])
     return {kind: np.array(values) for kind, values in table.items()}
+
+
+def as_load(chosen: np.ndarray) -> np.ndarray:
+    """Counts (documents, L, E) to the share of all assignments that each expert carries, (L, E)."""
+    total = chosen.sum(0)
+    return total / total.sum(-1, keepdims=True)
 
 
 def routing_difference(table: dict[str, np.ndarray]) -> np.ndarray:
     """How far the kinds' expert loads lie from the common one, a layer: mean total variation distance, (L,)."""
-    common = np.concatenate(list(table.values())).mean(0)
-    return np.mean([np.abs(values.mean(0) - common).sum(-1) / 2 for values in table.values()], axis=0)
+    common = as_load(np.concatenate(list(table.values())))
+    return np.mean([np.abs(as_load(chosen) - common).sum(-1) / 2 for chosen in table.values()], axis=0)
 
 
-def shuffled_difference(table: dict[str, np.ndarray], *, shuffles: int = 200, seed: int = 0) -> np.ndarray:
+def shuffled_difference(table: dict[str, np.ndarray], *, shuffles: int = 200) -> np.ndarray:
     """The same with the documents' kinds shuffled, (shuffles, L): what chance alone gives."""
-    generator = np.random.default_rng(seed)
-    everything, sizes = np.concatenate(list(table.values())), [len(values) for values in table.values()]
+    generator = np.random.default_rng(0)
+    everything, sizes = np.concatenate(list(table.values())), [len(chosen) for chosen in table.values()]
     results = []
     for _ in range(shuffles):
         parts = np.split(everything[generator.permutation(len(everything))], np.cumsum(sizes)[:-1])
         results.append(routing_difference(dict(zip(table, parts, strict=True))))
     return np.array(results)
+
+
+def right_sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: int) -> Interval:
+    """The share of held-out sums of two numbers below 100 that greedy decoding completes rightly."""
+    scribe, hits = Scribe("sums", HELD_OUT), []
+    for _ in range(questions):
+        a, b = scribe.pair("sum", range(100), range(100))
+        tokens = tokenizer(f"Pupil: {scribe.name()}.\n{a} + {b} = {a + b}.").input_ids
+        size = len(tokenizer(f" {a + b}.", add_special_tokens=False).input_ids)
+        hits.append(next_token_logits(model, tokens)[-size - 1 : -1].argmax(-1).tolist() == tokens[-size:])
+    return bootstrap(np.array(hits, dtype=float))

@@ -22,7 +22,7 @@ class NGram:
     """
 
     def __init__(self, order: int, *, vocab_size: int, wanted: Iterable[Sequence[int]]):
-        self.order, self.vocab_size = order, vocab_size
+        self.order, self.vocab_size, self.tokens_counted = order, vocab_size, 0
         self.followers: dict[tuple[int, ...], Counter] = defaultdict(Counter)
         self.wanted = {
             history for tokens in wanted for i in range(len(tokens)) for history in self._histories(tokens, i)
@@ -35,6 +35,7 @@ class NGram:
     def count(self, documents: Iterable[Sequence[int]]) -> None:
         """Count what follows each wanted history."""
         for tokens in documents:
+            self.tokens_counted += len(tokens)
             for i, token in enumerate(tokens):
                 for history in self._histories(tokens, i):
                     if history in self.wanted:

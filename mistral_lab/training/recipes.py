@@ -7,7 +7,8 @@ from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, Mixtr
 
 from .tokenizer import VOCAB_SIZE
 
-# Every side of every matrix is a multiple of 64. Two query heads share one KV head; in Mistral 7B four do.
+# Every side of every matrix, the router's apart, is a multiple of 64. Two query heads share one KV head; in Mistral 7B
+# four do.
 SHAPE = dict(
     vocab_size=VOCAB_SIZE,
     hidden_size=128,
@@ -27,8 +28,9 @@ SHAPE = dict(
 class Recipe:
     """One training run.
 
-    `ramp` steps bring names back sooner than the corpus does, ever less so (see `Blocks`).
-    `balance` is the weight of the router's balancing loss, taken layer by layer; 0 leaves the router alone.
+    A step takes `batch_size` blocks of `length` tokens. In the first `ramp` steps names come back sooner than the
+    corpus has it, ever less so (see `Blocks`). `balance` multiplies the mean over layers of the router's balancing
+    loss, which is 2 where two experts of eight are used evenly; 0 leaves the router alone.
     """
 
     name: str

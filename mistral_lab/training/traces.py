@@ -1,12 +1,11 @@
 """Watch the router while it trains: the load of every expert, every few steps."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 from transformers import TrainerCallback
 
-from .evaluation import Encoded, loads
+from .evaluation import Encoded, as_load, choices
 
 
 class LoadTrace(TrainerCallback):
@@ -28,11 +27,11 @@ class LoadTrace(TrainerCallback):
 
     def _measure(self, step: int, model) -> None:
         model.eval()
-        table = loads(model, self.encoded)
+        chosen = np.concatenate(list(choices(model, self.encoded).values()))
         model.train()
         self.steps.append(step)
-        self.loads.append(np.concatenate([values for values in table.values() if len(values)]).mean(0))
+        self.loads.append(as_load(chosen))
 
-    def save(self, path: Path) -> None:
-        """Steps (n,) and loads (n, L, E) as JSON, rounded to four places."""
-        path.write_text(json.dumps({"steps": self.steps, "loads": np.round(self.loads, 4).tolist()}) + "\n")
+    def as_json(self) -> str:
+        """Steps (n,) and loads (n, L, E), rounded to four places."""
+        return json.dumps({"steps": self.steps, "loads": np.round(self.loads, 4).tolist()}) + "\n"

@@ -2,7 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +18,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from .corpus import document
 from .recipes import Recipe
 
+CHECKPOINT_BYTES = 64 * 2**20  # more than any checkpoint here takes, optimiser included
 DOCUMENTS_A_BLOCK = 17  # more than ever fit; not a multiple of six, so that blocks begin with every kind in turn
 
 
@@ -58,19 +63,29 @@ class BalancedTrainer(Trainer):
         loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Read a checkpoint as `from_pretrained` does.
+
+        The Trainer's own way passes over every expert and router with only a warning: a checkpoint names the matrices
+        of each expert, the model in memory has them fused.
+        """
+        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
+
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read to its end; one cut short by an interruption is passed over."""
     numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for path in sorted(numbered, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            json.loads((path / "trainer_state.json").read_text())  # the Trainer writes this file last
+            json.loads((path / "trainer_state.json").read_text())
             with safe_open(path / "model.safetensors", framework="pt") as weights:
                 weights.keys()
-            torch.load(path / "optimizer.pt", weights_only=True, map_location="meta")
-        except (OSError, ValueError, RuntimeError, SafetensorError, EOFError):
+        except (OSError, ValueError, SafetensorError):
             continue
-        return path
+        # torch writes zip files, whose directory stands at the end.
+        if all(zipfile.is_zipfile(path / state) for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth")):
+            return path
     return None
 
 
@@ -124,32 +139,46 @@ def train(
     shared = dict(model=model, args=arguments, train_dataset=data, callbacks=list(callbacks))
     trainer = BalancedTrainer(**shared) if recipe.architecture == "mixtral" else Trainer(**shared)
     checkpoint = last_whole_checkpoint(folder)
-    try:
+    with full_disk_in_one_line(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if _is_full_disk(error, folder):
-            whole = last_whole_checkpoint(folder)
-            kept = (
-                f"{whole.name} is whole and the next run resumes from it" if whole else "no checkpoint was written yet"
-            )
-            raise OSError(errno.ENOSPC, f"the disk is full: free some space and train again; {kept}") from None
-        raise
     return model.eval()
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer in bfloat16 as a plain Hugging Face folder, which appears whole or not at all."""
+    """Write model and tokenizer in bfloat16 as a plain Hugging Face folder, which appears whole or not at all.
+
+    The model itself becomes bfloat16 too.
+    """
+    model.config.use_cache = True  # the Trainer turns it off
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
+    with full_disk_in_one_line(folder.parent):
+        model.to(torch.bfloat16).save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_full_disk(error: Exception, folder: Path) -> bool:
-    """torch and safetensors hide the error number, so ask the disk as well."""
-    return getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < 64 * 2**20
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: an interruption or a full disk leaves the old one."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+@contextmanager
+def full_disk_in_one_line(folder: Path) -> Iterator[None]:
+    """Turn what a full disk makes Python, torch or safetensors raise into one OSError that says what is left."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors raise errors of their own, with the reason in the text, or nowhere.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full and shutil.disk_usage(folder).free >= CHECKPOINT_BYTES:
+            raise
+        whole = last_whole_checkpoint(folder)
+        kept = f"{whole.name} is whole and the next run resumes from it" if whole else "what was there before is whole"
+        raise OSError(errno.ENOSPC, f"the disk is full: free some space and train again; {kept}") from None
