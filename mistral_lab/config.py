@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ._checkpoints import locate
 
@@ -179,87 +179,46 @@ def _rope_theta(config) -> float:
     return float(rope["rope_theta"] if rope else config.rope_theta)
 
 
+# huggingface.co/mistralai/Mistral-7B-v0.1, config.json; arXiv:2310.06825, table 1 (which prints context_len 8192).
+_MISTRAL_7B = ModelConfig(
+    vocab_size=32_000,
+    dim=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    hidden_dim=14_336,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    max_positions=32_768,
+    sliding_window=4096,
+)
+# huggingface.co/meta-llama/Llama-2-7b-hf, config.json; arXiv:2307.09288, table 1: no grouped-query attention.
+_LLAMA_2_7B = ModelConfig(
+    vocab_size=32_000,
+    dim=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    head_dim=128,
+    hidden_dim=11_008,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    max_positions=4096,
+)
+
 PRESETS = {
-    # huggingface.co/mistralai/Mistral-7B-v0.1, config.json; arXiv:2310.06825, table 1 (which prints context_len 8192).
-    "mistral-7b-v0.1": ModelConfig(
-        vocab_size=32_000,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        hidden_dim=14_336,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        max_positions=32_768,
-        sliding_window=4096,
-    ),
+    "mistral-7b-v0.1": _MISTRAL_7B,
     # huggingface.co/mistralai/Mistral-7B-v0.3, config.json: a larger vocabulary, no window, another rotary base.
-    "mistral-7b-v0.3": ModelConfig(
-        vocab_size=32_768,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        hidden_dim=14_336,
-        norm_eps=1e-5,
-        rope_theta=1e6,
-        max_positions=32_768,
-    ),
+    "mistral-7b-v0.3": replace(_MISTRAL_7B, vocab_size=32_768, rope_theta=1e6, sliding_window=None),
     # huggingface.co/mistralai/Mixtral-8x7B-v0.1, config.json; arXiv:2401.04088, table 1. Early copies carried a window
     # of 4096; the model never had one.
-    "mixtral-8x7b-v0.1": ModelConfig(
-        vocab_size=32_000,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        hidden_dim=14_336,
-        norm_eps=1e-5,
-        rope_theta=1e6,
-        max_positions=32_768,
-        num_experts=8,
-        num_experts_per_tok=2,
+    "mixtral-8x7b-v0.1": replace(
+        _MISTRAL_7B, rope_theta=1e6, sliding_window=None, num_experts=8, num_experts_per_tok=2
     ),
-    # huggingface.co/meta-llama/Llama-2-7b-hf, config.json; arXiv:2307.09288, table 1: no grouped-query attention.
-    "llama-2-7b": ModelConfig(
-        vocab_size=32_000,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=32,
-        head_dim=128,
-        hidden_dim=11_008,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        max_positions=4096,
-    ),
-    # huggingface.co/meta-llama/Llama-2-13b-hf, config.json; arXiv:2307.09288, table 1: no grouped-query attention.
-    "llama-2-13b": ModelConfig(
-        vocab_size=32_000,
-        dim=5120,
-        n_layers=40,
-        n_heads=40,
-        n_kv_heads=40,
-        head_dim=128,
-        hidden_dim=13_824,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        max_positions=4096,
-    ),
-    # huggingface.co/meta-llama/Llama-2-70b-hf, config.json; arXiv:2307.09288, table 1: grouped-query attention.
-    "llama-2-70b": ModelConfig(
-        vocab_size=32_000,
-        dim=8192,
-        n_layers=80,
-        n_heads=64,
-        n_kv_heads=8,
-        head_dim=128,
-        hidden_dim=28_672,
-        norm_eps=1e-5,
-        rope_theta=1e4,
-        max_positions=4096,
-    ),
+    "llama-2-7b": _LLAMA_2_7B,
+    # huggingface.co/meta-llama/Llama-2-13b-hf, config.json; arXiv:2307.09288, table 1: wider and deeper.
+    "llama-2-13b": replace(_LLAMA_2_7B, dim=5120, n_layers=40, n_heads=40, n_kv_heads=40, hidden_dim=13_824),
+    # huggingface.co/meta-llama/Llama-2-70b-hf, config.json; arXiv:2307.09288, table 1: with grouped-query attention.
+    "llama-2-70b": replace(_LLAMA_2_7B, dim=8192, n_layers=80, n_heads=64, n_kv_heads=8, hidden_dim=28_672),
 }
