@@ -1,0 +1,363 @@
+"""The rolling key and value cache: a ring of W slots, alone and as a transformers Cache."""
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .config import ModelConfig
+
+
+class _Store:
+    """Keys and values of one layer, (B, K, capacity, D) each, and how many tokens they have seen."""
+
+    def __init__(self, capacity: int, n_kv_heads: int, head_dim: int, batch: int, dtype, device):
+        for name, size in (("n_kv_heads", n_kv_heads), ("head_dim", head_dim), ("batch", batch)):
+            _check_size(name, size)
+        self.seen = 0  # tokens since the start or the last reset: the next token's position
+        self._keys = _allocate((batch, n_kv_heads, capacity, head_dim), dtype, device)
+        self._values = _allocate(self._keys.shape, dtype, device)
+
+    def reset(self) -> None:
+        """Forget every token; the storage stays."""
+        self.seen = 0
+
+    def select_batch(self, rows) -> None:
+        """Make sequence i what sequence `rows[i]` was: for beam search, or for a batch that grows or shrinks."""
+        with torch.inference_mode(False):
+            self._keys, self._values = self._keys[rows], self._values[rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storage held, slack included."""
+        return self._keys.untyped_storage().nbytes() + self._values.untyped_storage().nbytes()
+
+
+class KVRing(_Store):
+    """Keys and values of the last W tokens of one layer; position p is kept in slot p mod W.
+
+    A new token overwrites the one that has just left the window, and nothing is ever moved. Every token is written
+    twice, W slots apart, so that any W consecutive positions lie side by side and can be handed out in position order
+    as a view. With W = 4 (a dot is an empty slot):
+
+        slot          0  1  2  3    4  5  6  7    handed out
+        position 0    0  .  .  .    0  .  .  .    0           slot 4
+        position 3    0  1  2  3    0  1  2  3    0 1 2 3     slots 4 to 7
+        position 4    4  1  2  3    4  1  2  3    1 2 3 4     slots 1 to 4
+        position 5    4  5  2  3    4  5  2  3    2 3 4 5     slots 2 to 5
+
+    Source: arXiv:2310.06825, section 2, "Rolling Buffer Cache".
+    Differs: the paper's buffer has W slots and hands out slot order, "4 5 2 3" in the last line. Attention does not
+    mind, because rotary positions are in the keys already; a padding mask in position order does. The price: 2W slots.
+
+    Args:
+        window: W, keys a query sees, itself included.
+        n_kv_heads: K.
+        head_dim: D.
+        batch: B, sequences.
+        dtype: of keys and values.
+        device: where the slots are; all of them are taken at once.
+
+    Raises:
+        TypeError: a size that is not a whole number.
+        ValueError: a size below 1.
+
+    >>> ring = KVRing(window=4, n_kv_heads=1, head_dim=2)
+    >>> k = torch.arange(6.0).reshape(1, 6, 1, 1).expand(1, 6, 1, 2)  # the key of position p is (p, p)
+    >>> for p in range(6):
+    ...     keys, values, positions = ring.append(k[:, p : p + 1], k[:, p : p + 1])
+    >>> positions.tolist(), keys[0, :, 0, 0].tolist(), ring.slot_positions().tolist()
+    ([2, 3, 4, 5], [2.0, 3.0, 4.0, 5.0], [4, 5, 2, 3])
+    """
+
+    def __init__(self, window: int, n_kv_heads: int, head_dim: int, *, batch=1, dtype=torch.float32, device="cpu"):
+        _check_size("window", window)
+        super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
+        self.window = window
+        self._name_halves()
+
+    def append(self, k, v) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add a chunk of tokens, and hand out all that its queries may attend to.
+
+        The first query of the chunk sees W − 1 tokens before it, so S = min(seen, W − 1) + T, which exceeds W where
+        T > 1: the window's mask decides who sees what among them.
+
+        Args:
+            k: (B, T, K, D), T at least 1, of the ring's dtype and on its device.
+            v: (B, T, K, D).
+
+        Returns:
+            keys (B, S, K, D), values (B, S, K, D) and their positions (S,) in increasing order. No gradient flows
+            through them. They may be views of the ring or of the chunk, valid until the next append.
+
+        Raises:
+            TypeError, ValueError: another shape, dtype or device; the ring is then as before.
+        """
+        batch, n_kv_heads, _, head_dim = self._keys.shape
+        _check_chunk(k, v, {"B": batch, "T": None, "K": n_kv_heads, "D": head_dim}, self._keys)
+        keys, values = self._write(k.transpose(1, 2), v.transpose(1, 2))
+        positions = torch.arange(self.seen - keys.shape[2], self.seen, device=keys.device)
+        return keys.transpose(1, 2), values.transpose(1, 2), positions
+
+    def slot_positions(self) -> torch.Tensor:
+        """The position that each slot holds: (W,) int64, −1 in a slot never written."""
+        slots = torch.arange(self.window)
+        newest = self.seen - 1 - (self.seen - 1 - slots) % self.window
+        return newest.clamp(min=-1)
+
+    def select_batch(self, rows) -> None:
+        """Make sequence i what sequence `rows[i]` was: for beam search, or for a batch that grows or shrinks."""
+        super().select_batch(rows)
+        self._name_halves()
+
+    def _name_halves(self) -> None:
+        """View the slots as (B, K, 2, W, D), so that one assignment writes both places of a position."""
+        self._key_halves = self._keys.unflatten(2, (2, self.window))
+        self._value_halves = self._values.unflatten(2, (2, self.window))
+
+    def _write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        """`append` in the heads-first layout of storage and of transformers: (B, K, T, D) in, (B, K, S, D) out."""
+        if k.requires_grad or v.requires_grad:
+            k, v = k.detach(), v.detach()
+        return self._write_token(k, v) if k.shape[2] == 1 else self._write_chunk(k, v)
+
+    def _write_token(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        slot = self.seen % self.window
+        self._key_halves.select(3, slot).copy_(k)
+        self._value_halves.select(3, slot).copy_(v)
+        self.seen += 1
+        return self._last(min(self.seen, self.window))
+
+    def _write_chunk(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = k, v
+        before = min(self.seen, self.window - 1)
+        if before:  # a copy, because the chunk will overwrite them
+            older_keys, older_values = self._last(before)
+            keys, values = torch.cat([older_keys, k], dim=2), torch.cat([older_values, v], dim=2)
+        new = k.shape[2]
+        kept = min(new, self.window)
+        self.seen += new
+        slot = (self.seen - kept) % self.window
+        run = min(kept, self.window - slot)  # as far as the end of the ring; what is left starts at slot 0
+        for halves, chunk in ((self._key_halves, k.unsqueeze(2)), (self._value_halves, v.unsqueeze(2))):
+            halves[:, :, :, slot : slot + run] = chunk[:, :, :, new - kept : new - kept + run]
+            halves[:, :, :, : kept - run] = chunk[:, :, :, new - kept + run :]
+        return keys, values
+
+    def _last(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last `count` tokens, in position order: they end in the second half, at the newest token's slot."""
+        start = (self.seen - 1) % self.window + self.window - count + 1
+        return self._keys.narrow(2, start, count), self._values.narrow(2, start, count)
+
+
+class RollingCache(Cache):
+    """A transformers Cache that keeps the last W tokens of a layer with a window, and all tokens of one without.
+
+    `update` returns keys and values in position order, as transformers' masks expect: left-padded batches, prompts
+    longer than W and any length of generation give the tokens of `use_cache=False`. A layer with a window takes 2W
+    tokens' storage at its first token and never more; a layer without one grows by half whenever it is full.
+
+    Differs: transformers' `DynamicCache` concatenates and so copies the whole window at every token. This cache
+    cannot take back tokens, so it refuses `crop` and with it assisted generation. It holds no gradients.
+
+    Args:
+        config: of the model the cache is for, a transformers config or a `ModelConfig`.
+
+    Raises:
+        TypeError: neither of the two.
+        ValueError: a window below 1, or a kind of layer other than full and sliding attention.
+
+    >>> from mistral_lab import PRESETS
+    >>> cache = RollingCache(PRESETS["mistral-7b-v0.1"])
+    >>> token = torch.zeros(1, 8, 1, 128, dtype=torch.bfloat16)  # (B, K, T, D)
+    >>> keys, values = cache.update(token, token, 0)
+    >>> cache.nbytes == 2 * 4096 * 2 * 8 * 128 * 2  # 2W tokens, keys and values, K, D, two bytes: one layer so far
+    True
+    """
+
+    def __init__(self, config: ModelConfig | PreTrainedConfig):
+        if isinstance(config, ModelConfig):
+            windows = [config.sliding_window] * config.n_layers
+            shape = (config.n_kv_heads, config.head_dim)
+        elif isinstance(config, PreTrainedConfig):
+            config = config.get_text_config(decoder=True)
+            windows = _windows(config)
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            shape = (config.num_key_value_heads, head_dim)
+        else:
+            raise TypeError(f"config is a {type(config).__name__}: expected a ModelConfig or a model's config")
+        super().__init__(layers=[_Layer(window, *shape) for window in windows])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storage held, slack included."""
+        return sum(layer.store.nbytes for layer in self.layers if layer.is_initialized)
+
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
+        """Add a chunk to one layer, and hand out all that its queries may attend to.
+
+        Args:
+            key_states: (B, K, T, D), rotary positions applied.
+            value_states: (B, K, T, D).
+            layer_idx: which layer.
+            args, kwargs: what a transformers model passes besides; a rolling cache needs none of it.
+
+        Returns:
+            keys and values (B, K, S, D) in position order, as views that are valid until the layer's next update;
+            S = min(tokens before, W − 1) + T, or all tokens where the layer has no window.
+
+        Raises:
+            TypeError, ValueError: a chunk or a layer that does not fit; nothing is then stored.
+        """
+        if not 0 <= layer_idx < len(self.layers):
+            if self.get_seq_length() == key_states.shape[-2]:  # this pass was the first: leave nothing of it
+                self.reset()
+            raise ValueError(
+                f"layer_idx is {layer_idx}, and the cache has {len(self.layers)} layers: build it from model.config"
+            )
+        return self.layers[layer_idx].update(key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """The keys that the next update will hand out, and the position of the first of them.
+
+        Raises:
+            ValueError: the layers hold different numbers of tokens, while one mask must serve them all.
+        """
+        counts = {layer.get_seq_length() for layer in self.layers}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the layers hold {min(counts)} to {max(counts)} tokens: the last pass broke off, or its model has "
+                f"fewer than {len(self.layers)} layers; call reset() or build the cache from model.config"
+            )
+        return super().get_mask_sizes(query_length, layer_idx)
+
+
+class _Growing(_Store):
+    """Keys and values of all tokens; the storage grows by half, so a token is copied twice on average, not T times."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, *, batch: int, dtype, device):
+        super().__init__(0, n_kv_heads, head_dim, batch, dtype, device)
+
+    def _write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        total = self.seen + k.shape[2]
+        if total > self._keys.shape[2]:
+            self._keys = self._grown(self._keys, total)
+            self._values = self._grown(self._values, total)
+        self._keys.narrow(2, self.seen, k.shape[2]).copy_(k.detach())
+        self._values.narrow(2, self.seen, k.shape[2]).copy_(v.detach())
+        self.seen = total
+        return self._keys.narrow(2, 0, total), self._values.narrow(2, 0, total)
+
+    def _grown(self, slots, total: int) -> torch.Tensor:
+        batch, n_kv_heads, capacity, head_dim = slots.shape
+        grown = _allocate((batch, n_kv_heads, max(total, capacity * 3 // 2), head_dim), slots.dtype, slots.device)
+        grown.narrow(2, 0, self.seen).copy_(slots.narrow(2, 0, self.seen))
+        return grown
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of a `RollingCache`: a ring where there is a window, a growing store where there is none."""
+
+    def __init__(self, window: int | None, n_kv_heads: int, head_dim: int):
+        super().__init__()
+        if window is not None:
+            _check_size("sliding_window", window)
+        self.window, self.n_kv_heads, self.head_dim = window, n_kv_heads, head_dim
+        self.is_sliding = window is not None
+        self.store = None
+
+    def lazy_initialization(self, key_states, value_states) -> None:
+        like = {"batch": key_states.shape[0], "dtype": key_states.dtype, "device": key_states.device}
+        if self.window is None:
+            self.store = _Growing(self.n_kv_heads, self.head_dim, **like)
+        else:
+            self.store = KVRing(self.window, self.n_kv_heads, self.head_dim, **like)
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = self.store._keys if self.is_initialized else key_states
+        batch = stored.shape[0] if self.is_initialized else None
+        shape = {"B": batch, "K": self.n_kv_heads, "T": None, "D": self.head_dim}
+        _check_chunk(key_states, value_states, shape, stored)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self.store._write(key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        seen = self.get_seq_length()
+        before = seen if self.window is None else min(seen, self.window - 1)
+        return before + query_length, seen - before
+
+    def get_seq_length(self) -> int:
+        return self.store.seen if self.is_initialized else 0
+
+    def get_max_length(self) -> int:
+        return -1 if self.window is None else self.window
+
+    def reset(self) -> None:
+        self.store, self.is_initialized = None, False
+
+    def reorder_cache(self, beam_idx) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices) -> None:
+        if self.is_initialized:
+            self.store.select_batch(indices.to(self.store._keys.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self.batch_select_indices(torch.arange(self.store._keys.shape[0]).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError(
+            f"crop({tokens_to_remove}): a RollingCache cannot take back tokens, whose predecessors it has "
+            "overwritten; use transformers' DynamicCache for assisted generation"
+        )
+
+
+def _windows(config) -> list[int | None]:
+    """The window of each layer of a transformers config, None where the layer sees everything before it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"] * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(f"layer_types has {sorted(unknown)}: expected 'full_attention' and 'sliding_attention' only")
+    if window is None and "sliding_attention" in kinds:
+        raise ValueError("layer_types has 'sliding_attention', and sliding_window is None: expected a number of tokens")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _allocate(shape, dtype, device) -> torch.Tensor:
+    """Take (B, K, S, D), heads first in memory: a write goes to K places, but attention reads a head in one piece."""
+    with torch.inference_mode(False):  # or what is taken inside inference mode could not be written outside it
+        return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _check_size(name: str, size) -> None:
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{name} is {size!r}: expected a whole number")
+    if size < 1:
+        raise ValueError(f"{name} is {size}: expected at least 1")
+
+
+def _check_chunk(k, v, expected: dict[str, int | None], like: torch.Tensor) -> None:
+    """Refuse keys and values that are not of the expected sizes (None: any, at least 1), dtype and device."""
+    sizes = tuple(expected.values())
+    for name, chunk in (("keys", k), ("values", v)):
+        if not isinstance(chunk, torch.Tensor):
+            raise TypeError(f"{name} are a {type(chunk).__name__}: expected a tensor")
+        shape = tuple(chunk.shape)
+        fitting = tuple(map(lambda size, actual: size or actual, sizes, shape))
+        if shape != fitting or len(shape) != 4 or 0 in shape:
+            wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+            raise ValueError(
+                f"{name} are {shape}: expected ({', '.join(expected)}) = ({wanted}); "
+                "T is at least 1; call reset() before another batch"
+            )
+        if chunk.dtype != like.dtype or chunk.device != like.device:
+            raise ValueError(
+                f"{name} are {chunk.dtype} on {chunk.device}: expected {like.dtype} on {like.device}, as before"
+            )
+    if k.shape != v.shape:
+        raise ValueError(f"keys are {tuple(k.shape)} and values {tuple(v.shape)}: expected the same shape")

@@ -1,0 +1,94 @@
+"""Who may attend to whom: boolean masks in which True means "may attend", and how far a stack of layers sees."""
+
+import torch
+
+
+def causal_mask(T: int) -> torch.Tensor:
+    """Each token sees itself and all before it.
+
+    Returns:
+        (T, T) bool; row i is query i, column j is key j.
+
+    Raises:
+        TypeError, ValueError: T is not a whole number of at least 1.
+
+    >>> causal_mask(3).int().tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    """
+    check_count("T", T)
+    return position_mask(torch.arange(T), torch.arange(T), window=T)
+
+
+def sliding_window_mask(T: int, window: int) -> torch.Tensor:
+    """Each token sees the last `window` tokens, itself included.
+
+    Equation: mask[i, j] = 0 <= i - j < W.
+    Source: arXiv:2310.06825, section 2 and figure 1.
+    Differs: Mistral's first reference code saw W + 1 keys in prefill and W in decode; attention-gym sees W + 1.
+
+    Args:
+        T: tokens, as queries and as keys.
+        window: W, keys a query sees; from W = T on the mask is `causal_mask(T)`.
+
+    Returns:
+        (T, T) bool; row i is query i, column j is key j.
+
+    Raises:
+        TypeError, ValueError: T or window is not a whole number of at least 1.
+
+    >>> sliding_window_mask(4, 2).int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    check_count("T", T)
+    return position_mask(torch.arange(T), torch.arange(T), window=window)
+
+
+def position_mask(queries: torch.Tensor, keys: torch.Tensor, *, window: int) -> torch.Tensor:
+    """The rule behind both masks, for any positions: a chunk of queries, or keys that a cache holds.
+
+    Args:
+        queries: (T,) positions, whole numbers.
+        keys: (S,) positions, whole numbers, in any order.
+        window: W, keys a query sees, itself included.
+
+    Returns:
+        (T, S) bool, on the device of the positions.
+
+    Raises:
+        TypeError, ValueError: window is not a whole number of at least 1, or the positions have more than one axis.
+
+    >>> position_mask(torch.tensor([5]), torch.tensor([6, 5, 4, 3]), window=2).tolist()
+    [[False, True, True, False]]
+    """
+    check_count("window", window)
+    if queries.ndim != 1 or keys.ndim != 1:
+        raise ValueError(
+            f"queries has shape {tuple(queries.shape)} and keys {tuple(keys.shape)}: expected positions (T,) and (S,)"
+        )
+    distance = queries[:, None] - keys
+    return (distance >= 0) & (distance < window)
+
+
+def receptive_field(window: int, n_layers: int) -> int:
+    """Tokens, itself included, that can reach a token's output through a stack of windowed layers.
+
+    Equation: L·(W - 1) + 1, for each layer reaches W - 1 tokens further back.
+    Differs: arXiv:2310.06825, section 2, rounds it to L·W.
+
+    Raises:
+        TypeError, ValueError: a count that is not a whole number of at least 1.
+
+    >>> receptive_field(window=4096, n_layers=32)
+    131041
+    """
+    check_count("window", window)
+    check_count("n_layers", n_layers)
+    return n_layers * (window - 1) + 1
+
+
+def check_count(name: str, value) -> None:
+    """Raise TypeError unless a value is a whole number, ValueError unless it is at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: expected a whole number")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: expected at least 1")

@@ -1,0 +1,44 @@
+"""What the package computes, slowly and plainly in float64 NumPy. Shares no code with the package."""
+
+import numpy as np
+
+
+def window_mask(T, window):
+    """mask[i, j]: key j is one of the `window` keys that end with i."""
+    mask = np.zeros((T, T), dtype=bool)
+    for i in range(T):
+        for j in range(max(0, i - window + 1), i + 1):
+            mask[i, j] = True
+    return mask
+
+
+def attention(q, k, v, mask):
+    """q (B, T, H, D), k and v (B, S, K, D), mask (B, H, T, S) or smaller -> out (B, T, H, D), weights (B, H, T, S)."""
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
+    B, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    mask = np.broadcast_to(mask, (B, H, T, S))
+    out, weights = np.zeros((B, T, H, D)), np.zeros((B, H, T, S))
+    for b, t, h in np.ndindex(B, T, H):
+        shared = h // (H // K)
+        seen = np.flatnonzero(mask[b, h, t])
+        scores = np.array([q[b, t, h] @ k[b, s, shared] for s in seen]) / np.sqrt(D)
+        shares = np.exp(scores - scores.max())
+        shares /= shares.sum()
+        weights[b, h, t, seen] = shares
+        out[b, t, h] = shares @ v[b, seen, shared]
+    return out, weights
+
+
+def rotate(x, positions, theta, layout="halves"):
+    """Each pair of x (B, T, H, D) as a complex number, turned by position times frequency; positions (T,)."""
+    x = np.asarray(x, dtype=np.float64)
+    D = x.shape[-1]
+    out = np.empty_like(x)
+    for t, position in enumerate(positions):
+        for pair in range(D // 2):
+            one, two = (pair, pair + D // 2) if layout == "halves" else (2 * pair, 2 * pair + 1)
+            turn = np.exp(1j * position * theta ** (-2 * pair / D))
+            turned = (x[:, t, :, one] + 1j * x[:, t, :, two]) * turn
+            out[:, t, :, one], out[:, t, :, two] = turned.real, turned.imag
+    return out
