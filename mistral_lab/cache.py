@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .config import ModelConfig
+from .config import ModelConfig, check_size
 
 
 class _Store:
@@ -12,7 +12,7 @@ class _Store:
 
     def __init__(self, capacity: int, n_kv_heads: int, head_dim: int, batch: int, dtype, device):
         for name, size in (("n_kv_heads", n_kv_heads), ("head_dim", head_dim), ("batch", batch)):
-            _check_size(name, size)
+            check_size(name, size)
         self.seen = 0  # tokens since the start or the last reset: the next token's position
         self._keys = _allocate((batch, n_kv_heads, capacity, head_dim), dtype, device)
         self._values = _allocate(self._keys.shape, dtype, device)
@@ -70,7 +70,7 @@ class KVRing(_Store):
     """
 
     def __init__(self, window: int, n_kv_heads: int, head_dim: int, *, batch=1, dtype=torch.float32, device="cpu"):
-        _check_size("window", window)
+        check_size("window", window)
         super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
         self.window = window
         self._name_halves()
@@ -260,7 +260,7 @@ class _Layer(CacheLayerMixin):
     def __init__(self, window: int | None, n_kv_heads: int, head_dim: int):
         super().__init__()
         if window is not None:
-            _check_size("sliding_window", window)
+            check_size("sliding_window", window)
         self.window, self.n_kv_heads, self.head_dim = window, n_kv_heads, head_dim
         self.is_sliding = window is not None
         self.store = None
@@ -332,13 +332,6 @@ def _allocate(shape, dtype, device) -> torch.Tensor:
     """Take (B, K, S, D), heads first in memory: a write goes to K places, but attention reads a head in one piece."""
     with torch.inference_mode(False):  # or what is taken inside inference mode could not be written outside it
         return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _check_size(name: str, size) -> None:
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"{name} is {size!r}: expected a whole number")
-    if size < 1:
-        raise ValueError(f"{name} is {size}: expected at least 1")
 
 
 def _check_chunk(k, v, expected: dict[str, int | None], like: torch.Tensor) -> None:

@@ -65,7 +65,7 @@ class ModelConfig:
                 if not (math.isfinite(value) and value > 0):
                     raise ValueError(f"{field.name} is {value}: expected a positive number")
             elif value is not None or field.type is int:
-                _check_size(field.name, value)
+                check_size(field.name, value)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads {self.n_kv_heads}: n_heads must be a multiple of n_kv_heads"
@@ -163,7 +163,8 @@ def read_config(folder):
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _check_size(name: str, value) -> None:
+def check_size(name: str, value) -> None:
+    """Raise TypeError unless a value is a whole number, ValueError unless it is at least 1."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}: expected a whole number")
     if value < 1:
