@@ -50,6 +50,15 @@ def test_a_longer_reach_predicts_a_repeating_text_better():
     assert losses[0] > losses[1] > losses[2]
 
 
+def test_a_lower_order_is_a_model_of_that_order():
+    """One count serves all baselines of the card."""
+    generator = np.random.default_rng(0)
+    documents, tokens = generator.integers(4, size=(5, 40)).tolist(), generator.integers(4, size=30).tolist()
+    for order in (1, 2, 5):
+        lower = fitted(5, 4, documents, [tokens]).nats(tokens, order=order)
+        np.testing.assert_array_equal(lower, fitted(order, 4, documents, [tokens]).nats(tokens))
+
+
 def test_nothing_counted_is_a_uniform_guess():
     model = NGram(3, vocab_size=8, wanted=[[1, 2, 3]])
     np.testing.assert_allclose(model.nats([1, 2, 3]), np.log(8))

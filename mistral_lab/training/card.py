@@ -26,13 +26,10 @@ def measure(folder: Path) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny-mistral")
     encoded = evaluation.held_out(tokenizer, DOCUMENTS)
     asked = evaluation.held_out(tokenizer, RECALL_DOCUMENTS)
-    counted = {
-        label: evaluation.baseline(tokenizer, encoded, order=order, documents=BASELINE_DOCUMENTS)
-        for label, order in BASELINES.items()
-    }
-    baselines = {label: evaluation.baseline_losses(model, encoded) for label, model in counted.items()}
+    counted = evaluation.baseline(tokenizer, encoded, order=max(BASELINES.values()), documents=BASELINE_DOCUMENTS)
+    baselines = {label: evaluation.baseline_losses(counted, encoded, order=order) for label, order in BASELINES.items()}
     results = {
-        "baseline tokens": counted["5-gram"].tokens_counted,
+        "baseline tokens": counted.tokens_counted,
         "baselines": {label: evaluation.by_kind(encoded, nats) for label, nats in baselines.items()},
         "models": {},
     }

@@ -12,6 +12,7 @@ from .corpus import HELD_OUT, KINDS, TRAIN, Document, document
 from .ngram import NGram
 from .scribe import Scribe
 
+RESAMPLES = 2000
 RANGES = {"1 to 63": (1, 63), "64 to 128": (64, 128), "129 to 252": (129, 252)}
 
 
@@ -35,12 +36,10 @@ class Interval:
         return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def bootstrap(
-    values: np.ndarray, weights: np.ndarray | None = None, *, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap(values: np.ndarray, weights: np.ndarray | None = None) -> Interval:
     """Resample documents with replacement: values (n,), and weights (n,) where documents differ in length."""
     weights = np.ones(len(values)) if weights is None else weights
-    drawn = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     means = (values * weights)[drawn].sum(1) / weights[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.average(values, weights=weights)), float(low), float(high))
@@ -75,9 +74,9 @@ def baseline(tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, orde
     return model
 
 
-def baseline_losses(model: NGram, encoded: list[Encoded]) -> list[np.ndarray]:
-    """The same as `losses`, for an n-gram model."""
-    return [model.nats(text.tokens)[1:] for text in encoded]
+def baseline_losses(model: NGram, encoded: list[Encoded], *, order: int) -> list[np.ndarray]:
+    """The same as `losses`, for an n-gram model, by its own order or a lower one."""
+    return [model.nats(text.tokens, order=order)[1:] for text in encoded]
 
 
 def by_kind(encoded: list[Encoded], nats: list[np.ndarray]) -> dict[str, Interval]:

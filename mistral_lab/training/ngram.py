@@ -25,28 +25,28 @@ class NGram:
         self.order, self.vocab_size, self.tokens_counted = order, vocab_size, 0
         self.followers: dict[tuple[int, ...], Counter] = defaultdict(Counter)
         self.wanted = {
-            history for tokens in wanted for i in range(len(tokens)) for history in self._histories(tokens, i)
+            history for tokens in wanted for i in range(len(tokens)) for history in self._histories(tokens, i, order)
         }
 
-    def _histories(self, tokens: Sequence[int], i: int) -> list[tuple[int, ...]]:
+    def _histories(self, tokens: Sequence[int], i: int, order: int) -> list[tuple[int, ...]]:
         """The contexts of token i, from the empty one to the longest."""
-        return [tuple(tokens[i - n : i]) for n in range(min(self.order - 1, i) + 1)]
+        return [tuple(tokens[i - n : i]) for n in range(min(order - 1, i) + 1)]
 
     def count(self, documents: Iterable[Sequence[int]]) -> None:
         """Count what follows each wanted history."""
         for tokens in documents:
             self.tokens_counted += len(tokens)
             for i, token in enumerate(tokens):
-                for history in self._histories(tokens, i):
+                for history in self._histories(tokens, i, self.order):
                     if history in self.wanted:
                         self.followers[history][token] += 1
 
-    def nats(self, tokens: Sequence[int]) -> np.ndarray:
-        """Minus the log probability of each token, shape (len(tokens),)."""
+    def nats(self, tokens: Sequence[int], *, order: int | None = None) -> np.ndarray:
+        """Minus the log probability of each token, shape (len(tokens),), by this order or a lower one."""
         losses = np.empty(len(tokens))
         for i, token in enumerate(tokens):
             probability = 1 / self.vocab_size
-            for history in self._histories(tokens, i):
+            for history in self._histories(tokens, i, order or self.order):
                 seen = self.followers.get(history)
                 if seen is None:  # a longer history was not seen either
                     break
