@@ -1,8 +1,10 @@
 """`windowed_attention` beside `scaled_dot_product_attention`, with the window's dense mask and with `is_causal`.
 
-The first size is timed in turns with both peers, the other sizes alone, to see how time and memory grow. Memory is
-taken in a process of its own for each size. Run it on a quiet machine: `python benchmarks/attention.py`.
-For a look: `python benchmarks/attention.py --tokens 1024 2048 --window 128 --heads 8 --kv-heads 2`.
+Every round times each function once: `windowed_attention` at all sizes, its peers at the first. Ratios and growth are
+taken round by round, so what slows a whole round falls out of them. Memory is taken in a process of its own for each
+size. Run it on a quiet machine: `python benchmarks/attention.py`; with `--flex`, which needs a C++ compiler,
+FlexAttention is compiled and joins the peers. For a look:
+`python benchmarks/attention.py --tokens 1024 2048 --window 128 --heads 8 --kv-heads 2`.
 """
 
 import argparse
@@ -10,13 +12,17 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import psutil
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from mistral_lab.attention import CHUNK, windowed_attention
-from mistral_lab.masks import causal_mask, sliding_window_mask
+from mistral_lab.masks import sliding_window_mask
 from mistral_lab.measure import Timing, peak_bytes
 
 MIB = 2**20
@@ -33,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--flex", action="store_true", help="compile FlexAttention, some 20 s, and time it too")
     return parser.parse_args()
 
 
@@ -54,7 +61,34 @@ def pairs_computed(T: int, window: int) -> int:
     return total
 
 
-def in_turns(functions: dict, repeats: int) -> dict[str, Timing]:
+def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
+    """What people use for a window: each a function that returns (1, H, T, D), and the pairs a head it computes."""
+    W = options.window
+    q, k, v = (x.transpose(1, 2) for x in inputs(T, options))
+    mask = sliding_window_mask(T, W)
+    found = {
+        "SDPA, window's mask": (
+            lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
+            T * T,
+        ),
+        "SDPA, is_causal": (
+            lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+            T * (T + 1) // 2,
+        ),
+    }
+    if options.flex:
+        blocks = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < W), None, None, T, T, device="cpu")
+        compiled = torch.compile(flex_attention, dynamic=False)
+        side = blocks.BLOCK_SIZE[0] * blocks.BLOCK_SIZE[1]
+        visited = int(blocks.kv_num_blocks.sum() + blocks.full_kv_num_blocks.sum()) * side
+        found["FlexAttention, compiled"] = (
+            lambda: compiled(q, k, v, block_mask=blocks, enable_gqa=True),
+            visited,
+        )
+    return found
+
+
+def in_turns(functions: dict, repeats: int) -> dict[Any, Timing]:
     """Time each once a round, after one round of warm-up, so that a slow minute meets all of them."""
     runs_s = {name: [] for name in functions}
     for _ in range(repeats + 1):
@@ -63,6 +97,12 @@ def in_turns(functions: dict, repeats: int) -> dict[str, Timing]:
             function()
             runs_s[name].append(time.perf_counter() - start)
     return {name: Timing(tuple(runs[1:])) for name, runs in runs_s.items()}
+
+
+def ratios(over: Timing, under: Timing) -> dict[str, float]:
+    """Median, least and largest of the ratios of two functions' times, round by round."""
+    rounds = [one / other for one, other in zip(over.runs_s, under.runs_s, strict=True)]
+    return {"ratio": statistics.median(rounds), "least": min(rounds), "largest": max(rounds)}
 
 
 @torch.no_grad()
@@ -81,84 +121,69 @@ def main() -> None:
     """Measure, and print a table, the growth, and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    W, results = options.window, []
+    W, first = options.window, options.tokens[0]
     print(
         f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, B=1, H={options.heads}, "
-        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {CHUNK}; {options.repeats} runs after a warm-up"
+        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {CHUNK}; {options.repeats} rounds and a warm-up"
     )
-    for T in options.tokens:
-        q, k, v = inputs(T, options)
-        functions = {"windowed_attention": lambda q=q, k=k, v=v: windowed_attention(q, k, v, window=W)}
-        pairs = {"windowed_attention": pairs_computed(T, W)}
-        if not results:
-            mask = sliding_window_mask(T, W)
-            heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-            functions["SDPA, window's mask"] = lambda x=heads_first, mask=mask: scaled_dot_product_attention(
-                *x, attn_mask=mask, enable_gqa=True
-            )
-            functions["SDPA, is_causal"] = lambda x=heads_first: scaled_dot_product_attention(
-                *x, is_causal=True, enable_gqa=True
-            )
-            pairs |= {"SDPA, window's mask": T * T, "SDPA, is_causal": int(causal_mask(T).sum())}
-            difference = (functions["windowed_attention"]() - functions["SDPA, window's mask"]().transpose(1, 2)).abs()
-            print(f"T={T}: largest difference from SDPA with the window's mask {difference.max():.1e}")
-            del mask, difference
-        timings = in_turns(functions, options.repeats)
-        ours = timings["windowed_attention"]
-        columns = f"{'median s':>10}{'spread s':>10}{'ratio':>8}{'(range)':>15}{'pairs':>15}{'predicted':>11}"
-        print(f"\n{'T=' + str(T):22}{columns}")
-        for name, timing in timings.items():
-            # Each round has its own ratio, so what slowed a whole round falls out of it.
-            ratios = [theirs / mine for theirs, mine in zip(timing.runs_s, ours.runs_s, strict=True)]
-            row = {
-                "tokens": T,
-                "name": name,
-                "median_s": timing.median_s,
-                "spread_s": timing.spread_s,
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-                "pairs": pairs[name],
-                "predicted_ratio": pairs[name] / pairs["windowed_attention"],
-            }
-            results.append(row)
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(
-                f"{name:22}{timing.median_s:10.3f}{timing.spread_s:10.3f}{row['ratio']:8.2f}{spread:>15}"
-                f"{pairs[name]:15,}{row['predicted_ratio']:11.2f}"
-            )
-        del q, k, v, functions
+    functions = {T: partial(windowed_attention, *inputs(T, options), window=W) for T in options.tokens}
+    pairs = {T: pairs_computed(T, W) for T in options.tokens}
+    expected = functions[first]()
+    for name, (function, computed) in peers(first, options).items():
+        difference = (function().transpose(1, 2) - expected).abs().max() if "causal" not in name else None
+        if difference is not None:
+            print(f"T={first}: largest difference from {name}: {difference:.1e}")
+        functions[name], pairs[name] = function, computed
+    timings = in_turns(functions, options.repeats)
+
+    columns = f"{'median s':>9}{'spread s':>9}{'ratio':>7}{'(range)':>15}{'pairs':>14}{'predicted':>10}"
+    print(f"\n{f'at T={first}':26}{columns}")
+    rows = [
+        {
+            "name": "windowed_attention" if name == first else name,
+            "median_s": timings[name].median_s,
+            "spread_s": timings[name].spread_s,
+            **ratios(timings[name], timings[first]),
+            "pairs": pairs[name],
+            "predicted_ratio": pairs[name] / pairs[first],
+        }
+        for name in functions
+        if name == first or isinstance(name, str)
+    ]
+    for row in rows:
+        spread = f"{row['least']:.2f} to {row['largest']:.2f}"
+        print(
+            f"{row['name']:26}{row['median_s']:9.3f}{row['spread_s']:9.3f}{row['ratio']:7.2f}{spread:>15}"
+            f"{row['pairs']:14,}{row['predicted_ratio']:10.2f}"
+        )
 
     value_bytes = torch.finfo(getattr(torch, options.dtype)).bits // 8
-    own = {row["tokens"]: row for row in results if row["name"] == "windowed_attention"}
     growth = []
     print(
-        f"\n{'windowed_attention':22}{'time x':>10}{'predicted':>11}{'extra MiB':>11}{'predicted':>11}{'memory x':>10}"
+        f"\n{'windowed_attention':20}{'median s':>9}{'time x':>8}{'(range)':>15}{'predicted':>10}"
+        f"{'extra MiB':>11}{'predicted':>10}{'memory x':>9}"
     )
     for T in options.tokens:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory = pool.apply(extra_bytes, (T, options))
-        predicted = 2 * T * options.heads * options.head_dim * value_bytes  # the chunks, and their join
-        first = (
-            growth[0] if growth else {"median_s": own[T]["median_s"], "pairs": own[T]["pairs"], "extra_bytes": memory}
-        )
-        growth.append(
-            {
-                "tokens": T,
-                "median_s": own[T]["median_s"],
-                "pairs": own[T]["pairs"],
-                "time_growth": own[T]["median_s"] / first["median_s"],
-                "predicted_time_growth": own[T]["pairs"] / first["pairs"],
-                "extra_bytes": memory,
-                "predicted_extra_bytes": predicted,
-                "memory_growth": memory / first["extra_bytes"],
-            }
-        )
-        row = growth[-1]
+            extra = pool.apply(extra_bytes, (T, options))
+        row = {
+            "tokens": T,
+            "median_s": timings[T].median_s,
+            "spread_s": timings[T].spread_s,
+            **ratios(timings[T], timings[first]),
+            "pairs": pairs[T],
+            "predicted_ratio": pairs[T] / pairs[first],
+            "extra_bytes": extra,
+            "predicted_extra_bytes": 2 * T * options.heads * options.head_dim * value_bytes,  # chunks, and their join
+            "memory_ratio": extra / (growth[0]["extra_bytes"] if growth else extra),
+        }
+        growth.append(row)
+        spread = f"{row['least']:.2f} to {row['largest']:.2f}"
         print(
-            f"{'T=' + str(T):22}{row['time_growth']:10.2f}{row['predicted_time_growth']:11.2f}{memory / MIB:11.0f}"
-            f"{predicted / MIB:11.0f}{row['memory_growth']:10.2f}"
+            f"{f'T={T}':20}{row['median_s']:9.3f}{row['ratio']:8.2f}{spread:>15}{row['predicted_ratio']:10.2f}"
+            f"{extra / MIB:11.0f}{row['predicted_extra_bytes'] / MIB:10.0f}{row['memory_ratio']:9.2f}"
         )
-    print(json.dumps({"benchmark": "attention", **vars(options), "timings": results, "growth": growth}))
+    print(json.dumps({"benchmark": "attention", **vars(options), "timings": rows, "growth": growth}))
 
 
 if __name__ == "__main__":

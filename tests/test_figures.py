@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from mistral_lab import figures
+from mistral_lab.figures import style
 
 PARTS = ["attention", "feed-forward", "embedding"]
 AMOUNTS = np.array([[1.5, 5.5, 0.25], [1.5, 45.0, 0.25]])
@@ -74,8 +75,8 @@ def test_only_segments_with_room_carry_their_number():
 
 
 def test_numbers_stand_out_from_their_segment():
-    assert figures._readable_on("#ffa90e") == "black"
-    assert figures._readable_on("#bd1f01") == "white"
+    assert style.readable_on("#ffa90e") == "black"
+    assert style.readable_on("#bd1f01") == "white"
 
 
 def test_next_tokens_are_drawn_from_the_top_with_their_number():

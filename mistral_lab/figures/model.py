@@ -1,74 +1,15 @@
-"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, shown or saved but by `show`."""
+"""Pictures of a whole model: its parameters, its next token, its time."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
-INK = "#262626"
-FADED = "#d4d4d4"  # what is left out: removed tokens, masked cells
+from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
 
-STYLE = {
-    "figure.facecolor": "white",  # a white page of its own: readable where the page around it is dark
-    "axes.facecolor": "white",
-    "axes.edgecolor": "#8c8c8c",
-    "axes.labelcolor": INK,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "font.family": "DejaVu Sans",  # it comes with matplotlib, so every machine draws the same
-    "font.size": 10,
-    "grid.color": "#e3e3e3",
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 10,
-}
-
-# An inch of a figure is 100 pixels of the page, drawn twice as fine for sharp screens.
-PAGE_DPI = 100
-FINENESS = 2
-WIDTH_IN = 8.0
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
-
-
-@mpl.rc_context(STYLE)
-def new_figure(
-    rows: int = 1, columns: int = 1, *, height_in: float = 3.0, share_x: bool = False, share_y: bool = False
-) -> tuple[Figure, np.ndarray]:
-    """Start a figure as wide as a notebook's page.
-
-    Args:
-        rows, columns: of Axes.
-        height_in: height of the whole figure in inches; it is 8 inches wide.
-        share_x, share_y: whether all Axes have one scale.
-
-    Returns:
-        the figure, and its Axes as an array of shape (rows, columns).
-    """
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH_IN, height_in),
-        sharex=share_x,
-        sharey=share_y,
-        squeeze=False,
-        layout="constrained",
-    )
 
 
 @mpl.rc_context(STYLE)
@@ -83,7 +24,7 @@ def plot_parameters(
         parts: name of each segment, from the left.
         unit: the label of the axis, such as "billion parameters".
     """
-    amounts = _amounts(amounts, (len(models), len(parts)))
+    amounts = as_amounts(amounts, (len(models), len(parts)))
     ax = new_figure(height_in=1.4 + 0.7 * len(models))[1][0, 0] if ax is None else ax
     wide = NARROW * amounts.sum(axis=1).max()
     start = np.zeros(len(models))
@@ -92,14 +33,14 @@ def plot_parameters(
             models, amount, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.5, label=part
         )
         numbers = [f"{value:.3g}" if value > wide else "" for value in amount]
-        ax.bar_label(bars, numbers, label_type="center", color=_readable_on(colour))
+        ax.bar_label(bars, numbers, label_type="center", color=readable_on(colour))
         start += amount
     ax.invert_yaxis()
     ax.set_xlim(0, 1.02 * start.max())
     ax.set_xlabel(unit)
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
-    _legend_above(ax, columns=min(len(parts), 3))
+    legend_above(ax, columns=min(len(parts), 3))
     return ax
 
 
@@ -120,7 +61,7 @@ def plot_next_tokens(
         kept: (tokens,) bool, False for candidates that a filter takes out: they are drawn grey and hatched.
         title: what was done to the distribution.
     """
-    probabilities = _amounts(probabilities, (len(tokens),))
+    probabilities = as_amounts(probabilities, (len(tokens),))
     label = "probability" if kept is None else "probability\n(hatched: left out)"
     kept = np.ones(len(tokens), bool) if kept is None else np.asarray(kept, bool)
     if kept.shape != probabilities.shape:
@@ -187,41 +128,8 @@ def plot_times(
     ax.set_xlabel("milliseconds (logarithmic axis)")
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
-    _legend_above(ax, columns=2)
+    legend_above(ax, columns=2)
     return ax
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure once, as PNG, with a sentence that says what it shows: as alt text, and in print.
-
-    The sentence stands in the output's metadata under "image/png", where nbconvert and others look for "alt". The
-    figure is closed, so that a notebook does not show it again.
-
-    Args:
-        figure: what the sentence describes.
-        alt: one sentence or more, for a reader who does not see the picture.
-
-    Raises:
-        ValueError: no sentence.
-    """
-    from IPython.display import Image, display
-
-    if not alt.rstrip().endswith((".", "!", "?")):
-        raise ValueError(f"alt is {alt!r}: expected a sentence that says what the picture shows, with its full stop")
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
-    plt.close(figure)
-    display(Image(png.getvalue(), width=round(figure.get_figwidth() * PAGE_DPI), alt=alt))
-    print(alt)
-
-
-def _amounts(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.asarray(values, float)
-    if values.shape != shape:
-        raise ValueError(f"the amounts have shape {values.shape}: expected {shape}, one for each name")
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("an amount is negative, infinite or NaN: a bar can show finite amounts of 0 or more")
-    return values
 
 
 def _quoted(text: str) -> str:
@@ -230,18 +138,6 @@ def _quoted(text: str) -> str:
     return "".join(letters)
 
 
-def _readable_on(colour: str) -> str:
-    """Black or white, whichever stands out more; sRGB luminance, Web Content Accessibility Guidelines 2.2."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    luminance = np.dot((0.2126, 0.7152, 0.0722), linear)
-    return "black" if luminance > 0.179 else "white"
-
-
 def _milliseconds(seconds: float) -> str:
     milliseconds = seconds * 1e3
     return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2g} ms"
-
-
-def _legend_above(ax: Axes, *, columns: int) -> None:
-    """Put the legend above the plot, where no data can be."""
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.4, handlelength=1.2)
