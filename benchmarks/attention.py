@@ -174,7 +174,7 @@ def main() -> None:
             "pairs": pairs[T],
             "predicted_ratio": pairs[T] / pairs[first],
             "extra_bytes": extra,
-            "predicted_extra_bytes": 2 * T * options.heads * options.head_dim * value_bytes,  # chunks, and their join
+            "predicted_extra_bytes": T * options.heads * options.head_dim * value_bytes,  # what it returns
             "memory_ratio": extra / (growth[0]["extra_bytes"] if growth else extra),
         }
         growth.append(row)

@@ -4,6 +4,7 @@ B batch, T queries, S keys, H query heads, K key and value heads, G = H/K querie
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional
@@ -134,29 +135,42 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     """
     _check_heads(q, k, v)
     check_count("window", window)
+    if k.shape[1] != q.shape[1]:
+        raise ValueError(f"k and v have {k.shape[1]} tokens: expected {q.shape[1]}, as many as q")
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    chunks = _windowed_chunks(q, k, v, window, recorded)
+    if recorded:
+        return torch.cat(list(chunks), dim=1)
+    out = torch.empty_like(q)  # written in place: a list of chunks and their join would take the memory twice
+    for place, chunk in zip(out.split(CHUNK, dim=1), chunks, strict=True):
+        place.copy_(chunk)
+    return out
+
+
+def _windowed_chunks(q, k, v, window: int, recorded: bool) -> Iterator[torch.Tensor]:
+    """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be asked for."""
     T, H, K = *q.shape[1:3], k.shape[2]
-    if k.shape[1] != T:
-        raise ValueError(f"k and v have {k.shape[1]} tokens: expected {T}, as many as q")
     group_size = H // K
     blocks_back = math.ceil((min(window, T) - 1) / CHUNK)  # before the chunk's own block
     positions = torch.arange((blocks_back + 1) * CHUNK, device=q.device)
     mask = position_mask(positions[-CHUNK:], positions, window=window)
     mask = mask.repeat_interleave(group_size, dim=0)  # a row for each query of a group
 
-    # Blocks are split off once and joined: a slice of k would have a gradient as long as k, for every chunk.
     k_blocks, v_blocks = k.split(CHUNK, dim=1), v.split(CHUNK, dim=1)
-    chunks = []
     for index, chunk in enumerate(q.split(CHUNK, dim=1)):
         first = max(0, index - blocks_back)
-        keys = torch.cat(k_blocks[first : index + 1], dim=1).transpose(1, 2)  # (B, K, keys, D)
-        values = torch.cat(v_blocks[first : index + 1], dim=1).transpose(1, 2)
+        if recorded:  # a slice of k would have a gradient as long as k, for every chunk; joined blocks have not
+            keys, values = (torch.cat(blocks[first : index + 1], dim=1) for blocks in (k_blocks, v_blocks))
+        else:
+            keys, values = (x[:, first * CHUNK : (index + 1) * CHUNK] for x in (k, v))
         # (B, C, H, D) -> (B, K, C·G, D): the queries of a group are rows before the one head that they share.
         rows = chunk.unflatten(2, (K, group_size)).transpose(1, 2).flatten(2, 3)
         absent = (blocks_back - (index - first)) * CHUNK  # columns of keys before the first token
-        visible = mask[: rows.shape[2], absent : absent + keys.shape[2]]
-        out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=visible)
-        chunks.append(out.unflatten(2, (-1, group_size)).transpose(1, 2).flatten(2, 3))
-    return torch.cat(chunks, dim=1)
+        visible = mask[: rows.shape[2], absent : absent + keys.shape[1]]
+        out = functional.scaled_dot_product_attention(
+            rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible
+        )
+        yield out.unflatten(2, (-1, group_size)).transpose(1, 2).flatten(2, 3)
 
 
 def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -14,8 +14,8 @@ class _Store:
         for name, size in (("n_kv_heads", n_kv_heads), ("head_dim", head_dim), ("batch", batch)):
             check_size(name, size)
         self.seen = 0  # tokens since the start or the last reset: the next token's position
-        self._keys = _allocate((batch, n_kv_heads, capacity, head_dim), dtype, device)
-        self._values = _allocate(self._keys.shape, dtype, device)
+        shape = (batch, n_kv_heads, capacity, head_dim)
+        self._hold(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
 
     def reset(self) -> None:
         """Forget every token; the storage stays."""
@@ -24,7 +24,10 @@ class _Store:
     def select_batch(self, rows) -> None:
         """Make sequence i what sequence `rows[i]` was: for beam search, or for a batch that grows or shrinks."""
         with torch.inference_mode(False):
-            self._keys, self._values = self._keys[rows], self._values[rows]
+            self._hold(self._keys[rows], self._values[rows])
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._keys, self._values = keys, values
 
     @property
     def nbytes(self) -> int:
@@ -71,9 +74,8 @@ class KVRing(_Store):
 
     def __init__(self, window: int, n_kv_heads: int, head_dim: int, *, batch=1, dtype=torch.float32, device="cpu"):
         check_size("window", window)
-        super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
         self.window = window
-        self._name_halves()
+        super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
 
     def append(self, k, v) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Add a chunk of tokens, and hand out all that its queries may attend to.
@@ -104,15 +106,11 @@ class KVRing(_Store):
         newest = self.seen - 1 - (self.seen - 1 - slots) % self.window
         return newest.clamp(min=-1)
 
-    def select_batch(self, rows) -> None:
-        """Make sequence i what sequence `rows[i]` was: for beam search, or for a batch that grows or shrinks."""
-        super().select_batch(rows)
-        self._name_halves()
-
-    def _name_halves(self) -> None:
-        """View the slots as (B, K, 2, W, D), so that one assignment writes both places of a position."""
-        self._key_halves = self._keys.unflatten(2, (2, self.window))
-        self._value_halves = self._values.unflatten(2, (2, self.window))
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super()._hold(keys, values)
+        # Seen as (B, K, 2, W, D), both places of a position are written by one assignment.
+        self._key_halves = keys.unflatten(2, (2, self.window))
+        self._value_halves = values.unflatten(2, (2, self.window))
 
     def _write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
         """`append` in the heads-first layout of storage and of transformers: (B, K, T, D) in, (B, K, S, D) out."""
@@ -240,8 +238,7 @@ class _Growing(_Store):
     def _write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
         total = self.seen + k.shape[2]
         if total > self._keys.shape[2]:
-            self._keys = self._grown(self._keys, total)
-            self._values = self._grown(self._values, total)
+            self._hold(self._grown(self._keys, total), self._grown(self._values, total))
         self._keys.narrow(2, self.seen, k.shape[2]).copy_(k.detach())
         self._values.narrow(2, self.seen, k.shape[2]).copy_(v.detach())
         self.seen = total

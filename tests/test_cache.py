@@ -3,16 +3,24 @@
 import copy
 import random
 import re
+from itertools import accumulate
 
+import numpy as np
 import pytest
+import reference
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, MixtralConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from mistral_lab import PRESETS
+from mistral_lab.attention import grouped_query_attention
 from mistral_lab.cache import KVRing, RollingCache
 from mistral_lab.config import ModelConfig
 from mistral_lab.loading import load
+from mistral_lab.masks import position_mask, sliding_window_mask
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
@@ -117,12 +125,65 @@ def test_every_chunk_size_hands_out_the_window_in_position_order(window):
         feed(ring_of(window), ListRing(window), chunks_of(length, size) + [1] * (2 * window + 1))
 
 
-def test_random_chunks_on_random_windows():
-    draw = random.Random(0)
-    for _ in range(60):
-        window = draw.randint(1, 40)
-        sizes = [draw.choice((1, 1, 1, draw.randint(1, 3 * window))) for _ in range(30)]
-        feed(ring_of(window), ListRing(window), sizes)
+@given(window=st.integers(1, 40), sizes=st.lists(st.one_of(st.just(1), st.integers(1, 120)), min_size=1, max_size=30))
+def test_any_chunks_on_any_window(window, sizes):
+    feed(ring_of(window), ListRing(window), sizes)
+
+
+# Attention through the ring against attention over all tokens, in the float64 reference.
+
+
+def through_ring(q, k, v, window, sizes, *, mask_window=None):
+    """Attention chunk by chunk, each against what the ring hands out."""
+    ring = KVRing(window, k.shape[2], k.shape[3], batch=k.shape[0], dtype=k.dtype)
+    outs = []
+    for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        here = slice(start, start + size)
+        keys, values, positions = ring.append(k[:, here], v[:, here])
+        mask = position_mask(torch.arange(start, start + size), positions, window=mask_window or window)
+        outs.append(grouped_query_attention(q[:, here], keys, values, mask)[0])
+    return torch.cat(outs, dim=1)
+
+
+def random_qkv(T, *, B=1, H=4, K=2, D=4):
+    generator = torch.Generator().manual_seed(T)
+    return tuple(torch.randn(B, T, heads, D, generator=generator, dtype=torch.float64) for heads in (H, K, K))
+
+
+@pytest.mark.parametrize("T", [5, 8, 9, 21])  # below, at and beyond the window, and beyond twice the window
+def test_attention_through_the_ring_is_attention_over_all_tokens_for_every_chunk_size(T):
+    window = 8
+    q, k, v = random_qkv(T, B=2)
+    expected = reference.attention(q, k, v, reference.window_mask(T, window))[0]
+    for size in range(1, T + 1):
+        out = through_ring(q, k, v, window, chunks_of(T, size))
+        # At most 15 products of order 1, summed in another order: 1e-15 apart. A key too many shows at 1e-3.
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-10, err_msg=f"chunks of {size}")
+
+
+@given(
+    window=st.integers(1, 90),
+    sizes=st.lists(st.one_of(st.just(1), st.integers(1, 100)), min_size=1, max_size=6),
+    K=st.integers(1, 2),
+    G=st.integers(1, 2),
+)
+def test_attention_through_the_ring_equals_sdpa_for_any_chunks(window, sizes, K, G):
+    q, k, v = random_qkv(sum(sizes), H=K * G, K=K)
+    mask = sliding_window_mask(sum(sizes), window)
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    expected = scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(through_ring(q, k, v, window, sizes), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 4, 21])
+def test_a_window_read_as_at_most_w_back_is_caught(size):
+    """W + 1 keys, `i - j <= W` for `i - j < W`, differ from the first query on that has W tokens before it."""
+    T, window = 21, 8
+    q, k, v = random_qkv(T)
+    expected = reference.attention(q, k, v, reference.window_mask(T, window))[0]
+    wrong = through_ring(q, k, v, window + 1, chunks_of(T, size), mask_window=window + 1)
+    late = np.abs(wrong.numpy() - expected).max(axis=(0, 2, 3)) > 1e-3
+    assert late.tolist() == [False] * window + [True] * (T - window)
 
 
 def test_position_p_lies_in_slot_p_mod_w_and_one_step_writes_one_slot():
@@ -429,11 +490,12 @@ def test_a_ring_of_one_key_too_many_or_too_few_is_seen():
 
 
 def test_a_token_written_to_one_half_only_is_seen(monkeypatch):
-    def first_half_only(self):
-        self._key_halves = self._keys[:, :, : self.window].unsqueeze(2)
-        self._value_halves = self._values[:, :, : self.window].unsqueeze(2)
+    def first_half_only(self, keys, values):
+        self._keys, self._values = keys, values
+        self._key_halves = keys[:, :, : self.window].unsqueeze(2)
+        self._value_halves = values[:, :, : self.window].unsqueeze(2)
 
-    monkeypatch.setattr(KVRing, "_name_halves", first_half_only)
+    monkeypatch.setattr(KVRing, "_hold", first_half_only)
     with pytest.raises(AssertionError):
         feed(ring_of(4), ListRing(4), [1] * 9)
 
