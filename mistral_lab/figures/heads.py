@@ -1,0 +1,276 @@
+"""Pictures of attention heads: which share keys and values, what they look at, what they cost in memory, time, loss."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
+
+SCHEME_COLOURS = {"multi-head": COLOURS[2], "grouped-query": COLOURS[4], "multi-query": COLOURS[8]}
+# The first is the colour of "measured" in every lesson; the last reads as much as multi-head attention does.
+WAY_COLOURS = (COLOURS[0], COLOURS[5], SCHEME_COLOURS["multi-head"])
+
+
+@mpl.rc_context(STYLE)
+def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None) -> Axes:
+    """Draw which query head reads which key and value head.
+
+    Args:
+        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and none of 0 ... K - 1 is idle.
+        scheme: "multi-head", "grouped-query" or "multi-query": the title, and a colour.
+    """
+    shared = np.asarray(shared)
+    if shared.ndim != 1 or not np.array_equal(np.unique(shared), np.arange(shared.max(initial=0) + 1)):
+        raise ValueError(f"shared is {shared.tolist()}: expected (H,) numbers that use each of 0 ... K - 1")
+    colour = _scheme_colour(scheme)
+    ax = new_figure(height_in=2.2)[1][0, 0] if ax is None else ax
+    for head, target in enumerate(shared):
+        place = np.flatnonzero(shared == target).mean()
+        ax.plot([head, place], [1, 0], color=colour, linewidth=2, zorder=1)
+        ax.scatter(head, 1, s=230, color="white", edgecolor=INK, zorder=2)
+        ax.text(head, 1, str(head), ha="center", va="center", fontsize=9)
+    for target in np.unique(shared):
+        place = np.flatnonzero(shared == target).mean()
+        ax.scatter(place, 0, s=230, marker="s", color=colour, edgecolor=INK, zorder=2)
+        ax.text(place, 0, str(target), ha="center", va="center", fontsize=9, color=readable_on(colour))
+    ax.set_yticks([1, 0], ["query\nheads", "key and\nvalue heads"])
+    ax.set_xticks([])
+    ax.set_xlim(-0.7, len(shared) - 0.3)
+    ax.set_ylim(-0.4, 1.4)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_title(scheme)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_head_weights(
+    weights: np.ndarray, *, shared: np.ndarray, tokens: Sequence[str], title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw how much each query head looks at each token, one row a head, with a line between groups.
+
+    Args:
+        weights: (H, S) attention weights of one query token, each row from 0 to 1.
+        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`.
+        tokens: (S,) text of each token.
+        title: whose weights these are.
+    """
+    weights, shared = np.asarray(weights, float), np.asarray(shared)
+    if weights.shape != (len(shared), len(tokens)):
+        raise ValueError(f"weights has shape {weights.shape}: expected ({len(shared)}, {len(tokens)}), heads by tokens")
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError("a weight is NaN or lies outside 0 to 1: an attention weight is a share")
+    ax = new_figure(height_in=1.5 + 0.24 * len(shared) + 0.4)[1][0, 0] if ax is None else ax
+    image = ax.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    for row in np.flatnonzero(np.diff(shared)):
+        ax.axhline(row + 0.5, color="white", linewidth=3)
+    ax.set_yticks(range(len(shared)), [f"query head {head} (KV head {target})" for head, target in enumerate(shared)])
+    ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", rotation_mode="anchor")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    ax.figure.colorbar(image, ax=ax, label="weight", pad=0.02)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_token_bytes(
+    as_built: np.ndarray,
+    multi_head: np.ndarray,
+    *,
+    models: Sequence[str],
+    schemes: Sequence[str],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the cache that one token takes in each model, beside what it would take without shared heads.
+
+    Args:
+        as_built: (models,) bytes a token.
+        multi_head: (models,) bytes a token if every query head had its own keys and values.
+        models: name of each model, the first on top.
+        schemes: "multi-head", "grouped-query" or "multi-query": how each model is built.
+    """
+    as_built, multi_head = as_amounts(as_built, (len(models),)), as_amounts(multi_head, (len(models),))
+    if len(schemes) != len(models):
+        raise ValueError(f"{len(schemes)} schemes for {len(models)} models: expected one for each")
+    colours = [_scheme_colour(scheme) for scheme in schemes]
+    ax = new_figure(height_in=1.1 + 0.55 * len(models))[1][0, 0] if ax is None else ax
+    rows = np.arange(len(models))
+    named = [f"as built: {scheme}" if scheme not in schemes[:row] else "_" for row, scheme in enumerate(schemes)]
+    would = {"facecolor": "white", "edgecolor": SCHEME_COLOURS["multi-head"], "hatch": "////", "label": "if multi-head"}
+    for amounts, offset, look in (
+        (as_built, -0.2, {"color": colours, "label": named}),
+        (multi_head, 0.2, would),
+    ):
+        bars = ax.barh(rows + offset, amounts / 2**10, height=0.36, **look)
+        ax.bar_label(bars, [f"{amount / 2**10:,.0f}" for amount in amounts], padding=3, fontsize=9)
+    ax.set_yticks(rows, models)
+    ax.invert_yaxis()
+    ax.margins(x=0.08)
+    ax.set_xlabel("KiB of cache a token, 16 bits a value")
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=3)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_context(
+    tokens: np.ndarray,
+    memory_bytes: np.ndarray,
+    *,
+    schemes: Sequence[str],
+    longest: np.ndarray,
+    limit_bytes: float,
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the memory of weights and cache against the length of the text, and where it reaches the limit.
+
+    Args:
+        tokens: (n,) lengths.
+        memory_bytes: (schemes, n), weights included.
+        schemes: "multi-head", "grouped-query" or "multi-query", one for each line.
+        longest: (schemes,) the most tokens that fit.
+        limit_bytes: what there is.
+        title: which weights.
+    """
+    memory_bytes, longest = np.asarray(memory_bytes, float), np.asarray(longest, float)
+    if memory_bytes.shape != (len(schemes), len(tokens)) or longest.shape != (len(schemes),):
+        raise ValueError(
+            f"memory_bytes has shape {memory_bytes.shape} and longest {longest.shape}: "
+            f"expected ({len(schemes)}, {len(tokens)}) and ({len(schemes)},)"
+        )
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax.axhline(limit_bytes / 2**30, color=INK, linewidth=1, linestyle=":", label=f"{limit_bytes / 2**30:g} GiB")
+    for scheme, line, most in zip(schemes, memory_bytes, longest, strict=True):
+        colour = _scheme_colour(scheme)
+        ax.plot(np.asarray(tokens) / 1e3, line / 2**30, color=colour, linewidth=2, label=scheme)
+        ax.scatter(most / 1e3, limit_bytes / 2**30, s=50, color=colour, edgecolor=INK, zorder=3)
+        ax.annotate(
+            f"{most / 1e3:,.0f} thousand",
+            (most / 1e3, limit_bytes / 2**30),
+            xytext=(8, -4),  # the line comes from below left, and goes on above right
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            fontsize=9.5,
+        )
+    ax.set_ylim(0, 1.25 * limit_bytes / 2**30)
+    ax.set_xlim(0, np.max(tokens) / 1e3)
+    ax.set_xlabel("thousand tokens of text")
+    ax.set_ylabel("GiB, weights and cache")
+    ax.grid()
+    ax.set_title(title)
+    ax.legend(loc="lower right")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_decode(
+    n_kv_heads: Sequence[int],
+    lowest_s: np.ndarray,
+    median_s: np.ndarray,
+    highest_s: np.ndarray,
+    *,
+    ways: Sequence[str],
+    predicted_s: np.ndarray,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the time of attention for one new token against the number of key and value heads, both axes logarithmic.
+
+    Args:
+        n_kv_heads: (n,) key and value heads.
+        lowest_s, median_s, highest_s: (ways, n) seconds over the runs; a bar spans lowest to highest.
+        ways: name of each way of computing it, at most three.
+        predicted_s: (n,) seconds.
+    """
+    shape = (len(ways), len(n_kv_heads))
+    lowest_s, median_s, highest_s = (np.asarray(runs, float) for runs in (lowest_s, median_s, highest_s))
+    predicted_s = np.asarray(predicted_s, float)
+    for name, seconds, expected in (
+        ("lowest_s", lowest_s, shape),
+        ("median_s", median_s, shape),
+        ("highest_s", highest_s, shape),
+        ("predicted_s", predicted_s, shape[1:]),
+    ):
+        if seconds.shape != expected:
+            raise ValueError(f"{name} has shape {seconds.shape}: expected {expected}")
+        if not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise ValueError(f"{name} is {seconds.tolist()}: expected seconds above 0, for a logarithmic axis")
+    ax = new_figure(height_in=3.8)[1][0, 0] if ax is None else ax
+    ax.plot(
+        n_kv_heads,
+        predicted_s * 1e3,
+        "D--",
+        color=COLOURS[1],
+        markeredgecolor=INK,
+        label="predicted: the least",
+        zorder=4,
+    )
+    for way, colour, low, middle, high in zip(
+        ways, WAY_COLOURS[: len(ways)], lowest_s, median_s, highest_s, strict=True
+    ):
+        ax.errorbar(
+            n_kv_heads,
+            middle * 1e3,
+            yerr=[(middle - low) * 1e3, (high - middle) * 1e3],
+            fmt="o-",
+            color=colour,
+            markeredgecolor=INK,
+            capsize=3,
+            label=f"measured: {way}",
+        )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(list(n_kv_heads)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("key and value heads K (logarithmic axis)")
+    ax.set_ylabel("milliseconds (logarithmic axis)")
+    ax.grid()
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_intervals(
+    means: np.ndarray, lows: np.ndarray, highs: np.ndarray, *, names: Sequence[str], unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draw a mean with its interval for each of several models, the first on top.
+
+    Args:
+        means, lows, highs: (models,), in `unit`; the axis starts at 0.
+        names: of the models.
+        unit: the label of the axis.
+    """
+    means, lows, highs = (as_amounts(values, (len(names),)) for values in (means, lows, highs))
+    if (lows > means).any() or (means > highs).any():
+        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
+    ax = new_figure(height_in=0.9 + 0.4 * len(names))[1][0, 0] if ax is None else ax
+    rows = np.arange(len(names))
+    ax.hlines(rows, 0, means, color=FADED, linewidth=3, zorder=1)
+    ax.errorbar(
+        means, rows, xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], markeredgecolor=INK, capsize=4
+    )
+    for row, mean, high in zip(rows, means, highs, strict=True):
+        ax.annotate(
+            f"{mean:.2f}", (high, row), xytext=(7, 0), textcoords="offset points", ha="left", va="center", fontsize=9
+        )
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(0, 1.12 * highs.max())
+    ax.set_xlabel(unit)
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _scheme_colour(scheme: str) -> str:
+    if scheme not in SCHEME_COLOURS:
+        raise ValueError(f"scheme is {scheme!r}: expected one of {', '.join(SCHEME_COLOURS)}")
+    return SCHEME_COLOURS[scheme]

@@ -1,0 +1,213 @@
+"""The pictures of the sliding window say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from test_figures import texts
+
+from mistral_lab import figures
+from mistral_lab.figures import style, windows
+
+MASK = np.array([[True, False, False], [True, True, False], [False, True, True]])
+INFLUENCE = np.array([[1.0, 0.1, 0.0, 0.0], [1.0, 0.2, 0.003, 0.0]])
+REACHES = np.array([2, 3])
+SLOTS = np.array([[0, -1], [0, 1], [2, 1]])
+WRITTEN = np.array([[True, False], [False, True], [True, False]])
+SIZES = [256, 512, 1024]
+MEASURED = np.array([[1.0, 2.0, 4.0], [np.nan, np.nan, 30.0]])
+PREDICTED = np.array([[0.5, 1.0, 2.0], [np.nan, np.nan, 20.0]])
+MEANS = np.array([[0.9, 0.5, 0.0], [0.4, 0.2, 0.1]])
+LOWS, HIGHS = MEANS - np.array([0.1, 0.1, 0.0]), MEANS + 0.05
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def mask(ax=None):
+    return figures.plot_mask(MASK, row=2, title="window of 2", ax=ax)
+
+
+def influence(ax=None):
+    return figures.plot_influence(INFLUENCE, reaches=REACHES, names=["1 layer", "2 layers"], unit="gradient", ax=ax)
+
+
+def slots(ax=None):
+    return figures.plot_slots(SLOTS, written=WRITTEN, window=2, ax=ax)
+
+
+def growth(ax=None):
+    names = ["SDPA, window's mask", "windowed_attention"]
+    return figures.plot_growth(SIZES, MEASURED, PREDICTED, names=names, x_label="tokens", unit="milliseconds", ax=ax)
+
+
+def by_range(ax=None):
+    return figures.plot_by_range(
+        MEANS,
+        LOWS,
+        HIGHS,
+        names=["tiny-mistral", "tiny-mixtral"],
+        ranges=["0–63", "64–127", "128–191"],
+        x_label="positions",
+        unit="nats a token",
+        divider=(1.5, "trained length"),
+        ax=ax,
+    )
+
+
+PLOTS = pytest.mark.parametrize("plot", [mask, influence, slots, growth, by_range])
+
+
+def test_a_mask_colours_what_may_be_seen_and_frames_the_row():
+    ax = mask()
+    cells = ax.collections[0].get_array()
+    for query, key in np.ndindex(3, 3):
+        expected = windows.VISIBLE if MASK[query, key] else style.FADED
+        assert to_hex(cells[query, key]) == expected
+    [frame] = ax.patches
+    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (-0.5, 1.5, 3, 1)
+    assert ax.yaxis_inverted()
+    assert ax.get_title(loc="left") == "window of 2"
+
+
+def test_influence_leaves_out_what_is_exactly_zero_and_marks_the_reach():
+    ax = influence()
+    for curve, edge, values, reach in zip(ax.lines[::2], ax.lines[1::2], INFLUENCE, REACHES, strict=True):
+        np.testing.assert_array_equal(curve.get_ydata(), np.where(values > 0, values, np.nan))
+        assert list(edge.get_xdata()) == [reach - 1] * 2
+        assert edge.get_color() is curve.get_color() or (edge.get_color() == curve.get_color()).all()
+    assert ax.get_yscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1 layer", "2 layers"]
+
+
+def test_slots_name_what_they_hold_and_frame_what_was_written():
+    ax = slots()
+    numbers = {tuple(text.get_position()): text.get_text() for text in ax.texts}
+    assert numbers == {
+        (slot, step): str(SLOTS[step, slot]) for step, slot in np.ndindex(3, 2) if SLOTS[step, slot] >= 0
+    }
+    frames = {(p.get_x() + 0.45, p.get_y() + 0.45) for p in ax.patches if not p.get_fill()}
+    assert frames == {(slot, step) for step, slot in np.ndindex(3, 2) if WRITTEN[step, slot]}
+    empty = [p for p in ax.patches if p.get_fill() and to_rgb(p.get_facecolor()) == to_rgb(style.FADED)]
+    assert [(p.get_x() + 0.5, p.get_y() + 0.5) for p in empty] == [(1, 0)]
+    assert ax.yaxis_inverted()
+
+
+def test_slots_of_a_ring_that_is_stored_twice_are_numbered_twice():
+    ax = figures.plot_slots(np.zeros((1, 4), int), written=np.ones((1, 4), bool), window=2)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "0", "1"]
+
+
+def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way():
+    ax = growth()
+    for way, (measured, predicted) in enumerate(zip(ax.lines[:4:2], ax.lines[1:4:2], strict=True)):
+        np.testing.assert_array_equal(measured.get_ydata(), MEASURED[way])
+        np.testing.assert_array_equal(predicted.get_ydata(), PREDICTED[way])
+        np.testing.assert_array_equal(measured.get_xdata(), SIZES)
+        assert (measured.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
+        assert measured.get_marker() == predicted.get_marker()
+        assert predicted.get_color() == style.COLOURS[1]
+    assert ax.lines[0].get_color() == style.COLOURS[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "512", "1,024"]
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == ["SDPA, window's mask", "windowed_attention", "predicted (hollow)"]
+
+
+def test_ranges_hold_means_and_intervals_in_their_places():
+    ax = by_range()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0–63", "64–127", "128–191"]
+    for series, drawn in enumerate(ax.containers):
+        line, _, (bars,) = drawn.lines
+        np.testing.assert_array_equal(line.get_ydata(), MEANS[series])
+        assert np.abs(line.get_xdata() - np.arange(3)).max() < 0.5  # nearer to its own place than to the next
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.column_stack([LOWS[series], HIGHS[series]]), rtol=0, atol=1e-12)  # one sum
+    low, high = ax.get_ylim()
+    assert low <= 0 < HIGHS.max() < high
+    assert "trained length" in [text.get_text() for text in ax.texts]
+    assert 1.5 in [line.get_xdata()[0] for line in ax.lines]
+
+
+@PLOTS
+def test_drawn_on_the_given_axes_and_nowhere_else(plot):
+    figure, axes = figures.new_figure(1, 2)
+    assert plot(axes[0, 1]) is axes[0, 1]
+    assert not axes[0, 0].has_data()
+    assert plt.get_fignums() == [figure.number]
+
+
+@PLOTS
+def test_readable_and_whole(plot):
+    """No text under 9 points, none beyond the edge of the picture, no legend over the data."""
+    ax = plot()
+    figure = ax.figure
+    figure.canvas.draw()
+    assert figure.get_figwidth() == figures.WIDTH_IN
+    assert min(text.get_fontsize() for text in texts(ax)) >= 9
+    drawn = figure.get_tightbbox()  # in inches, of all that is drawn
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+    assert drawn.y1 <= figure.get_figheight()
+    if legend := ax.get_legend():
+        assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5
+
+
+@PLOTS
+def test_texts_do_not_cover_each_other(plot):
+    ax = plot()
+    ax.figure.canvas.draw()
+    for group in (ax.texts, ax.get_xticklabels(), ax.get_yticklabels()):
+        boxes = [text.get_window_extent() for text in group if text.get_text()]
+        assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+@PLOTS
+def test_the_readers_own_style_is_left_alone(plot):
+    before = dict(plt.rcParams)
+    plot()
+    assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.plot_mask(MASK.astype(int), row=0, title=""), r"\(3, 3\) in int64: expected bool"),
+        (lambda: figures.plot_mask(MASK, row=3, title=""), "row is 3: expected a query from 0 to 2"),
+        (
+            lambda: figures.plot_influence(INFLUENCE, reaches=REACHES[:1], names=["a", "b"], unit=""),
+            r"\(2, 4\), with 1 reaches and 2 names",
+        ),
+        (
+            lambda: figures.plot_influence(-INFLUENCE, reaches=REACHES, names=["a", "b"], unit=""),
+            "expected amounts of 0 or more",
+        ),
+        (lambda: figures.plot_slots(SLOTS, written=WRITTEN[:2], window=2), r"\(3, 2\), written \(2, 2\)"),
+        (
+            lambda: figures.plot_growth(SIZES, MEASURED.T, PREDICTED, names=["a", "b"], x_label="", unit=""),
+            r"measured has shape \(3, 2\): expected \(2, 3\)",
+        ),
+        (
+            lambda: figures.plot_growth(SIZES, MEASURED, 0 * PREDICTED, names=["a", "b"], x_label="", unit=""),
+            "predicted is not above 0",
+        ),
+        (
+            lambda: figures.plot_by_range(MEANS, LOWS, HIGHS, names=["a"], ranges=["b", "c", "d"], x_label="", unit=""),
+            r"means has shape \(2, 3\): expected \(1, 3\)",
+        ),
+        (
+            lambda: figures.plot_by_range(
+                MEANS, HIGHS, LOWS, names=["a", "b"], ranges=["c", "d", "e"], x_label="", unit=""
+            ),
+            "does not hold its mean",
+        ),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
