@@ -5,6 +5,7 @@ from io import BytesIO
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -40,6 +41,7 @@ STYLE = {
 # An inch of a figure is 100 pixels of the page, drawn twice as fine for sharp screens.
 PAGE_DPI = 100
 FINENESS = 2
+COLOURS_KEPT = 256  # in a PNG: a third of the bytes, so that a lesson full of pictures stays below a megabyte
 WIDTH_IN = 8.0
 
 
@@ -85,9 +87,10 @@ def show(figure: Figure, alt: str) -> None:
 
     if not alt.rstrip().endswith((".", "!", "?")):
         raise ValueError(f"alt is {alt!r}: expected a sentence that says what the picture shows, with its full stop")
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
+    drawn, png = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
     plt.close(figure)
+    PIL.Image.open(drawn).convert("RGB").quantize(COLOURS_KEPT).save(png, format="png", optimize=True)
     display(Image(png.getvalue(), width=round(figure.get_figwidth() * PAGE_DPI), alt=alt))
     print(alt)
 
