@@ -42,3 +42,24 @@ def rotate(x, positions, theta, layout="halves"):
             turned = (x[:, t, :, one] + 1j * x[:, t, :, two]) * turn
             out[:, t, :, one], out[:, t, :, two] = turned.real, turned.imag
     return out
+
+
+def route_top_k(logits, num_experts_per_tok):
+    """Softmax over all experts, choice, division by the sum of the chosen -> indices, weights (N, A)."""
+    logits = np.asarray(logits, dtype=np.float64)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    indices = np.argsort(-shares, axis=1, kind="stable")[:, :num_experts_per_tok]
+    weights = np.take_along_axis(shares, indices, axis=1)
+    return indices, weights / weights.sum(axis=1, keepdims=True)
+
+
+def experts(x, indices, weights, gates, ups, downs):
+    """Token by token and choice by choice; x (N, d), gates and ups (E, h, d), downs (E, d, h) -> (N, d)."""
+    x, weights, gates, ups, downs = (np.asarray(a, dtype=np.float64) for a in (x, weights, gates, ups, downs))
+    out = np.zeros_like(x)
+    for n, a in np.ndindex(*np.shape(indices)):
+        e = indices[n][a]
+        gate = gates[e] @ x[n]
+        out[n] += weights[n, a] * (downs[e] @ (gate / (1 + np.exp(-gate)) * (ups[e] @ x[n])))
+    return out

@@ -15,6 +15,7 @@ PACKAGE = Path(mistral_lab.__file__).parent
 MAY_IMPORT = {
     "_checkpoints": set(),
     "_generation": set(),
+    "_tensors": {"_checkpoints"},
     "attention": {"masks"},
     "cache": {"config"},
     "checks": {"attention", "masks", "cache", "moe", "nf4"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "memory": {"config"},
     "moe": set(),
     "nf4": set(),
-    "transformer": {"config", "attention", "cache", "moe"},
+    "transformer": {"_generation", "_tensors", "config", "masks", "attention", "cache", "moe"},
 }
 USED_BY_NOBODY = {"training", "__main__"}
 

@@ -151,7 +151,7 @@ def plot_context(
         ax.plot(np.asarray(tokens) / 1e3, line / 2**30, color=colour, linewidth=2, label=scheme)
         ax.scatter(most / 1e3, limit_bytes / 2**30, s=50, color=colour, edgecolor=INK, zorder=3)
         ax.annotate(
-            f"{most / 1e3:,.0f} thousand",
+            f"{most / 1e3:,.0f}",
             (most / 1e3, limit_bytes / 2**30),
             xytext=(8, -4),  # the line comes from below left, and goes on above right
             textcoords="offset points",

@@ -1,0 +1,208 @@
+"""One mixture-of-experts layer: `route_top_k` and `sparse_experts` beside the experts implementations of transformers.
+
+The layer is Mixtral's in bfloat16 unless told otherwise: router and experts, the same weights (2.8 GB, held once) and
+the same tokens for all. For each number of tokens, every round times each function once, so that a slow minute meets
+all of them, and ratios are taken round by round. An implementation that does not run here, that needs over half of the
+free memory, or that is far behind is listed with the reason and takes part in no round.
+
+The prediction: n tokens that choose A of E experts at random touch E·(1 - (1 - A/E)^n) of them. One token computes
+little, so the layer takes at least the bytes of A experts over the speed at which this machine reads memory.
+Where it takes twice as long in bfloat16, for all alike, the cause is oneDNN (torch 2.13, AVX512_BF16): before it
+multiplies it copies every block of weights into another order, and for one row a profile shows ten times as much time
+in `jit_brgemm_matmul_copy_b_transposed` as in the product itself.
+
+Threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE, unless it is set). If they spin, and another process
+wants the core, every product can lose a turn of the scheduler, 4 ms or more: on a busy machine the run then counts
+products more than it times them.
+
+    python benchmarks/moe.py
+    python benchmarks/moe.py --dim 256 --hidden 896 --tokens 1 16
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+# Both are read at import: OpenMP's by torch; transformers' kernels on the hub are then refused rather than downloaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import psutil
+import torch
+from torch.nn import functional
+from transformers import MixtralConfig
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+from mistral_lab.measure import Timing, measure_bandwidth
+from mistral_lab.moe import Expert, route_top_k, sparse_experts, split_experts
+
+LAB = "mistral_lab"
+FAR_BEHIND = 5  # times the fastest
+
+
+def arguments() -> argparse.Namespace:
+    """The sizes of one run; the defaults are one layer of Mixtral 8x7B."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, a table each")
+    parser.add_argument("--dim", type=int, default=4096, help="d, width of the residual stream")
+    parser.add_argument("--hidden", type=int, default=14_336, help="h, width inside an expert")
+    parser.add_argument("--experts", type=int, default=8, help="E")
+    parser.add_argument("--experts-per-tok", type=int, default=2, help="A")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=21)
+    return parser.parse_args()
+
+
+def build_block(options: argparse.Namespace) -> MixtralSparseMoeBlock:
+    """transformers' block, with seeded weights that leave values of the size of the tokens."""
+    config = MixtralConfig(
+        hidden_size=options.dim,
+        intermediate_size=options.hidden,
+        num_local_experts=options.experts,
+        num_experts_per_tok=options.experts_per_tok,
+    )
+    with torch.device("meta"):
+        block = MixtralSparseMoeBlock(config)
+    block.to(getattr(torch, options.dtype)).to_empty(device="cpu").requires_grad_(False)
+    torch.manual_seed(0)
+    for weight in block.parameters():
+        weight.uniform_(-1, 1).mul_((3 / weight.shape[-1]) ** 0.5)
+    return block.eval()
+
+
+def peers(block: MixtralSparseMoeBlock, x: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """Every experts implementation that transformers lists, as a function that runs the block with it."""
+
+    def run(name: str) -> torch.Tensor:
+        block.experts.config._experts_implementation = name
+        return block(x[None])[0]
+
+    names = ["eager", *sorted(ALL_EXPERTS_FUNCTIONS.valid_keys())]
+    return {name: lambda name=name: run(name) for name in names}
+
+
+def sort_out(functions: dict, expected: torch.Tensor, gathered_bytes: int) -> tuple[list[str], dict[str, str]]:
+    """Call each twice and compare the result: the names that go into the rounds, and why the others do not."""
+    second_s, absent = {}, {}
+    for name, function in functions.items():
+        if name == "batched_mm" and gathered_bytes > psutil.virtual_memory().available / 2:
+            absent[name] = (
+                f"copies the experts of every choice, {gathered_bytes / 1e9:.0f} GB: too much for this machine"
+            )
+            continue
+        try:
+            result = function()
+        except Exception as error:  # whatever a kernel that is not there raises
+            absent[name] = f"does not run here: {str(error).splitlines()[0].split('. ')[0]}"
+            continue
+        difference = (result.float() - expected.float()).abs().max() / expected.float().abs().max()
+        if not difference < 0.02:  # bfloat16 keeps 8 bits, and rounds three times on the way
+            raise RuntimeError(f"{name} differs by {difference:.1e} of the largest value: nothing to compare")
+        start = time.perf_counter()
+        function()
+        second_s[name] = time.perf_counter() - start
+    for name in [name for name in second_s if second_s[name] > FAR_BEHIND * min(second_s.values())]:
+        absent[name] = f"{second_s.pop(name) * 1e3:,.0f} ms at its second call, over {FAR_BEHIND} times the fastest"
+    return list(second_s), absent
+
+
+def in_turns(functions: dict[str, Callable], repeats: int) -> dict[str, Timing]:
+    """Time each once a round, and begin each round with another, so that none always follows the same."""
+    names = list(functions)
+    runs_s = {name: [] for name in names}
+    for number in range(repeats):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            functions[name]()
+            runs_s[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(runs)) for name, runs in runs_s.items()}
+
+
+def measure(block: MixtralSparseMoeBlock, experts: list[Expert], N: int, options: argparse.Namespace) -> dict:
+    """Time the layer on N tokens in every way that runs, and count the experts that they touch."""
+    x = torch.randn(N, options.dim, generator=torch.Generator().manual_seed(N)).to(block.gate.weight.dtype)
+    A = options.experts_per_tok
+
+    def lab() -> torch.Tensor:
+        logits = functional.linear(x, block.gate.weight)
+        return sparse_experts(x, route_top_k(logits, num_experts_per_tok=A), experts)
+
+    chosen = route_top_k(functional.linear(x, block.gate.weight), num_experts_per_tok=A).indices
+    expert_bytes = sum(weight.nbytes for weight in experts[0])
+    functions = {LAB: lab} | peers(block, x)
+    names, absent = sort_out(functions, lab(), chosen.numel() * expert_bytes)
+    timings = in_turns({name: functions[name] for name in names}, options.repeats)
+    rows = []
+    for name, timing in timings.items():
+        rounds = [one / other for one, other in zip(timings[LAB].runs_s, timing.runs_s, strict=True)]
+        rows.append(
+            {
+                "name": name,
+                "median_s": timing.median_s,
+                "spread_s": timing.spread_s,
+                "lab_ratio": statistics.median(rounds),
+                "least": min(rounds),
+                "largest": max(rounds),
+            }
+        )
+    fastest = min((row for row in rows if row["name"] != LAB), key=lambda row: row["median_s"])
+    return {
+        "tokens": N,
+        "rows": rows,
+        "absent": absent,
+        "fastest_peer": fastest["name"],
+        "lab_ratio": fastest["lab_ratio"],
+        "experts_touched": len(chosen.unique()),
+        "predicted_experts": options.experts * (1 - (1 - A / options.experts) ** N),
+        "expert_bytes": expert_bytes,
+    }
+
+
+def show(result: dict, bandwidth: float) -> None:
+    """Print the table of one number of tokens."""
+    N, touched, size = result["tokens"], result["experts_touched"], result["expert_bytes"]
+    predicted, read_s = result["predicted_experts"], touched * size / bandwidth
+    print(
+        f"\nN={N}: touches {touched} experts, {touched * size / 1e9:.2f} GB (predicted {predicted:.2f}, "
+        f"{predicted * size / 1e9:.2f} GB); predicted {read_s * 1e3:.1f} ms to read them" + ("" if N == 1 else " alone")
+    )
+    print(f"{'':13}{'median ms':>11}{'spread ms':>11}{'/ predicted':>13}{'lab / it':>10}{'(range)':>15}")
+    for row in result["rows"]:
+        spread = f"{row['least']:.2f} to {row['largest']:.2f}"
+        print(
+            f"{row['name']:13}{row['median_s'] * 1e3:11.1f}{row['spread_s'] * 1e3:11.1f}"
+            f"{row['median_s'] / read_s:13.2f}{row['lab_ratio']:10.2f}{spread:>15}"
+        )
+    for name, reason in result["absent"].items():
+        print(f"{name:13}{reason}")
+    print(f"mistral_lab takes {result['lab_ratio']:.2f} times as long as {result['fastest_peer']}, the fastest other")
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, and print a table for each number of tokens and one line of JSON."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    bandwidth = measure_bandwidth()
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, d={options.dim}, h={options.hidden}, "
+        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds after two calls of each; "
+        f"this machine reads {bandwidth / 1e9:.1f} GB/s"
+    )
+    block = build_block(options)
+    experts = split_experts(block.experts.gate_up_proj, block.experts.down_proj)
+    results = []
+    for N in options.tokens:
+        results.append(measure(block, experts, N, options))
+        show(results[-1], bandwidth)
+    print(json.dumps({"benchmark": "moe", **vars(options), "read_bytes_per_s": bandwidth, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Pictures of a mixture of experts: a token's route, experts touched by a batch, loads, and balance in training."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
+
+MEASURED = (COLOURS[0], COLOURS[4])
+PREDICTED = COLOURS[1]
+
+
+@mpl.rc_context(STYLE)
+def plot_route(
+    logits: np.ndarray, *, chosen: Sequence[int], weights: Sequence[float], title: str, ax: Axes | None = None
+) -> Axes:
+    """Draw the logits of one token's router, the chosen experts in colour, each with its weight.
+
+    Args:
+        logits: (E,), of any sign.
+        chosen: (A,) experts.
+        weights: (A,) of the chosen.
+        title: which token.
+    """
+    logits = np.asarray(logits, float)
+    if logits.ndim != 1 or not np.isfinite(logits).all() or len(chosen) != len(weights):
+        raise ValueError(
+            f"logits has shape {logits.shape}, with {len(chosen)} experts chosen and {len(weights)} weights: "
+            "expected finite (E,), and a weight for each chosen expert"
+        )
+    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    ax.bar(range(len(logits)), logits, color=[COLOURS[0] if e in chosen else FADED for e in range(len(logits))])
+    for expert, weight in zip(chosen, weights, strict=True):
+        ax.annotate(
+            f"weight {weight:.2f}",
+            (expert, max(logits[expert], 0)),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+    ax.axhline(0, color=INK, linewidth=0.8)
+    ax.margins(y=0.16)
+    ax.set_xticks(range(len(logits)))
+    ax.set_xlabel("expert (in colour: chosen)")
+    ax.set_ylabel("router logit")
+    ax.set_title(title)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_touched(
+    tokens: Sequence[int],
+    measured: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    names: Sequence[str],
+    experts: int,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how many experts of a layer a batch reads: measured (solid) and predicted (dashed).
+
+    Args:
+        tokens: (n,) in the batch.
+        measured: (ways, n) experts, at most two ways.
+        predicted: (n,) experts.
+        names: of the ways.
+        experts: in the layer.
+    """
+    measured = as_amounts(measured, (len(names), len(tokens)))
+    predicted = as_amounts(predicted, (len(tokens),))
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax.plot(tokens, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
+    for line, name, colour, marker in zip(measured, names, MEASURED[: len(names)], "os"[: len(names)], strict=True):
+        ax.plot(tokens, line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(list(tokens)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.set_ylim(0, 1.06 * experts)
+    ax.set_xlabel("tokens in the batch (logarithmic axis)")
+    ax.set_ylabel("experts read in a layer")
+    ax.grid()
+    legend_above(ax, columns=3)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_loads(
+    loads: np.ndarray, *, names: Sequence[str], title: str, most: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw shares of the assignments as a heat map, a row a kind of text and a column an expert, in per cent.
+
+    Args:
+        loads: (rows, E), shares.
+        names: of the rows.
+        title: which layer.
+        most: the share with the last colour, one for all panels; None is the largest share here.
+    """
+    loads = np.asarray(loads, float)
+    loads = as_amounts(loads, (len(names), loads.shape[-1] if loads.ndim else 0))
+    ax = new_figure(height_in=1.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
+    most = loads.max() if most is None else most
+    ax.imshow(loads, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+    for row, expert in np.ndindex(loads.shape):
+        colour = mpl.colors.to_hex(mpl.colormaps["viridis"](loads[row, expert] / most))
+        text = f"{100 * loads[row, expert]:.0f}"
+        ax.text(expert, row, text, ha="center", va="center", fontsize=9, color=readable_on(colour))
+    ax.set_xticks(range(loads.shape[1]))
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("expert (number: % of assignments)")
+    ax.set_title(title)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_balance(
+    steps: Sequence[int],
+    smallest: np.ndarray,
+    largest: np.ndarray,
+    *,
+    names: Sequence[str],
+    even: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the smallest and the largest share of any expert along two trainings.
+
+    Args:
+        steps: (n,) of training.
+        smallest, largest: (trainings, n) shares of a layer's assignments.
+        names: of the trainings, at most two.
+        even: the share where all experts carry the same.
+    """
+    smallest, largest = (as_amounts(values, (len(names), len(steps))) for values in (smallest, largest))
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    for low, high, name, colour in zip(smallest, largest, names, MEASURED[: len(names)], strict=True):
+        ax.plot(steps, 100 * high, "-", color=colour, label=name)
+        ax.plot(steps, 100 * low, "-", color=colour)
+    ax.axhline(100 * even, color=INK, linewidth=1, linestyle=":", label="even")
+    ax.set_ylim(0, 106 * largest.max())
+    ax.set_xlabel("training step")
+    ax.set_ylabel("smallest and largest load, %")
+    ax.grid(axis="y")
+    legend_above(ax, columns=3)
+    return ax

@@ -1,0 +1,28 @@
+"""Mixture of experts as Mixtral computes it: routing, sparse experts, and what the choices look like."""
+
+from .experts import Expert, Routing, expert_forward, route_top_k, sparse_experts, split_experts
+from .statistics import (
+    capture_routing,
+    co_activation,
+    expert_load,
+    load_balancing_loss,
+    load_entropy,
+    lru_hit_rate,
+    repeat_rate,
+)
+
+__all__ = [
+    "Expert",
+    "Routing",
+    "capture_routing",
+    "co_activation",
+    "expert_forward",
+    "expert_load",
+    "load_balancing_loss",
+    "load_entropy",
+    "lru_hit_rate",
+    "repeat_rate",
+    "route_top_k",
+    "sparse_experts",
+    "split_experts",
+]

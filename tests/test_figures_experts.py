@@ -1,0 +1,98 @@
+"""The pictures of a mixture of experts say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from mistral_lab import figures
+from mistral_lab.figures import style
+
+LOGITS = np.array([1.0, -0.5, 2.0, 0.25])
+TOKENS = [1, 2, 4]
+TOUCHED = np.array([[2.0, 2.5, 3.0], [2.0, 3.0, 3.8]])
+LOADS = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
+SMALLEST, LARGEST = np.array([[0.1, 0.2], [0.1, 0.05]]), np.array([[0.5, 0.3], [0.5, 0.6]])
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def route(ax=None):
+    return figures.plot_route(LOGITS, chosen=[2, 0], weights=[0.73, 0.27], title="a token", ax=ax)
+
+
+def touched(ax=None):
+    return figures.plot_touched(TOKENS, TOUCHED, TOUCHED[1], names=["in a row", "shuffled"], experts=4, ax=ax)
+
+
+def loads(ax=None):
+    return figures.plot_loads(LOADS, names=["english", "python"], title="layer 0", ax=ax)
+
+
+def balance(ax=None):
+    return figures.plot_balance([0, 10], SMALLEST, LARGEST, names=["with", "without"], even=0.25, ax=ax)
+
+
+PLOTS = pytest.mark.parametrize("plot", [route, touched, loads, balance])
+
+
+def test_a_route_colours_the_chosen_and_gives_their_weights():
+    ax = route()
+    assert [bar.get_height() for bar in ax.patches] == LOGITS.tolist()
+    colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
+    assert colours == [style.COLOURS[0], style.FADED, style.COLOURS[0], style.FADED]
+    assert [(text.xy[0], text.get_text()) for text in ax.texts] == [(2, "weight 0.73"), (0, "weight 0.27")]
+
+
+def test_touched_draws_the_prediction_and_each_way():
+    drawn = [line.get_ydata() for line in touched().lines]
+    np.testing.assert_array_equal(drawn, [TOUCHED[1], *TOUCHED])
+
+
+def test_loads_are_the_cells_and_their_numbers_per_cent():
+    ax = loads()
+    np.testing.assert_array_equal(ax.images[0].get_array(), LOADS)
+    assert [text.get_text() for text in ax.texts] == ["10", "20", "70", "30", "30", "40"]
+
+
+def test_balance_draws_largest_and_smallest_per_cent():
+    drawn = [line.get_ydata() for line in balance().lines[:4]]
+    np.testing.assert_array_equal(drawn, 100 * np.array([LARGEST[0], SMALLEST[0], LARGEST[1], SMALLEST[1]]))
+
+
+@PLOTS
+def test_no_text_leaves_the_figure_or_covers_another(plot):
+    ax = plot()
+    ax.figure.canvas.draw()
+    drawn, figure = ax.figure.get_tightbbox(), ax.figure
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+    assert drawn.y1 <= figure.get_figheight()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: figures.plot_route(LOGITS, chosen=[1], weights=[0.5, 0.5], title=""),
+            "1 experts chosen and 2 weights",
+        ),
+        (
+            lambda: figures.plot_touched(TOKENS, TOUCHED.T, TOUCHED[0], names=["a", "b"], experts=4),
+            r"shape \(3, 2\): expected \(2, 3\)",
+        ),
+        (lambda: figures.plot_loads(-LOADS, names=["a", "b"], title=""), "negative"),
+        (lambda: figures.plot_balance([0], SMALLEST, LARGEST, names=["a", "b"], even=0.25), r"expected \(2, 1\)"),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
