@@ -75,7 +75,8 @@ def read_weights(
     found = "; ".join(f"{len(names)} {fault}: {', '.join(names)}" for fault, names in faults.items() if names)
     if found:
         raise OSError(f"{path} has not the tensors that its config.json asks for ({found}): copy or download it again")
-    dtype, device = _check_target(dtype or tensors[checkpoint_name("embedding.weight")].dtype, device or "cpu")
+    dtype = dtype or tensors[checkpoint_name("embedding.weight")].dtype
+    dtype, device = _check_target(dtype, "cpu" if device is None else device)
     return {stored_as[name]: tensor.to(device, dtype) for name, tensor in tensors.items()}
 
 
