@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from ._generation import check_request
-from ._tensors import read_weights
+from ._tensors import check_tokens, count_pads, read_weights
 from .attention import rotate, windowed_attention
 from .cache import RollingCache
 from .config import ModelConfig, check_size
@@ -44,7 +44,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """
     wide = x.float()
     scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
-    return weight * (wide * scale).to(x.dtype)
+    return weight * (wide * scale).type_as(x)
 
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 
 
 def matrix(inputs: int, outputs: int) -> nn.Parameter:
-    """A weight (outputs, inputs), for `linear(x, weight)`; until a checkpoint is read, as nn.Linear starts."""
+    """A weight (outputs, inputs) for `linear(x, weight)`, random until a checkpoint is read."""
     return nn.Linear(inputs, outputs, bias=False).weight
 
 
@@ -174,8 +174,7 @@ class Transformer(nn.Module):
             device: None is the CPU.
 
         Raises:
-            FileNotFoundError: no such folder, or a file of it is missing.
-            OSError: a damaged file, or tensors missing, surplus or of another shape, all of them named.
+            OSError: no such folder, a file missing or damaged, or tensors missing, surplus or misshapen; all are named.
             ValueError: another architecture, or a dtype or device that PyTorch cannot compute with here.
         """
         config = ModelConfig.from_pretrained(path)
@@ -187,6 +186,10 @@ class Transformer(nn.Module):
         model.load_state_dict(weights, strict=False, assign=True)
         if "output.weight" not in weights:
             model.output.weight = model.embedding.weight
+        for part in model.modules():
+            # nn.Module looks for a weight once Python has found no attribute, which takes 1 µs, fifty times a token. So
+            # they are attributes too; an assignment, as load_state_dict makes it, takes that back.
+            vars(part).update([*part.named_children(), *part.named_parameters(recurse=False)])
         return model.requires_grad_(False).eval()
 
     def new_cache(self, batch: int = 1) -> RollingCache:
@@ -210,7 +213,7 @@ class Transformer(nn.Module):
             TypeError, ValueError: tokens or a cache that do not fit; the cache is then as before.
         """
         start = 0 if cache is None else _tokens_in(cache, self.config)
-        _check_tokens(tokens, self, before=start)
+        check_tokens(tokens, self.embedding.weight, room=self.config.max_positions, before=start)
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         return self.output(self._hidden(tokens, *self._angles(positions), cache))
 
@@ -246,15 +249,14 @@ class Transformer(nn.Module):
             TypeError, ValueError: an argument outside its range.
         """
         check_request("tokens", max_new_tokens, temperature, top_p, seed)
-        _check_tokens(tokens, self, after=max_new_tokens)
+        check_tokens(tokens, self.embedding.weight, room=self.config.max_positions, after=max_new_tokens)
         if eos_token_id is not None and eos_token_id not in range(self.config.vocab_size):
             raise ValueError(f"eos_token_id is {eos_token_id!r}: expected None or a token of the vocabulary")
         (B, T), device = tokens.shape, tokens.device
-        pads = None if pad_mask is None else _count_pads(pad_mask, tokens)
+        pads = None if pad_mask is None else count_pads(pad_mask, tokens)
         random = None if seed is None else torch.Generator(device).manual_seed(seed)
         # Made outside of inference mode, whose tensors could not serve in training afterwards.
-        out = torch.empty(B, T + max_new_tokens, dtype=torch.int64, device=device)
-        out[:, :T] = tokens
+        out = torch.cat((tokens.long(), tokens.new_zeros(B, max_new_tokens)), dim=1)
         with torch.inference_mode():
             columns = torch.arange(out.shape[1], device=device)[None]
             cos, sin = self._angles(columns if pads is None else (columns - pads[:, None]).clamp(min=0))
@@ -298,7 +300,7 @@ class Transformer(nn.Module):
         keys = torch.arange(first, first + S, device=self.embedding.weight.device)
         mask = position_mask(keys[-T:], keys, window=self.config.sliding_window or first + S)
         if pads is not None:
-            padding = keys < pads[:, None]  # sees padding: the softmax of a query that sees nothing is NaN, and spreads
+            padding = keys < pads[:, None]  # sees padding: a query that sees nothing has no softmax
             mask = (mask & (~padding[:, None, :] | padding[:, -T:, None]))[:, None]
         return mask
 
@@ -316,26 +318,6 @@ def _choose(logits: torch.Tensor, temperature: float, top_p: float, random: torc
     return logits.softmax(dim=-1).multinomial(1, generator=random)[:, 0]
 
 
-def _check_tokens(tokens, model: Transformer, *, before: int = 0, after: int = 0) -> None:
-    """Refuse what is no batch of tokens, or has no room beside those `before` it and those that are to come `after`."""
-    V, device, room = model.config.vocab_size, model.embedding.weight.device, model.config.max_positions
-    if not isinstance(tokens, torch.Tensor):
-        raise TypeError(f"tokens are a {type(tokens).__name__}: expected a tensor (B, T)")
-    found = f"tokens are {tuple(tokens.shape)} in {tokens.dtype} on {tokens.device}"
-    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{found}: expected (B, T) int64 with at least one token")
-    if tokens.device != device:
-        raise ValueError(f"{found}: expected {device}, where the model is")
-    least, most = (int(end) for end in tokens.aminmax())
-    if least < 0 or most >= V:
-        raise ValueError(f"tokens go from {least} to {most}: expected 0 to {V - 1}, the vocabulary")
-    if before + tokens.shape[1] + after > room:
-        raise ValueError(
-            f"{before} tokens in the cache, {tokens.shape[1]} given and {after} to come: "
-            f"expected at most {room} together, the positions of the model"
-        )
-
-
 def _tokens_in(cache, config: ModelConfig) -> int:
     if not isinstance(cache, RollingCache):
         raise TypeError(f"cache is a {type(cache).__name__}: expected what new_cache() returns")
@@ -345,14 +327,3 @@ def _tokens_in(cache, config: ModelConfig) -> int:
         what = f"{len(found)} layers, the first of (W, K, D) = {found[0]}"
         raise ValueError(f"cache has {what}: expected {len(expected)} of {expected[0]}, from new_cache() of this model")
     return cache.get_seq_length()
-
-
-def _count_pads(pad_mask, tokens: torch.Tensor) -> torch.Tensor:
-    if not isinstance(pad_mask, torch.Tensor) or pad_mask.dtype != torch.bool or pad_mask.device != tokens.device:
-        kind = f"{pad_mask.dtype} on {pad_mask.device}" if isinstance(pad_mask, torch.Tensor) else repr(pad_mask)
-        raise TypeError(f"pad_mask is {kind}: expected a bool tensor on {tokens.device}, True where a token is real")
-    if pad_mask.shape != tokens.shape:
-        raise ValueError(f"pad_mask is {tuple(pad_mask.shape)}: expected {tuple(tokens.shape)}, the shape of tokens")
-    if not pad_mask[:, -1].all() or (pad_mask[:, :-1] & ~pad_mask[:, 1:]).any():
-        raise ValueError("pad_mask has padding behind a real token, or a row without one: expected padding on the left")
-    return (~pad_mask).sum(dim=1)

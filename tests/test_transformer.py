@@ -1,5 +1,6 @@
 """The decoder gives the logits of transformers and of a float64 reference, and generates the same tokens."""
 
+import copy
 import json
 import re
 import shutil
@@ -371,6 +372,29 @@ def test_writing_to_a_weight_leaves_the_file_alone(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
+def test_changed_weights_are_the_ones_that_count(tmp_path):
+    """from_pretrained makes them plain attributes, for speed: no way to change them may leave an old one there."""
+    model, _ = pair(tmp_path, *KINDS["mixture"])
+    right, twin = model(prompt(5)), copy.deepcopy(model)
+    double = {name: 2 * weight for name, weight in model.state_dict().items()}
+    for assign in (False, True):
+        model.load_state_dict(double, assign=assign)
+        expected = model(prompt(5))
+        assert (expected - right).abs().max() > 1e-2
+        model.load_state_dict(twin.state_dict(), assign=assign)
+        torch.testing.assert_close(model(prompt(5)), right, **CLOSE)
+    for name, weight in double.items():
+        part, attribute = name.rsplit(".", 1) if "." in name else ("", name)
+        setattr(twin.get_submodule(part), attribute, torch.nn.Parameter(weight))
+    torch.testing.assert_close(twin(prompt(5)), expected, rtol=1e-4, atol=1e-4)  # logits of doubled weights are large
+    torch.testing.assert_close(model(prompt(5)), right, **CLOSE)
+    assert model.to(torch.bfloat16)(prompt(5)).dtype == torch.bfloat16
+    torch.testing.assert_close(model.float()(prompt(5)), right, rtol=0, atol=0.1)
+    model.layers[1] = torch.nn.Identity()
+    with pytest.raises(TypeError):
+        model(prompt(5))
+
+
 def test_embeddings_are_tied_where_the_config_says_so(tmp_path):
     model, _ = pair(tmp_path, *KINDS["multi-query, tied"])
     assert model.output.weight is model.embedding.weight
@@ -474,6 +498,28 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone(dense, monkeypatch):
     for row, length in enumerate(lengths):
         expected = dense(out[row : row + 1, 12 - length : -1])[0, length - 1 :]
         torch.testing.assert_close(torch.stack([logits[row] for logits in seen]), expected, **CLOSE)
+
+
+def test_positions_of_a_padded_row_count_from_its_first_token_as_in_transformers(dense, monkeypatch):
+    """Attention sees distances alone, so only rounding tells: what is compared is what is rotated by."""
+    seen, angles = [], Transformer._angles
+    tokens, mask = left_padded(6, [6, 2])
+    monkeypatch.setattr(
+        Transformer, "_angles", lambda self, positions: seen.append(positions) or angles(self, positions)
+    )
+    dense.generate(tokens, max_new_tokens=2, pad_mask=mask)
+    assert seen[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 1, 2, 3]]
+
+
+def test_no_query_of_a_padded_batch_sees_nothing(dense, monkeypatch):
+    """Where PyTorch answers such a row with NaN, it spreads: 0 times NaN is NaN in the rows that hide it."""
+    tokens, mask = left_padded(12, [12, 1])
+    monkeypatch.setattr(transformer, "CHUNK", 5)  # the second row's first two chunks are padding alone
+    masks, sees = [], Transformer._mask
+    monkeypatch.setattr(Transformer, "_mask", lambda *args: masks.append(sees(*args)) or masks[-1])
+    dense.generate(tokens, max_new_tokens=3, pad_mask=mask)
+    assert len(masks) == 5
+    assert all(each.any(dim=-1).all() for each in masks)
 
 
 def test_padding_that_is_attended_to_is_seen(dense, monkeypatch):
@@ -642,7 +688,7 @@ REQUESTS = {
     "long seed": ({"seed": 2**64}, ValueError, "seed is .*: expected a number of 64 bits"),
     "end": ({"eos_token_id": 61}, ValueError, "eos_token_id is 61: expected None or a token of the vocabulary"),
     "ends": ({"eos_token_id": [2]}, ValueError, r"eos_token_id is \[2\]"),
-    "mask list": ({"pad_mask": [[True]]}, TypeError, r"pad_mask is \[\[True\]\]: expected a bool tensor on cpu"),
+    "mask list": ({"pad_mask": [[True]]}, TypeError, r"pad_mask is \[\[True\]\]: expected a tensor of bool on cpu"),
     "mask of ints": ({"pad_mask": torch.ones(2, 5, dtype=torch.int64)}, TypeError, "pad_mask is torch.int64 on cpu"),
     "mask shape": ({"pad_mask": torch.ones(2, 4) > 0}, ValueError, r"pad_mask is \(2, 4\): expected \(2, 5\)"),
     "right padding": ({"pad_mask": torch.arange(5).expand(2, 5) < 3}, ValueError, "expected padding on the left"),
@@ -659,8 +705,9 @@ def test_requests_outside_their_range_are_refused_in_one_line(dense, case):
 
 
 @pytest.fixture
-def copy(folder, tmp_path):
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+def own(folder, tmp_path):
+    """A copy of the checkpoint, to be spoilt."""
+    return Path(shutil.copytree(folder, tmp_path / "own"))
 
 
 def rewrite(folder, change):
@@ -669,7 +716,7 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_all_tensors_that_do_not_fit_are_named_in_one_error(copy):
+def test_all_tensors_that_do_not_fit_are_named_in_one_error(own):
     def spoil(tensors):
         del tensors["model.norm.weight"], tensors["model.layers.1.self_attn.q_proj.weight"]
         tensors["model.layers.3.self_attn.q_proj.weight"] = torch.ones(2)
@@ -677,9 +724,9 @@ def test_all_tensors_that_do_not_fit_are_named_in_one_error(copy):
         tensors["lm_head.weight"] = torch.ones(61, 31)
         tensors["model.layers.2.mlp.up_proj.weight"] = torch.ones(40, 32, 1)
 
-    rewrite(copy, spoil)
+    rewrite(own, spoil)
     with one_line("not the tensors that its config.json asks for", OSError) as refused:
-        Transformer.from_pretrained(copy)
+        Transformer.from_pretrained(own)
     missing, surplus, misshapen = re.split("; ", str(refused.value))
     assert "2 missing: " in missing
     assert {"model.norm.weight", "model.layers.1.self_attn.q_proj.weight"} <= set(re.split("[ ,]+", missing))
@@ -724,23 +771,23 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
         Transformer.from_pretrained(tmp_path)
 
 
-def test_a_cut_file_and_an_absent_one_are_refused(copy):
-    weights = copy / "model.safetensors"
+def test_a_cut_file_and_an_absent_one_are_refused(own):
+    weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with one_line("truncated or damaged", OSError):
-        Transformer.from_pretrained(copy)
+        Transformer.from_pretrained(own)
     weights.unlink()
     with one_line("no model.safetensors in", FileNotFoundError):
-        Transformer.from_pretrained(copy)
+        Transformer.from_pretrained(own)
     with one_line("no folder", FileNotFoundError):
-        Transformer.from_pretrained(copy / "nowhere")
+        Transformer.from_pretrained(own / "nowhere")
 
 
-def test_another_architecture_is_named_with_those_that_are_read(copy):
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+def test_another_architecture_is_named_with_those_that_are_read(own):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
     with one_line("model_type is 'qwen2', expected one of mistral, mixtral, llama"):
-        Transformer.from_pretrained(copy)
+        Transformer.from_pretrained(own)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn, "float32", 16])
@@ -749,11 +796,11 @@ def test_a_dtype_that_is_not_for_arithmetic_is_refused(folder, dtype):
         Transformer.from_pretrained(folder, dtype=dtype)
 
 
-def test_a_checkpoint_in_eight_bits_is_refused(copy):
-    rewrite(copy, lambda tensors: tensors.update({n: t.to(torch.float8_e4m3fn) for n, t in tensors.items()}))
+def test_a_checkpoint_in_eight_bits_is_refused(own):
+    rewrite(own, lambda tensors: tensors.update({n: t.to(torch.float8_e4m3fn) for n, t in tensors.items()}))
     with one_line("dtype is torch.float8_e4m3fn: expected one of torch.float32"):
-        Transformer.from_pretrained(copy)
-    assert Transformer.from_pretrained(copy, dtype=torch.float32)(prompt(3)).isfinite().all()
+        Transformer.from_pretrained(own)
+    assert Transformer.from_pretrained(own, dtype=torch.float32)(prompt(3)).isfinite().all()
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "mps:3", "gpu", "", 1.5])
