@@ -7,6 +7,7 @@ import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
@@ -120,24 +121,15 @@ def test_times_stand_in_milliseconds_and_the_unmeasured_is_left_blank():
 
 @PLOTS
 def test_drawn_on_the_given_axes_and_nowhere_else(plot):
-    figure, axes = figures.new_figure(1, 2)
-    assert plot(axes[0, 1]) is axes[0, 1]
-    assert not axes[0, 0].has_data()
-    assert plt.get_fignums() == [figure.number]
+    check_drawn_in_place(plot)
 
 
 @PLOTS
 def test_readable_and_whole(plot):
     """No text under 9 points, none beyond the edge of the picture, no legend over the bars."""
     ax = plot()
-    figure = ax.figure
-    figure.canvas.draw()
-    assert figure.get_figwidth() == figures.WIDTH_IN
-    assert min(text.get_fontsize() for text in texts(ax)) >= 9
-    drawn = figure.get_tightbbox()  # in inches, of all that is drawn
-    assert min(drawn.x0, drawn.y0) >= 0
-    assert drawn.x1 <= figure.get_figwidth()
-    assert drawn.y1 <= figure.get_figheight()
+    assert ax.figure.get_figwidth() == figures.WIDTH_IN
+    check_whole(ax, texts)
     if legend := ax.get_legend():
         assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5
 
@@ -146,8 +138,7 @@ def test_readable_and_whole(plot):
 def test_numbers_do_not_cover_each_other(plot):
     ax = plot()
     ax.figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
-    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    check_apart(ax.texts)
 
 
 @PLOTS

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
@@ -159,25 +160,15 @@ def test_intervals_span_low_to_high_from_the_top():
 
 @PLOTS
 def test_drawn_on_the_given_axes_and_nowhere_else(plot):
-    figure, axes = figures.new_figure(1, 2)
-    assert plot(axes[0, 1]) is axes[0, 1]
-    assert not axes[0, 0].has_data()
-    assert plt.get_fignums() == [figure.number]
+    check_drawn_in_place(plot)
 
 
 @PLOTS
 def test_readable_and_whole(plot):
     """No text under 9 points, none beyond the edge of the picture, no text on another."""
     ax = plot()
-    figure = ax.figure
-    figure.canvas.draw()
-    assert min(text.get_fontsize() for text in drawn_texts(ax)) >= 9
-    drawn = figure.get_tightbbox()  # in inches, of all that is drawn
-    assert min(drawn.x0, drawn.y0) >= 0
-    assert drawn.x1 <= figure.get_figwidth()
-    assert drawn.y1 <= figure.get_figheight()
-    boxes = [text.get_window_extent() for text in [*ax.texts, *ax.get_yticklabels()] if text.get_text()]
-    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    check_whole(ax, drawn_texts)
+    check_apart([*ax.texts, *ax.get_yticklabels()])
 
 
 @PLOTS
