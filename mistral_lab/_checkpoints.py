@@ -156,29 +156,41 @@ def _nearest(name: str) -> str:
     return f" (did you mean {' or '.join(names)}?)" if names else ""
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the one, or those that the index names.
+
+    Raises:
+        FileNotFoundError: neither of them is there.
+        OSError: a damaged index.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        pickles = sorted(file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
+        found = f" (only {pickles[0]})" if pickles else ""
+        raise FileNotFoundError(
+            f"no model.safetensors in {folder}{found}: weights are read from safetensors alone, because opening a "
+            "pickle file (.bin, .pt, .pth) can run any code; load the safetensors copy of this model"
+        )
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OSError(f"{index} is damaged: copy or download it again") from None
+
+
 def _check_weights(folder: Path) -> None:
     """Open the header of every safetensors file; it states the file's size, so a cut file shows."""
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if not (folder / files[0]).is_file():
-        if not index.is_file():
-            pickles = sorted(file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
-            found = f" (only {pickles[0]})" if pickles else ""
-            raise FileNotFoundError(
-                f"no model.safetensors in {folder}{found}: weights are read from safetensors alone, because opening a "
-                "pickle file (.bin, .pt, .pth) can run any code; load the safetensors copy of this model"
-            )
+    for file in weight_files(folder):
         try:
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise OSError(f"{index} is damaged: copy or download it again") from None
-    for file in files:
-        try:
-            with safe_open(folder / file, framework="np"):
+            with safe_open(file, framework="np"):
                 pass
         except FileNotFoundError:
-            raise FileNotFoundError(f"{folder} lacks {file}, named by its index: copy or download it again") from None
+            raise FileNotFoundError(
+                f"{folder} lacks {file.name}, named by its index: copy or download it again"
+            ) from None
         except SafetensorError as error:
-            raise OSError(f"{folder / file} is truncated or damaged ({error}): copy or download it again") from None
+            raise OSError(f"{file} is truncated or damaged ({error}): copy or download it again") from None

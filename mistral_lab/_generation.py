@@ -9,12 +9,16 @@ from transformers import PreTrainedTokenizerBase
 COLDEST = 1e-6  # logits divided by less could leave the range of float32
 
 
-def check_request(prompt, max_new_tokens, temperature, top_p, seed) -> None:
-    """Raise one line for the first argument of `generate_text` that is outside its range."""
+def check_prompt(prompt) -> None:
+    """Raise one line for what is no text to continue."""
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is a {type(prompt).__name__}: expected one text")
     if not prompt:
         raise ValueError("the prompt is empty: give the model at least one character to continue")
+
+
+def check_sampling(max_new_tokens, temperature, top_p, seed) -> None:
+    """Raise one line for the first argument, of those that say how to choose tokens, that is outside its range."""
     for name, value, kind in (
         ("max_new_tokens", max_new_tokens, numbers.Integral),
         ("seed", 0 if seed is None else seed, numbers.Integral),

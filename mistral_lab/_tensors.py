@@ -1,13 +1,12 @@
 """Tensors that come from outside, fitting or refused: the weights of a checkpoint, the tokens and padding of a call."""
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from safetensors import safe_open
 
-from ._checkpoints import locate
+from ._checkpoints import locate, weight_files
 
 # A parameter of `Transformer`: its name in a checkpoint. {} is the layer, then the expert.
 CHECKPOINT_NAMES = {
@@ -120,12 +119,8 @@ def count_pads(pad_mask, tokens: torch.Tensor) -> torch.Tensor:
 
 def _stored(folder) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of a checkpoint with its name there, the experts of a layer one by one."""
-    files = ["model.safetensors"]
-    if not (folder / files[0]).is_file():
-        index = (folder / "model.safetensors.index.json").read_text(encoding="utf-8")
-        files = sorted(set(json.loads(index)["weight_map"].values()))
-    for file in files:
-        with safe_open(folder / file, framework="pt") as stored:
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as stored:
             names = stored.keys()
             for name in names:
                 if not name.endswith(".rotary_emb.inv_freq"):  # in old Llama checkpoints; the config says as much

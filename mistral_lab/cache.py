@@ -4,7 +4,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .config import ModelConfig, check_size
+from ._checks import check_count
+from .config import ModelConfig
 
 
 class _Store:
@@ -12,7 +13,7 @@ class _Store:
 
     def __init__(self, capacity: int, n_kv_heads: int, head_dim: int, batch: int, dtype, device):
         for name, size in (("n_kv_heads", n_kv_heads), ("head_dim", head_dim), ("batch", batch)):
-            check_size(name, size)
+            check_count(name, size)
         self.seen = 0  # tokens since the start or the last reset: the next token's position
         shape = (batch, n_kv_heads, capacity, head_dim)
         self._hold(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
@@ -73,7 +74,7 @@ class KVRing(_Store):
     """
 
     def __init__(self, window: int, n_kv_heads: int, head_dim: int, *, batch=1, dtype=torch.float32, device="cpu"):
-        check_size("window", window)
+        check_count("window", window)
         self.window = window
         super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
 
@@ -257,7 +258,7 @@ class _Layer(CacheLayerMixin):
     def __init__(self, window: int | None, n_kv_heads: int, head_dim: int):
         super().__init__()
         if window is not None:
-            check_size("sliding_window", window)
+            check_count("sliding_window", window)
         self.window, self.n_kv_heads, self.head_dim = window, n_kv_heads, head_dim
         self.is_sliding = window is not None
         self.store = None

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from ._checkpoints import locate
+from ._checks import check_count
 
 ARCHITECTURES = ("mistral", "mixtral", "llama")
 
@@ -65,7 +66,7 @@ class ModelConfig:
                 if not (math.isfinite(value) and value > 0):
                     raise ValueError(f"{field.name} is {value}: expected a positive number")
             elif value is not None or field.type is int:
-                check_size(field.name, value)
+                check_count(field.name, value)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads is {self.n_heads} and n_kv_heads {self.n_kv_heads}: n_heads must be a multiple of n_kv_heads"
@@ -161,14 +162,6 @@ def read_config(folder):
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-def check_size(name: str, value) -> None:
-    """Raise TypeError unless a value is a whole number, ValueError unless it is at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}: expected a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}: expected at least 1")
 
 
 def _rope_theta(config) -> float:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ._checkpoints import BUNDLED, locate
-from ._generation import Printer, check_request
+from ._generation import Printer, check_prompt, check_sampling
 from .config import ModelConfig, read_config
 from .memory import weight_bytes
 
@@ -69,7 +69,8 @@ class Loaded:
         >>> load("tiny-mistral").generate_text("My favourite condiment is", max_new_tokens=1, seed=0)[:25]
         'My favourite condiment is'
         """
-        check_request(prompt, max_new_tokens, temperature, top_p, seed)
+        check_prompt(prompt)
+        check_sampling(max_new_tokens, temperature, top_p, seed)
         inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
         choice = {"do_sample": False}
         if temperature > 0:

@@ -2,6 +2,8 @@
 
 import torch
 
+from ._checks import check_count
+
 
 def causal_mask(T: int) -> torch.Tensor:
     """Each token sees itself and all before it.
@@ -84,11 +86,3 @@ def receptive_field(window: int, n_layers: int) -> int:
     check_count("window", window)
     check_count("n_layers", n_layers)
     return n_layers * (window - 1) + 1
-
-
-def check_count(name: str, value) -> None:
-    """Raise TypeError unless a value is a whole number, ValueError unless it is at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}: expected a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}: expected at least 1")

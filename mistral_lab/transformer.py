@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from ._generation import check_request
+from ._checks import check_count
+from ._generation import check_sampling
 from ._tensors import check_tokens, count_pads, read_weights
 from .attention import rotate, windowed_attention
 from .cache import RollingCache
-from .config import ModelConfig, check_size
+from .config import ModelConfig
 from .masks import position_mask
 from .moe import Expert, expert_forward, route_top_k, sparse_experts
 
@@ -194,7 +195,7 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int = 1) -> RollingCache:
         """An empty cache for `batch` sequences: in each layer a ring of W tokens, or all tokens without a window."""
-        check_size("batch", batch)
+        check_count("batch", batch)
         cache, like = RollingCache(self.config), self.embedding.weight
         cache.early_initialization(batch, self.config.n_kv_heads, self.config.head_dim, like.dtype, like.device)
         return cache
@@ -248,7 +249,7 @@ class Transformer(nn.Module):
         Raises:
             TypeError, ValueError: an argument outside its range.
         """
-        check_request("tokens", max_new_tokens, temperature, top_p, seed)
+        check_sampling(max_new_tokens, temperature, top_p, seed)
         check_tokens(tokens, self.embedding.weight, room=self.config.max_positions, after=max_new_tokens)
         if eos_token_id is not None and eos_token_id not in range(self.config.vocab_size):
             raise ValueError(f"eos_token_id is {eos_token_id!r}: expected None or a token of the vocabulary")

@@ -249,7 +249,7 @@ def alt_text(output: NotebookNode) -> str:
 def exported_names(package: Path) -> dict[str, str]:
     """Public functions, classes and constants of the rooms, each with its file; lessons use none of `training`."""
     exported = {}
-    for path in sorted([*package.glob("[!_]*.py"), *package.glob("figures/[!_]*.py"), *package.glob("moe/[!_]*.py")]):
+    for path in sorted(set(package.rglob("[!_]*.py")) - set((package / "training").rglob("*"))):
         module = ast.parse(path.read_text(encoding="utf-8")).body
         defined = bound_names([node for node in module if not isinstance(node, ast.Import | ast.ImportFrom)])
         functions = {node.name for node in module if isinstance(node, ast.FunctionDef | ast.ClassDef)}

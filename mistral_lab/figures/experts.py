@@ -5,12 +5,22 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    doubling_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
 
-MEASURED = (COLOURS[0], COLOURS[4])
-PREDICTED = COLOURS[1]
+WAYS = (MEASURED, COLOURS[4])
 
 
 @mpl.rc_context(STYLE)
@@ -75,12 +85,9 @@ def plot_touched(
     predicted = as_amounts(predicted, (len(tokens),))
     ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
     ax.plot(tokens, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
-    for line, name, colour, marker in zip(measured, names, MEASURED[: len(names)], "os"[: len(names)], strict=True):
+    for line, name, colour, marker in zip(measured, names, WAYS[: len(names)], "os"[: len(names)], strict=True):
         ax.plot(tokens, line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(list(tokens)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:,g}")
+    doubling_axis(ax, tokens)
     ax.set_ylim(0, 1.06 * experts)
     ax.set_xlabel("tokens in the batch (logarithmic axis)")
     ax.set_ylabel("experts read in a layer")
@@ -139,7 +146,7 @@ def plot_balance(
     """
     smallest, largest = (as_amounts(values, (len(names), len(steps))) for values in (smallest, largest))
     ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
-    for low, high, name, colour in zip(smallest, largest, names, MEASURED[: len(names)], strict=True):
+    for low, high, name, colour in zip(smallest, largest, names, WAYS[: len(names)], strict=True):
         ax.plot(steps, 100 * high, "-", color=colour, label=name)
         ax.plot(steps, 100 * low, "-", color=colour)
     ax.axhline(100 * even, color=INK, linewidth=1, linestyle=":", label="even")

@@ -5,13 +5,24 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    doubling_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
 
 SCHEME_COLOURS = {"multi-head": COLOURS[2], "grouped-query": COLOURS[4], "multi-query": COLOURS[8]}
 # The first is the colour of "measured" in every lesson; the last reads as much as multi-head attention does.
-WAY_COLOURS = (COLOURS[0], COLOURS[5], SCHEME_COLOURS["multi-head"])
+WAY_COLOURS = (MEASURED, COLOURS[5], SCHEME_COLOURS["multi-head"])
 
 
 @mpl.rc_context(STYLE)
@@ -206,7 +217,7 @@ def plot_decode(
         n_kv_heads,
         predicted_s * 1e3,
         "D--",
-        color=COLOURS[1],
+        color=PREDICTED,
         markeredgecolor=INK,
         label="predicted: the least",
         zorder=4,
@@ -224,11 +235,8 @@ def plot_decode(
             capsize=3,
             label=f"measured: {way}",
         )
-    ax.set_xscale("log", base=2)
+    doubling_axis(ax, n_kv_heads)
     ax.set_yscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(list(n_kv_heads)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("key and value heads K (logarithmic axis)")
     ax.set_ylabel("milliseconds (logarithmic axis)")
@@ -255,7 +263,7 @@ def plot_intervals(
     rows = np.arange(len(names))
     ax.hlines(rows, 0, means, color=FADED, linewidth=3, zorder=1)
     ax.errorbar(
-        means, rows, xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], markeredgecolor=INK, capsize=4
+        means, rows, xerr=[means - lows, highs - means], fmt="o", color=MEASURED, markeredgecolor=INK, capsize=4
     )
     for row, mean, high in zip(rows, means, highs, strict=True):
         ax.annotate(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
-from .style import COLOURS, FADED, INK, STYLE, as_amounts, legend_above, new_figure, readable_on
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, as_amounts, legend_above, new_figure, readable_on
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
 
@@ -105,8 +105,8 @@ def plot_times(
     rows = np.arange(len(tasks))
     ax.hlines(rows, predicted_s * 1e3, measured_s * 1e3, color=FADED, linewidth=3, zorder=1)
     for seconds, colour, marker, label, above in (
-        (predicted_s, COLOURS[1], "D", "predicted", -1),
-        (measured_s, COLOURS[0], "o", "measured", 1),
+        (predicted_s, PREDICTED, "D", "predicted", -1),
+        (measured_s, MEASURED, "o", "measured", 1),
     ):
         ax.scatter(seconds * 1e3, rows, s=60, color=colour, edgecolor=INK, marker=marker, label=label)
         for row, value in zip(rows, seconds, strict=True):

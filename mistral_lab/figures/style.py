@@ -1,5 +1,6 @@
 """What every picture shares: colours and style, a figure as wide as the page, and showing it with its sentence."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import matplotlib as mpl
@@ -9,9 +10,11 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
 INK = "#262626"
+MEASURED, PREDICTED = COLOURS[0], COLOURS[1]  # the same in every lesson
 FADED = "#d4d4d4"  # what is left out: removed tokens, masked cells
 
 STYLE = {
@@ -110,6 +113,14 @@ def readable_on(colour: str) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     luminance = np.dot((0.2126, 0.7152, 0.0722), linear)
     return "black" if luminance > 0.179 else "white"
+
+
+def doubling_axis(ax: Axes, places: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with a number at each of these places and nowhere else."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(list(places)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:,g}")
 
 
 def legend_above(ax: Axes, *, columns: int) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
-from .style import COLOURS, FADED, INK, STYLE, legend_above, new_figure, readable_on
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above, new_figure, readable_on
 
 VISIBLE, MARKED = COLOURS[4], COLOURS[2]  # a key that may be seen; the cell or row to look at
-MEASURED, PREDICTED = (COLOURS[0], COLOURS[5], COLOURS[8], COLOURS[9]), COLOURS[1]
+WAYS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9])
 SERIES = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # lines that are neither measured against predicted
 MARKERS = "osv^"
 
@@ -148,14 +148,11 @@ def plot_growth(
             raise ValueError(f"{name} is not above 0 everywhere: a logarithmic axis has no other place")
     ax = new_figure(height_in=3.4)[1][0, 0] if ax is None else ax
     for way, (name, marker) in enumerate(zip(names, MARKERS[: len(names)], strict=True)):
-        ax.plot(sizes, measured[way], f"{marker}-", color=MEASURED[way], markeredgecolor=INK, label=name, zorder=3)
+        ax.plot(sizes, measured[way], f"{marker}-", color=WAYS[way], markeredgecolor=INK, label=name, zorder=3)
         ax.plot(sizes, predicted[way], f"{marker}--", color=PREDICTED, markerfacecolor="white", markersize=8, zorder=2)
     ax.plot([], [], "--", color=PREDICTED, label="predicted (hollow)")
-    ax.set_xscale("log", base=2)
+    doubling_axis(ax, sizes)
     ax.set_yscale("log")
-    ax.xaxis.set_major_locator(FixedLocator(list(sizes)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:,g}")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter("{x:,g}")

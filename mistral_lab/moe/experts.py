@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from .._checks import check_count
+
 WHOLE = (torch.int64, torch.int32)
 
 
@@ -150,14 +152,6 @@ def sparse_experts(x: torch.Tensor, routing: Routing, experts: Sequence[Expert])
     answers = torch.cat([expert_forward(x[tokens], expert) for tokens, expert in chosen])  # (N·A, d) by expert
     by_token = answers[order.argsort()].unflatten(0, (-1, A))
     return (by_token * routing.weights[..., None]).sum(dim=1).to(x.dtype)
-
-
-def check_count(name: str, value) -> None:
-    """Raise TypeError unless a value is a whole number, ValueError unless it is at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}: expected a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}: expected at least 1")
 
 
 def check_indices(indices: torch.Tensor, num_experts: int | None = None, *, least_tokens: int = 1) -> None:
