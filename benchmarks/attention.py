@@ -10,11 +10,8 @@ FlexAttention is compiled and joins the peers. For a look:
 import argparse
 import json
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import psutil
 import torch
@@ -23,9 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mistral_lab.attention import CHUNK, windowed_attention
 from mistral_lab.masks import sliding_window_mask
-from mistral_lab.measure import Timing, peak_bytes
+from mistral_lab.measure import compare, peak_bytes, time_in_turns
 
 MIB = 2**20
+CAUSAL = "SDPA, is_causal"  # the one that computes something else
 
 
 def arguments() -> argparse.Namespace:
@@ -71,7 +69,7 @@ def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], t
             lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
             T * T,
         ),
-        "SDPA, is_causal": (
+        CAUSAL: (
             lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
             T * (T + 1) // 2,
         ),
@@ -86,23 +84,6 @@ def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], t
             visited,
         )
     return found
-
-
-def in_turns(functions: dict, repeats: int) -> dict[Any, Timing]:
-    """Time each once a round, after one round of warm-up, so that a slow minute meets all of them."""
-    runs_s = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            runs_s[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(runs[1:])) for name, runs in runs_s.items()}
-
-
-def ratios(over: Timing, under: Timing) -> dict[str, float]:
-    """Median, least and largest of the ratios of two functions' times, round by round."""
-    rounds = [one / other for one, other in zip(over.runs_s, under.runs_s, strict=True)]
-    return {"ratio": statistics.median(rounds), "least": min(rounds), "largest": max(rounds)}
 
 
 @torch.no_grad()
@@ -130,11 +111,11 @@ def main() -> None:
     pairs = {T: pairs_computed(T, W) for T in options.tokens}
     expected = functions[first]()
     for name, (function, computed) in peers(first, options).items():
-        difference = (function().transpose(1, 2) - expected).abs().max() if "causal" not in name else None
-        if difference is not None:
+        if name != CAUSAL:
+            difference = (function().transpose(1, 2) - expected).abs().max()
             print(f"T={first}: largest difference from {name}: {difference:.1e}")
         functions[name], pairs[name] = function, computed
-    timings = in_turns(functions, options.repeats)
+    timings = time_in_turns(functions, repeats=options.repeats)
 
     columns = f"{'median s':>9}{'spread s':>9}{'ratio':>7}{'(range)':>15}{'pairs':>14}{'predicted':>10}"
     print(f"\n{f'at T={first}':26}{columns}")
@@ -143,7 +124,7 @@ def main() -> None:
             "name": "windowed_attention" if name == first else name,
             "median_s": timings[name].median_s,
             "spread_s": timings[name].spread_s,
-            **ratios(timings[name], timings[first]),
+            **compare(timings[name], timings[first]),
             "pairs": pairs[name],
             "predicted_ratio": pairs[name] / pairs[first],
         }
@@ -170,7 +151,7 @@ def main() -> None:
             "tokens": T,
             "median_s": timings[T].median_s,
             "spread_s": timings[T].spread_s,
-            **ratios(timings[T], timings[first]),
+            **compare(timings[T], timings[first]),
             "pairs": pairs[T],
             "predicted_ratio": pairs[T] / pairs[first],
             "extra_bytes": extra,

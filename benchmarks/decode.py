@@ -13,8 +13,6 @@ number of tokens, none stops early, and a round times each once, so what slows a
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -23,7 +21,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 from transformers import CompileConfig
 
 from mistral_lab.loading import load
-from mistral_lab.measure import Timing
+from mistral_lab.measure import compare, time_in_turns
 from mistral_lab.transformer import Transformer
 
 OURS, THEIRS, FLOOR = "Transformer.generate", "transformers generate", "bare loop"
@@ -136,19 +134,6 @@ def contenders(name: str, options: argparse.Namespace) -> dict[str, Callable[[],
     return found
 
 
-def in_turns(functions: dict[str, Callable], repeats: int) -> tuple[dict[str, Timing], bool]:
-    """Time each once a round, after a round of warm-up, and say whether all tokens of all rounds were the same."""
-    runs_s, first, same = {name: [] for name in functions}, None, True
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            tokens = function()
-            runs_s[name].append(time.perf_counter() - start)
-            first = tokens if first is None else first
-            same = same and torch.equal(tokens, first)
-    return {name: Timing(tuple(runs[1:])) for name, runs in runs_s.items()}, same
-
-
 def main() -> None:
     """Measure, print a table a model, and one line of JSON."""
     options = arguments()
@@ -159,18 +144,21 @@ def main() -> None:
     )
     record = {"benchmark": "decode", **vars(options), "torch": torch.__version__, "results": {}}
     for name in options.models:
-        timings, same = in_turns(contenders(name, options), options.repeats)
+        found = []  # the tokens of every call
+        functions = {
+            contender: lambda function=function, found=found: found.append(function())
+            for contender, function in contenders(name, options).items()
+        }
+        timings = time_in_turns(functions, repeats=options.repeats)
+        same = all(torch.equal(tokens, found[0]) for tokens in found)
         print(f"\n{name:37}{'ms a token':>11}{'spread':>8}{'times ours':>12}{'(range)':>15}")
         rows = []
         for contender, timing in timings.items():
-            ratios = [run / ours for run, ours in zip(timing.runs_s, timings[OURS].runs_s, strict=True)]
             row = {
                 "name": contender,
                 "median_ms_per_token": timing.median_s / options.new * 1e3,
                 "spread_ms_per_token": timing.spread_s / options.new * 1e3,
-                "ratio": statistics.median(ratios),
-                "least": min(ratios),
-                "largest": max(ratios),
+                **compare(timing, timings[OURS]),
             }
             rows.append(row)
             print(

@@ -22,7 +22,6 @@ products more than it times them.
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 
@@ -37,7 +36,7 @@ from transformers import MixtralConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from mistral_lab.measure import Timing, measure_bandwidth
+from mistral_lab.measure import compare, measure_bandwidth, time_in_turns
 from mistral_lab.moe import Expert, route_top_k, sparse_experts, split_experts
 
 LAB = "mistral_lab"
@@ -111,19 +110,6 @@ def sort_out(functions: dict, expected: torch.Tensor, gathered_bytes: int) -> tu
     return list(second_s), absent
 
 
-def in_turns(functions: dict[str, Callable], repeats: int) -> dict[str, Timing]:
-    """Time each once a round, and begin each round with another, so that none always follows the same."""
-    names = list(functions)
-    runs_s = {name: [] for name in names}
-    for number in range(repeats):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            functions[name]()
-            runs_s[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(runs)) for name, runs in runs_s.items()}
-
-
 def measure(block: MixtralSparseMoeBlock, experts: list[Expert], N: int, options: argparse.Namespace) -> dict:
     """Time the layer on N tokens in every way that runs, and count the experts that they touch."""
     x = torch.randn(N, options.dim, generator=torch.Generator().manual_seed(N)).to(block.gate.weight.dtype)
@@ -137,27 +123,23 @@ def measure(block: MixtralSparseMoeBlock, experts: list[Expert], N: int, options
     expert_bytes = sum(weight.nbytes for weight in experts[0])
     functions = {LAB: lab} | peers(block, x)
     names, absent = sort_out(functions, lab(), chosen.numel() * expert_bytes)
-    timings = in_turns({name: functions[name] for name in names}, options.repeats)
-    rows = []
-    for name, timing in timings.items():
-        rounds = [one / other for one, other in zip(timings[LAB].runs_s, timing.runs_s, strict=True)]
-        rows.append(
-            {
-                "name": name,
-                "median_s": timing.median_s,
-                "spread_s": timing.spread_s,
-                "lab_ratio": statistics.median(rounds),
-                "least": min(rounds),
-                "largest": max(rounds),
-            }
-        )
+    timings = time_in_turns({name: functions[name] for name in names}, repeats=options.repeats)
+    rows = [
+        {
+            "name": name,
+            "median_s": timing.median_s,
+            "spread_s": timing.spread_s,
+            **compare(timings[LAB], timing),  # the lab over it
+        }
+        for name, timing in timings.items()
+    ]
     fastest = min((row for row in rows if row["name"] != LAB), key=lambda row: row["median_s"])
     return {
         "tokens": N,
         "rows": rows,
         "absent": absent,
         "fastest_peer": fastest["name"],
-        "lab_ratio": fastest["lab_ratio"],
+        "lab_ratio": fastest["ratio"],
         "experts_touched": len(chosen.unique()),
         "predicted_experts": options.experts * (1 - (1 - A / options.experts) ** N),
         "expert_bytes": expert_bytes,
@@ -177,7 +159,7 @@ def show(result: dict, bandwidth: float) -> None:
         spread = f"{row['least']:.2f} to {row['largest']:.2f}"
         print(
             f"{row['name']:13}{row['median_s'] * 1e3:11.1f}{row['spread_s'] * 1e3:11.1f}"
-            f"{row['median_s'] / read_s:13.2f}{row['lab_ratio']:10.2f}{spread:>15}"
+            f"{row['median_s'] / read_s:13.2f}{row['ratio']:10.2f}{spread:>15}"
         )
     for name, reason in result["absent"].items():
         print(f"{name:13}{reason}")
@@ -192,7 +174,7 @@ def main() -> None:
     bandwidth = measure_bandwidth()
     print(
         f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, d={options.dim}, h={options.hidden}, "
-        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds after two calls of each; "
+        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds and a warm-up; "
         f"this machine reads {bandwidth / 1e9:.1f} GB/s"
     )
     block = build_block(options)

@@ -3,7 +3,7 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -139,6 +139,38 @@ def time_callable(function: Callable[[], object], *, repeats: int = 5, device="c
         wait()
         runs_s.append(time.perf_counter() - start)
     return Timing(tuple(runs_s[1:]))
+
+
+def time_in_turns(functions: Mapping[Hashable, Callable[[], object]], *, repeats: int = 5) -> dict[Hashable, Timing]:
+    """Time several callables on the CPU, each once a round after a round of warm-up, so that a slow minute meets all.
+
+    Every round begins with another, so that none always follows the same.
+
+    >>> timings = time_in_turns({"one": lambda: sum(range(10)), "other": lambda: sum(range(1000))}, repeats=3)
+    >>> [len(timing.runs_s) for timing in timings.values()]
+    [3, 3]
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: expected at least 1")
+    names = list(functions)
+    runs_s = {name: [] for name in names}
+    for number in range(repeats + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            functions[name]()
+            runs_s[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(runs[1:])) for name, runs in runs_s.items()}
+
+
+def compare(one: Timing, other: Timing) -> dict[str, float]:
+    """How many times as long one took as the other, round by round: what slows a whole round falls out.
+
+    >>> compare(Timing((2.0, 8.0, 3.0)), Timing((1.0, 2.0, 1.0)))
+    {'ratio': 3.0, 'least': 2.0, 'largest': 4.0}
+    """
+    ratios = [mine / theirs for mine, theirs in zip(one.runs_s, other.runs_s, strict=True)]
+    return {"ratio": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}
 
 
 def peak_bytes(function: Callable[[], object], device="cpu") -> int:

@@ -6,7 +6,15 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from mistral_lab import measure
-from mistral_lab.measure import Timing, measure_bandwidth, measure_generation, peak_bytes, time_callable
+from mistral_lab.measure import (
+    Timing,
+    compare,
+    measure_bandwidth,
+    measure_generation,
+    peak_bytes,
+    time_callable,
+    time_in_turns,
+)
 
 MIB = 2**20
 
@@ -121,3 +129,18 @@ def test_bandwidth_is_bytes_read_over_seconds(monkeypatch):
 def test_bandwidth_of_this_machine_is_one_that_memory_can_have():
     # One channel of slow DDR3 has about 5 GB/s, shared with other work here; no CPU has reached 2 TB/s.
     assert 5e8 < measure_bandwidth("cpu", repeats=3) < 2e12
+
+
+def test_callables_take_turns_and_none_always_follows_the_same():
+    calls = []
+    timings = time_in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=3)
+    assert "".join(calls) == "abc" + "bca" + "cab" + "abc"  # the first round warms up
+    assert {name: len(timing.runs_s) for name, timing in timings.items()} == {"a": 3, "b": 3, "c": 3}
+    with pytest.raises(ValueError, match=r"\Arepeats is 0: expected at least 1\Z"):
+        time_in_turns({"a": calls.clear}, repeats=0)
+
+
+def test_rounds_are_compared_one_by_one():
+    assert compare(Timing((1.0, 30.0, 3.0)), Timing((1.0, 10.0, 2.0))) == {"ratio": 1.5, "least": 1.0, "largest": 3.0}
+    with pytest.raises(ValueError, match="zip"):
+        compare(Timing((1.0,)), Timing((1.0, 2.0)))
