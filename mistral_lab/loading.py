@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ._checkpoints import BUNDLED, locate
+from ._checkpoints import BUNDLED, Source, locate, weight_files
 from ._generation import Printer, check_prompt, check_sampling
 from .config import ModelConfig, read_config
 from .memory import weight_bytes
@@ -107,7 +108,9 @@ def load(
             "mistral-7b-instruct-v0.1", "mixtral-8x7b-v0.1" or "mixtral-8x7b-instruct-v0.1", each at one commit of the
             hub; a folder; or a hub id "owner/name". None is what the environment variable MISTRAL_LAB_MODEL names, or
             else "tiny-mistral".
-        bits: 4 (NF4 with double quantisation) or 8 (LLM.int8()) for a dense model; None leaves the weights as they are.
+        bits: 4 is NF4 with double quantisation, experts included. It is made once and kept: in the folder that the
+            environment variable MISTRAL_LAB_CACHE names, or else `mistral_lab` beside the hub's downloads. 8 is
+            LLM.int8(), for a dense model. 16 and 32 are unquantised, as None is, which chooses between them.
         device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU (an unquantised model is spread over
             all of them, and over the CPU and the disk where they are too small), otherwise the CPU.
         dtype: of the weights, or with 4 bits of the arithmetic. None is, on a GPU, bfloat16 from compute capability 8.0
@@ -119,35 +122,30 @@ def load(
         FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
         OSError: a truncated, damaged or incomplete checkpoint.
-        RuntimeError: a GPU where there is none.
-        NotImplementedError: a mixture of experts with `bits`.
+        RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
+        NotImplementedError: a mixture of experts with `bits=8`.
         TypeError, ValueError: any other argument that means nothing.
 
     >>> load("tiny-mixtral").config.num_experts
     8
     """
-    if bits not in (None, 4, 8):
-        raise ValueError(f"bits is {bits!r}: expected 4, 8 or None")
+    if bits not in (None, 4, 8, 16, 32):
+        raise ValueError(f"bits is {bits!r}: expected 4, 8, 16, 32 or None")
     if name is None:
         name = os.environ.get("MISTRAL_LAB_MODEL") or DEFAULT_MODEL
     source = locate(name, revision)
     target = _choose_device(device)
     transformers_config = read_config(source.config_folder())
     config = ModelConfig.from_transformers(transformers_config)
-    if bits and config.num_experts:
-        raise NotImplementedError(
-            f"{source.name} is a mixture of experts, and bits={bits} would leave its experts in 16 bits: load it with "
-            "bits=None"
-        )
-    if bits and getattr(transformers_config, "quantization_config", None):
-        raise ValueError(f"{source.name} is quantised already: load it with bits=None")
-    dtype = _choose_dtype(target, bits, config) if dtype is None else _check_dtype(dtype)
-    folder = source.folder()
+    dtype = _choose_dtype(target, bits, config) if dtype is None else _check_dtype(dtype, bits)
     with _quiet() if source.name in BUNDLED else nullcontext():
-        spread = device is None and target.type == "cuda" and bits is None
+        folder, transformers_config, quantisation = _prepare(source, transformers_config, bits, dtype, target)
+        spread = device is None and target.type == "cuda" and bits in (None, 16, 32)
         device_map = "auto" if spread else target
-        model = _load_model(folder, transformers_config, dtype, device_map, _quantisation(bits, dtype))
+        model = _load_model(folder, transformers_config, dtype, device_map, quantisation)
         tokenizer = _load_tokenizer(folder)
+    if bits == 4:
+        _check_four_bits(model, source.name)
     return Loaded(model, tokenizer, source.name, config)
 
 
@@ -169,6 +167,8 @@ def _choose_device(device) -> torch.device:
 
 
 def _choose_dtype(device: torch.device, bits: int | None, config: ModelConfig) -> torch.dtype:
+    if bits == 32:
+        return torch.float32
     if bits == 8 or device.type == "mps":
         return torch.float16
     if device.type == "cuda":
@@ -178,22 +178,63 @@ def _choose_dtype(device: torch.device, bits: int | None, config: ModelConfig) -
     return torch.float32 if small else torch.bfloat16
 
 
-def _check_dtype(dtype) -> torch.dtype:
+def _check_dtype(dtype, bits: int | None) -> torch.dtype:
     chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if chosen not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype!r}: expected torch.float32, torch.bfloat16 or torch.float16, or its name")
+    if bits in (16, 32) and chosen.itemsize * 8 != bits:
+        raise ValueError(f"bits is {bits} and dtype is {dtype!r}: expected one of them, or two that agree")
     return chosen
 
 
-def _quantisation(bits: int | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    if bits == 4:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+def _prepare(source: Source, config, bits: int | None, dtype: torch.dtype, device: torch.device):
+    """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
+    mixture = bool(getattr(config, "num_local_experts", None))
+    if getattr(config, "quantization_config", None):
+        from .four_bit import adopt  # imports bitsandbytes, which takes a second that most calls need not spend
+
+        if bits not in (None, 4):
+            raise ValueError(f"{source.name} is quantised already: load it with bits=None")
+        if mixture and not adopt(config):
+            raise ValueError(
+                f"{source.name} is quantised in a way that this lab does not read for a mixture of experts: expected "
+                "NF4 of bitsandbytes, or a checkpoint in 16 bits"
+            )
+        return source.folder(), config, None
+    if bits == 8:
+        if mixture:
+            raise NotImplementedError(
+                f"{source.name} is a mixture of experts, and bits=8 would leave its experts in 16 bits: load it with "
+                "bits=4 or bits=None"
+            )
+        return source.folder(), config, BitsAndBytesConfig(load_in_8bit=True)
+    if bits != 4:
+        return source.folder(), config, None
+    from .four_bit import check_cpu, nf4_config, quantized_folder
+
+    if device.type == "cpu":
+        check_cpu()
+    folder = source.folder()
+    if source.name in BUNDLED:
+        return folder, config, nf4_config()
+    ready = quantized_folder(
+        folder,
+        weight_files(folder),
+        cache=Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab"),
+        name=source.repo or source.path.name,
+        revision=source.revision,
+        dtype=dtype,
+        device=device,
+    )
+    return ready, read_config(ready), None
+
+
+def _check_four_bits(model: PreTrainedModel, name: str) -> None:
+    from .four_bit import audit
+
+    report = audit(model)
+    if not report.passed:
+        raise RuntimeError(f"{name} was to be in 4 bits, but {report.verdict}")
 
 
 def _load_model(folder: Path, config, dtype: torch.dtype, device_map, quantisation) -> PreTrainedModel:

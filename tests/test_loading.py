@@ -354,10 +354,17 @@ def test_eight_bits_are_int8(mistral):
     assert loaded.generate_text("a", max_new_tokens=2, seed=0).startswith("a")
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_mixture_with_bits_is_refused(mixtral, bits):
-    with pytest.raises(NotImplementedError, match=f"bits={bits} would leave its experts in 16 bits"):
-        load(mixtral, bits=bits)
+def test_a_mixture_in_eight_bits_is_refused(mixtral):
+    with pytest.raises(NotImplementedError, match="bits=8 would leave its experts in 16 bits"):
+        load(mixtral, bits=8)
+
+
+def test_16_and_32_bits_are_dtypes(mistral):
+    assert load(mistral, bits=16).model.dtype == torch.bfloat16
+    assert load(mistral, bits=32).model.dtype == torch.float32
+    assert load(mistral, bits=16, dtype="float16").model.dtype == torch.float16
+    with pytest.raises(ValueError, match="bits is 32 and dtype is 'bfloat16': expected one of them, or two that agree"):
+        load(mistral, bits=32, dtype="bfloat16")
 
 
 def test_a_quantised_checkpoint_loads_as_it_is_and_not_twice(mistral, tmp_path):
@@ -366,13 +373,14 @@ def test_a_quantised_checkpoint_loads_as_it_is_and_not_twice(mistral, tmp_path):
     first.tokenizer.save_pretrained(tmp_path)
     again = load(tmp_path, dtype=torch.bfloat16).model
     assert isinstance(again.model.layers[0].mlp.up_proj, Linear4bit)
+    assert load(tmp_path, bits=4, dtype=torch.bfloat16).generate_text("a", max_new_tokens=1, seed=0).startswith("a")
     with pytest.raises(ValueError, match="is quantised already"):
-        load(tmp_path, bits=4)
+        load(tmp_path, bits=8)
 
 
-@pytest.mark.parametrize("bits", [3, 16, "4", 0])
+@pytest.mark.parametrize("bits", [3, 64, "4", 0])
 def test_other_bits_are_refused(mistral, bits):
-    with pytest.raises(ValueError, match=f"bits is {bits!r}: expected 4, 8 or None"):
+    with pytest.raises(ValueError, match=f"bits is {bits!r}: expected 4, 8, 16, 32 or None"):
         load(mistral, bits=bits)
 
 

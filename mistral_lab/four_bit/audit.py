@@ -1,0 +1,169 @@
+"""What a model holds in how many bits: parameters and bytes of every part, and whether four bits are four bits."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization
+
+# What a piece of a parameter's name says about the part of the model. The first that fits counts.
+PARTS = {
+    "experts": ".experts.",
+    "router": ".mlp.gate.",
+    "feed-forward": ".mlp.",
+    "attention": ".self_attn.",
+    "embedding": "embed_tokens.",
+    "output": "lm_head.",
+    "norms": "norm.",
+}
+SHOULD_BE_4_BIT = ("attention", "feed-forward", "experts")
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One part of a model in one precision.
+
+    `parameters` counts weights, not bytes or packed values. `nbytes` holds the values and, where they are quantised,
+    their scales (absmax, and the scales of the scales).
+    """
+
+    name: str
+    parameters: int
+    bits: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The parts of a model by precision; `str()` is the table with its verdict."""
+
+    rows: tuple[AuditRow, ...]
+    table_bytes: int  # code tables and offsets of quantised matrices, each counted once
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters with their scales; the tables come on top."""
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def four_bit_share(self) -> float:
+        """Parameters in four bits, as a share of all."""
+        return self._share(lambda row: row.bits == 4)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every matrix of attention, feed-forward networks and experts is in four bits."""
+        return self.four_bit_share > 0 and not self._wide()
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        wide = self._wide()
+        if not wide and self.four_bit_share:
+            return f"passed: {self.four_bit_share:.1%} of the parameters are in 4 bits, and all that should be"
+        bits = max(row.bits for row in (wide.values() or self.rows))
+        left = self._share(lambda row: row.bits == bits)
+        parts = " and ".join(f"{row.name} ({row.parameters / self.parameters:.1%})" for row in wide.values())
+        return f"failed: {left:.1%} of the parameters are still in {bits} bits; should be in 4: {parts}"
+
+    def _wide(self) -> dict[str, AuditRow]:
+        return {row.name: row for row in self.rows if row.name in SHOULD_BE_4_BIT and row.bits != 4}
+
+    def _share(self, chosen) -> float:
+        return sum(row.parameters for row in self.rows if chosen(row)) / max(self.parameters, 1)
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<14}{'bits':>5}{'parameters':>17}{'share':>8}{'MiB':>12}"]
+        for row in self.rows:
+            share = row.parameters / max(self.parameters, 1)
+            lines.append(f"{row.name:<14}{row.bits:>5}{row.parameters:>17,}{share:>8.1%}{row.nbytes / 2**20:>12,.2f}")
+        lines.append(f"{'total':<14}{'':>5}{self.parameters:>17,}{1:>8.0%}{self.nbytes / 2**20:>12,.2f}")
+        return "\n".join([*lines, self.verdict])
+
+
+def audit(model: torch.nn.Module) -> Audit:
+    """Say what is in how many bits, from the tensors that a model holds and not from its config.
+
+    Args:
+        model: of transformers, Mistral, Mixtral or Llama; on any device. On the meta device, where nothing is quantised
+            yet, a matrix of a 4-bit layer counts as it will be.
+
+    Returns:
+        a row for each part and precision, the largest first.
+
+    >>> from mistral_lab import load
+    >>> print(audit(load("tiny-mixtral").model).verdict)
+    failed: 100.0% of the parameters are still in 32 bits; should be in 4: experts (69.1%) and attention (11.5%)
+    """
+    parameters, nbytes = defaultdict(int), defaultdict(int)
+    tables: dict[int, int] = {}
+    for name, parameter in model.named_parameters():
+        key = _part(name), _bits(model, name, parameter)
+        count, size = _measure(model, name, parameter, tables)
+        parameters[key] += count
+        nbytes[key] += size
+    rows = [AuditRow(part, parameters[part, bits], bits, nbytes[part, bits]) for part, bits in parameters]
+    return Audit(tuple(sorted(rows, key=lambda row: -row.parameters)), sum(tables.values()))
+
+
+def _part(name: str) -> str:
+    dotted = f".{name}".replace(".block_sparse_moe.", ".mlp.")
+    return next((part for part, piece in PARTS.items() if piece in dotted), "other")
+
+
+def _quant_state(model, name: str, parameter):
+    """bitsandbytes' state of a 4-bit tensor: with the parameter, or with the parametrisation that stands for it."""
+    if name.endswith(".original") and ".parametrizations." in name:
+        steps = model.get_submodule(name.removesuffix(".original"))
+        return next((step.quant_state for step in steps if isinstance(step, Bnb4bitParametrization)), None)
+    return getattr(parameter, "quant_state", None)
+
+
+def _bits(model, name: str, parameter) -> int:
+    if isinstance(parameter, Params4bit) or _quant_state(model, name, parameter) is not None:
+        return 4
+    return 8 * parameter.element_size()
+
+
+def _measure(model, name: str, parameter, tables: dict[int, int]) -> tuple[int, int]:
+    """Weights and bytes of one parameter; adds its tables."""
+    state = _quant_state(model, name, parameter)
+    if state is None:
+        if isinstance(parameter, Params4bit):
+            return parameter.numel(), _four_bit_bytes(parameter)
+        scales = getattr(parameter, "SCB", None)
+        return parameter.numel(), parameter.nbytes + (0 if scales is None else scales.nbytes)
+    module = model.get_submodule(name.rpartition(".")[0])
+    size, seen = parameter.nbytes, set()
+    for held in (state, getattr(module, "scales_before_packing", None)):
+        if held is None:
+            continue
+        size += _scale_bytes(held, seen)
+        nested = getattr(held, "state2", None)
+        for table in (held.code, held.offset, nested.code if nested is not None else None):
+            if isinstance(table, torch.Tensor):
+                tables[table.data_ptr()] = table.nbytes
+    return math.prod(state.shape), size
+
+
+def _scale_bytes(state, seen: set[int]) -> int:
+    """Bytes of absmax and of the scales of the scales, each tensor once."""
+    nested = getattr(state, "state2", None)
+    tensors = [state.absmax, *([nested.absmax] if nested is not None else [])]
+    fresh = [tensor for tensor in tensors if tensor.data_ptr() not in seen]
+    seen.update(tensor.data_ptr() for tensor in fresh)
+    return sum(tensor.nbytes for tensor in fresh)
+
+
+def _four_bit_bytes(parameter: Params4bit) -> int:
+    """What a matrix that is not quantised yet will take: codes, scales, scales of the scales."""
+    blocks = math.ceil(parameter.numel() / parameter.blocksize)
+    scales = blocks + 4 * math.ceil(blocks / 256) if parameter.compress_statistics else 4 * blocks
+    return math.ceil(parameter.numel() / 2) + scales

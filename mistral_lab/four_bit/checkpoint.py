@@ -1,0 +1,174 @@
+"""Quantise the files of a checkpoint once: shard by shard on disk, resumed where it stopped, never half-read."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import bitsandbytes
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from .quantizer import check_finite, nf4_config
+
+MATRIX = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|experts\.\d+\.w[123])\.weight$")
+MANIFEST = "quantized.json"  # written last: where it is, the folder is whole
+LAYOUT = 1  # counted up when what is written changes
+
+
+def quantized_folder(
+    folder: Path,
+    files: list[Path],
+    *,
+    cache: Path,
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Path:
+    """Return a folder with the checkpoint in NF4 with double quantisation, made now or on an earlier call.
+
+    One tensor at a time is read, quantised on the device and freed. A finished shard is renamed into place, so that an
+    interrupted call goes on with the shard it was at.
+
+    Args:
+        folder: a Mistral, Mixtral or Llama checkpoint in 16 or 32 bits.
+        files: its safetensors files.
+        cache: where the quantised folders of all models lie.
+        name: of the model, for the folder's name.
+        revision: the commit that the files belong to; None where there is none, and the files' times tell versions
+            apart.
+        dtype: what the kept tensors are stored in, and what matrices are rounded to before they are quantised.
+        device: what quantises; a GPU takes minutes where a CPU takes half an hour.
+
+    Raises:
+        ValueError: a matrix with NaN or infinity, or experts fused into one tensor.
+        OSError: the disk is full; what is finished stays.
+
+    Warns: of a folder that is damaged or of another origin; it is renamed and made again.
+    """
+    fingerprint = _fingerprint(folder, files, revision, dtype)
+    target = cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', name).strip('-.')}-nf4-{fingerprint[:12]}"
+    if _whole(target, fingerprint):
+        return target
+    _set_aside_what_is_foreign(target, fingerprint)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if not (target / file.name).exists():
+            _quantize_file(file, target / file.name, fingerprint, dtype, device)
+    _finish(folder, files, target, fingerprint, dtype)
+    return target
+
+
+def _fingerprint(folder: Path, files: list[Path], revision: str | None, dtype: torch.dtype) -> str:
+    """What the result depends on, as one hexadecimal number."""
+    stats = [(file.name, file.stat().st_size, None if revision else file.stat().st_mtime_ns) for file in files]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    basis = [LAYOUT, bitsandbytes.__version__, revision, config, stats, str(dtype)]
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+
+
+def _whole(target: Path, fingerprint: str) -> bool:
+    """Whether a finished result of the same origin lies there, every file with its size."""
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        return manifest["fingerprint"] == fingerprint and all(
+            (target / name).stat().st_size == size for name, size in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _set_aside_what_is_foreign(target: Path, fingerprint: str) -> None:
+    """Rename a folder that is not the beginning of this work."""
+    if not target.exists():
+        return
+    reason = "its list of files does not fit them" if (target / MANIFEST).exists() else None
+    for file in sorted(target.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                made_from = (opened.metadata() or {}).get("fingerprint")
+        except (SafetensorError, OSError):
+            reason = f"{file.name} is damaged"
+        else:
+            reason = reason if made_from == fingerprint else f"{file.name} was made from something else"
+    if reason is None:
+        return
+    number = 1
+    while (aside := target.with_name(f"{target.name}.aside-{number}")).exists():
+        number += 1
+    target.rename(aside)
+    warnings.warn(f"{target.name}: {reason}; it is kept as {aside.name}, and quantised again", stacklevel=3)
+
+
+def _quantize_file(file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Write one shard in four bits."""
+    tensors = {}
+    with safe_open(file, framework="pt") as opened:
+        for name in tqdm(opened.keys(), desc=f"Quantising {file.name}", leave=False):
+            tensor = opened.get_tensor(name).to(dtype)
+            if tensor.dim() == 3:
+                raise ValueError(f"{name} holds all experts of a layer: expected a checkpoint with a tensor an expert")
+            tensors |= four_bits(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
+    with _written_whole(out) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "fingerprint": fingerprint})
+
+
+def four_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Quantise one matrix to what a checkpoint of bitsandbytes holds of it.
+
+    Args:
+        name: of the tensor, ending in ".weight".
+        weight: (out_features, in_features).
+
+    Returns:
+        the codes under that name, scales and tables under names that start with it; on the CPU.
+    """
+    check_finite(name, weight)
+    codes, state = bitsandbytes.functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    parts = {name: codes} | {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+    return {key: value.cpu() for key, value in parts.items()}
+
+
+def _finish(folder: Path, files: list[Path], target: Path, fingerprint: str, dtype: torch.dtype) -> None:
+    """Write what makes a checkpoint of the shards: index, tokenizer, config and, last, the manifest."""
+    where = {}
+    for file in files:
+        with safe_open(target / file.name, framework="pt") as opened:
+            where |= dict.fromkeys(opened.keys(), file.name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": sum((target / file.name).stat().st_size for file in files)}}
+        _write_json(target / "model.safetensors.index.json", index | {"weight_map": where})
+    for file in [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("tokenizer.model")]:
+        if file.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copyfile(file, target / file.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": nf4_config().to_dict()}
+    _write_json(target / "config.json", config)
+    sizes = {file.name: (target / file.name).stat().st_size for file in files}
+    _write_json(target / MANIFEST, {"fingerprint": fingerprint, "files": sizes})
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with _written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Write under a temporary name, rename when done: a file that is there is a file that is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
