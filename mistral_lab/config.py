@@ -139,6 +139,38 @@ class ModelConfig:
             num_experts_per_tok=config.num_experts_per_tok if mixture else None,
         )
 
+    def to_transformers(self):
+        """Make the transformers config of this shape, for a model without weights or with random ones.
+
+        Returns:
+            a MixtralConfig where there are experts, otherwise a MistralConfig: a Llama of the same shape computes what
+            a Mistral without a window does.
+
+        >>> tiny = ModelConfig.from_pretrained("tiny-mixtral")
+        >>> ModelConfig.from_transformers(tiny.to_transformers()) == tiny
+        True
+        """
+        from transformers import MistralConfig, MixtralConfig
+
+        fields = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.dim,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.hidden_dim,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "max_position_embeddings": self.max_positions,
+            "tie_word_embeddings": self.tied_embeddings,
+            "sliding_window": self.sliding_window,
+        }
+        if not self.num_experts:
+            return MistralConfig(**fields)
+        experts = {"num_local_experts": self.num_experts, "num_experts_per_tok": self.num_experts_per_tok}
+        return MixtralConfig(**fields, **experts)
+
 
 def read_config(folder):
     """The transformers config of a folder, with one line for whatever is wrong with the file.

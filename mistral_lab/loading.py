@@ -1,5 +1,6 @@
 """One call from a name to a model that answers: bundled, local or from the hub; device, dtype and bits."""
 
+import gc
 import logging
 import os
 import warnings
@@ -8,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 from huggingface_hub import constants
 from transformers import (
@@ -22,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 from ._checkpoints import BUNDLED, Source, locate, weight_files
 from ._generation import Printer, check_prompt, check_sampling
 from .config import ModelConfig, read_config
-from .memory import weight_bytes
+from .memory import PRECISIONS, PREFILL_CHUNK, Plan, nearest_fit, plan, weight_bytes
 
 DEFAULT_MODEL = "tiny-mistral"
+SHORT_CONTEXT = 512  # tokens with which a model must fit to be loaded
 SMALL_BYTES = 2**30  # on a CPU, weights up to this size in float32 are kept in float32
 
 
@@ -84,6 +87,7 @@ class Loaded:
                 attention_mask=inputs["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
+                prefill_chunk_size=PREFILL_CHUNK if inputs["input_ids"].shape[1] > PREFILL_CHUNK else None,
                 streamer=Printer(self.tokenizer) if stream else None,
                 **choice,
             )
@@ -121,6 +125,7 @@ def load(
     Raises:
         FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
+        MemoryError: the device is too small, said before anything is downloaded, or memory ran out.
         OSError: a truncated, damaged or incomplete checkpoint.
         RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
@@ -138,11 +143,13 @@ def load(
     transformers_config = read_config(source.config_folder())
     config = ModelConfig.from_transformers(transformers_config)
     dtype = _choose_dtype(target, bits, config) if dtype is None else _check_dtype(dtype, bits)
-    with _quiet() if source.name in BUNDLED else nullcontext():
+    spread = device is None and target.type == "cuda" and bits in (None, 16, 32)
+    shortest = _plan(config, _precision(transformers_config, bits, dtype), target)
+    if not (spread or shortest.fits):
+        raise MemoryError(_does_not_fit(source.name, config, shortest))
+    with _quiet() if source.name in BUNDLED else nullcontext(), _memory(source.name, config, shortest):
         folder, transformers_config, quantisation = _prepare(source, transformers_config, bits, dtype, target)
-        spread = device is None and target.type == "cuda" and bits in (None, 16, 32)
-        device_map = "auto" if spread else target
-        model = _load_model(folder, transformers_config, dtype, device_map, quantisation)
+        model = _load_model(folder, transformers_config, dtype, "auto" if spread else target, quantisation)
         tokenizer = _load_tokenizer(folder)
     if bits == 4:
         _check_four_bits(model, source.name)
@@ -235,6 +242,55 @@ def _check_four_bits(model: PreTrainedModel, name: str) -> None:
     report = audit(model)
     if not report.passed:
         raise RuntimeError(f"{name} was to be in 4 bits, but {report.verdict}")
+
+
+def _precision(transformers_config, bits: int | None, dtype: torch.dtype) -> str:
+    """The name that `memory` has for what will be loaded."""
+    if bits == 8:
+        return "int8"
+    if bits == 4 or getattr(transformers_config, "quantization_config", None):
+        return "nf4-double"
+    return "float32" if dtype == torch.float32 else "bfloat16"
+
+
+def _plan(config: ModelConfig, precision: str, device: torch.device) -> Plan:
+    """What the model takes with a short text, beside what a card has in all or a computer has free."""
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[1]
+    else:  # the plan counts a process with its libraries, and this one is running already
+        room = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    context = min(SHORT_CONTEXT, config.max_positions)
+    return plan(config, precision=precision, context=context, device_bytes=room)
+
+
+def _does_not_fit(name: str, config: ModelConfig, asked: Plan) -> str:
+    other = nearest_fit(
+        config,
+        precision=asked.precision,
+        context=asked.context,
+        device_bytes=asked.device_bytes,
+        precisions=[precision for precision in PRECISIONS if not (config.num_experts and precision == "int8")],
+    )
+    offer = f"the nearest that does is {other}" if other else "at no precision does it: choose a smaller model"
+    return f"{name} does not fit this device ({asked}); {offer}"
+
+
+@contextmanager
+def _memory(name: str, config: ModelConfig, asked: Plan) -> Iterator[None]:
+    """Turn running out of memory into one MemoryError with the plan, and give back what was taken."""
+    try:
+        yield
+        return
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+        if not ran_out:  # PyTorch's error on a CPU is a plain RuntimeError with those words
+            raise
+        # The traceback holds the half-loaded model; it is dropped before memory is given back.
+        error.__traceback__ = None
+    gc.collect()
+    torch.cuda.empty_cache()
+    taken = "other programs, or this one, hold the rest" if asked.fits else _does_not_fit(name, config, asked)
+    raise MemoryError(f"{name} ran out of memory while it was loaded ({asked}); {taken}")
 
 
 def _load_model(folder: Path, config, dtype: torch.dtype, device_map, quantisation) -> PreTrainedModel:

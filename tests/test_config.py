@@ -174,3 +174,8 @@ def test_a_folder_without_config_and_no_folder(tmp_path):
 def test_reading_a_preset_needs_no_torch():
     code = "import sys, mistral_lab.config as c; print(len(c.PRESETS), *{'torch', 'transformers'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "6\n"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_the_way_through_transformers(name):
+    assert ModelConfig.from_transformers(PRESETS[name].to_transformers()) == PRESETS[name]

@@ -12,7 +12,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
 
 from mistral_lab import four_bit, load, memory
 from mistral_lab._checkpoints import BUNDLED
@@ -262,18 +262,8 @@ def test_full_size_on_the_meta_device():
 
 def meta(name):
     """A model of full size without weights, as the quantiser lays it out."""
-    shape = PRESETS[name]
-    sizes = dict(
-        vocab_size=shape.vocab_size, hidden_size=shape.dim, intermediate_size=shape.hidden_dim,
-        num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads, num_key_value_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
-    )  # fmt: skip
-    if shape.num_experts:
-        config = MixtralConfig(**sizes, num_local_experts=8, num_experts_per_tok=2)
-    else:
-        config = MistralConfig(**sizes)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(PRESETS[name].to_transformers(), dtype=torch.bfloat16)
     quantiser = four_bit.quantizer.FourBitQuantizer(nf4_config(compute_dtype="bfloat16"), pre_quantized=False)
     quantiser.preprocess_model(model, device_map={"": "cpu"})
     return model

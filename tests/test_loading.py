@@ -8,10 +8,13 @@ import socket
 import sys
 import threading
 import warnings
+import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
+import psutil
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -685,3 +688,63 @@ def test_no_network_is_found_out_at_once(monkeypatch, tmp_path):
         # The hub's own download would try again for 23 seconds: it must not be reached.
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **file: pytest.fail("the download was started"))
         fails("mistral-7b-v0.1", ConnectionError, "mistralai/Mistral-7B-v0.1 is not on this machine", "tiny-mistral")
+
+
+# Memory
+
+
+def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch, no_network):
+    config = PRESETS["mixtral-8x7b-v0.1"]
+    monkeypatch.setattr(loading.Source, "config_folder", lambda self: None)
+    monkeypatch.setattr(loading, "read_config", lambda folder: config.to_transformers())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
+    with pytest.raises(
+        MemoryError, match=r"bfloat16, 512 tokens: weights 86\.99 .* does not fit\); the nearest"
+    ) as caught:
+        load("mixtral-8x7b-v0.1", device="cpu")
+    assert "nf4-double, 512 tokens: weights 22.80" in str(caught.value)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
+    with pytest.raises(MemoryError, match="at no precision does it: choose a smaller model"):
+        load("mixtral-8x7b-v0.1", bits=4, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    ],
+)
+def test_running_out_of_memory_frees_what_was_taken_and_shows_the_plan(mistral, monkeypatch, failure):
+    taken = []
+
+    def fail(*_):
+        half_loaded = torch.nn.Linear(2, 2)
+        taken.append(weakref.ref(half_loaded))
+        raise failure
+
+    monkeypatch.setattr(loading, "_load_model", fail)
+    with pytest.raises(
+        MemoryError, match=r"ran out of memory while it was loaded \(float32, .* fits\); other programs"
+    ):
+        load(mistral)
+    assert taken[0]() is None
+
+
+def test_other_failures_of_torch_pass_through(mistral, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(loading, "_load_model", fail)
+    with pytest.raises(RuntimeError, match="^something else$"):
+        load(mistral)
+
+
+def test_a_long_prompt_is_read_in_chunks_and_answered_alike():
+    loaded = load("tiny-mistral")
+    prompt = "the road goes on and on " * 150
+    (tokens,) = loaded.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    assert len(tokens) > 512
+    whole = loaded.model.generate(tokens[None], max_new_tokens=8, do_sample=False)
+    text = loaded.generate_text(prompt, max_new_tokens=8, temperature=0)
+    assert text == loaded.tokenizer.decode(whole[0], skip_special_tokens=True)

@@ -6,19 +6,21 @@ that does not.
 """
 
 from .audit import Audit, AuditRow, audit
-from .checkpoint import quantized_folder
+from .checkpoint import four_bits, quantized_folder
 from .linear import ExactLinear4bit
-from .quantizer import FourBitConfig, FourBitExperts, adopt, check_cpu, nf4_config
+from .quantizer import FourBitConfig, FourBitExpert, FourBitExperts, adopt, check_cpu, nf4_config
 
 __all__ = [
     "Audit",
     "AuditRow",
     "ExactLinear4bit",
     "FourBitConfig",
+    "FourBitExpert",
     "FourBitExperts",
     "adopt",
     "audit",
     "check_cpu",
+    "four_bits",
     "nf4_config",
     "quantized_folder",
 ]

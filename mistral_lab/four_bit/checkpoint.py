@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import bitsandbytes
@@ -16,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from .._files import write_whole, written_whole
 from .quantizer import check_finite, nf4_config
 
 MATRIX = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|experts\.\d+\.w[123])\.weight$")
@@ -117,7 +115,7 @@ def _quantize_file(file: Path, out: Path, fingerprint: str, dtype: torch.dtype, 
             if tensor.dim() == 3:
                 raise ValueError(f"{name} holds all experts of a layer: expected a checkpoint with a tensor an expert")
             tensors |= four_bits(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
-    with _written_whole(out) as temporary:
+    with written_whole(out) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "fingerprint": fingerprint})
 
 
@@ -159,16 +157,4 @@ def _finish(folder: Path, files: list[Path], target: Path, fingerprint: str, dty
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with _written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Write under a temporary name, rename when done: a file that is there is a file that is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 import zlib
@@ -15,13 +14,15 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from .. import _checkpoints
+from .._files import write_whole
+from ..measure import processor
 from . import card
 from .corpus import KINDS
 from .evaluation import held_out
 from .recipes import RECIPES, SHAPE, TRACES, Recipe
 from .tokenizer import train_tokenizer
 from .traces import LoadTrace
-from .trainer import Blocks, export, train, write_whole
+from .trainer import Blocks, export, train
 
 BUNDLED = _checkpoints.BUNDLED["tiny-mistral"].parent
 
@@ -47,15 +48,6 @@ class Clock(TrainerCallback):
             "torch": torch.__version__,
         }
         write_whole(self.path, json.dumps(run) + "\n")
-
-
-def processor() -> str:
-    """The processor's model name, or the architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:

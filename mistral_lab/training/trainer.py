@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -160,13 +159,6 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: an interruption or a full disk leaves the old one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
 
 
 @contextmanager

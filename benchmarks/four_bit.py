@@ -1,0 +1,167 @@
+"""The experts of one Mixtral layer in four bits: the lab's separate matrices beside bitsandbytes' fused ones and bf16.
+
+All hold the same random weights and get the same tokens and the same choices of experts. Every round times each
+function once, and ratios are taken round by round. What is compared:
+
+    lab         an ExactLinear4bit an expert and matrix; only the chosen experts are read
+    bf16        transformers' experts, not quantised; only the chosen ones are read
+    fused       bitsandbytes' replace_parameter_4bit on transformers' experts: every call dequantises all of them
+
+The prediction for one token: a layer takes at least its bytes over the speed at which this machine reads memory. `lab`
+reads A of E experts in 0.52 bytes a weight, `bf16` the same in 2; `fused` reads all E in 0.52, writes them in 2, and
+reads the chosen ones.
+
+    python benchmarks/four_bit.py
+    python benchmarks/four_bit.py --dim 256 --hidden 896 --tokens 1 16
+"""
+
+import argparse
+import json
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see benchmarks/moe.py
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
+from torch.nn import functional
+from transformers import MixtralConfig
+from transformers.activations import ACT2FN
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+from mistral_lab.four_bit import FourBitExpert, FourBitExperts
+from mistral_lab.measure import compare, measure_bandwidth, time_in_turns
+
+
+def arguments() -> argparse.Namespace:
+    """The sizes of one run; the defaults are one layer of Mixtral 8x7B."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, a table each")
+    parser.add_argument("--dim", type=int, default=4096, help="d, width of the residual stream")
+    parser.add_argument("--hidden", type=int, default=14_336, help="h, width inside an expert")
+    parser.add_argument("--experts", type=int, default=8, help="E")
+    parser.add_argument("--experts-per-tok", type=int, default=2, help="A")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    return parser.parse_args()
+
+
+def build(options: argparse.Namespace) -> dict[str, torch.nn.Module]:
+    """The same experts three times."""
+    config = MixtralConfig(
+        hidden_size=options.dim,
+        intermediate_size=options.hidden,
+        num_local_experts=options.experts,
+        num_experts_per_tok=options.experts_per_tok,
+    )
+    config._experts_implementation = "eager"
+
+    def fused() -> MixtralExperts:
+        with torch.device("meta"):
+            experts = MixtralExperts(config)
+        experts.to(torch.bfloat16).to_empty(device="cpu").requires_grad_(False)
+        torch.manual_seed(0)
+        for weight in experts.parameters():
+            weight.uniform_(-1, 1).mul_((3 / weight.shape[-1]) ** 0.5)
+        return experts.eval()
+
+    plain, quantised = fused(), fused()
+    for name in ("gate_up_proj", "down_proj"):
+        replace_parameter_4bit(quantised, name, compress_statistics=True)
+    return {"lab": separate(plain, options), "bf16": plain, "fused": quantised}
+
+
+def separate(plain: MixtralExperts, options: argparse.Namespace) -> FourBitExperts:
+    """The lab's experts with the weights of transformers'."""
+    kind = {"compute_dtype": torch.bfloat16, "double": True}
+    with torch.device("meta"):
+        experts = [FourBitExpert(options.dim, options.hidden, ACT2FN["silu"], **kind) for _ in range(options.experts)]
+    for expert, gate_up, down in zip(experts, plain.gate_up_proj, plain.down_proj, strict=True):
+        gate, up = gate_up.chunk(2)
+        for linear, weight in ((expert.w1, gate), (expert.w3, up), (expert.w2, down)):
+            fresh = Params4bit(
+                weight.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=linear
+            )
+            linear.weight = fresh.to("cpu")
+    return FourBitExperts(experts).eval()
+
+
+def predict(options: argparse.Namespace, touched: int) -> dict[str, float]:
+    """Bytes that each must move for `touched` experts."""
+    weights = 3 * options.dim * options.hidden
+    four_bits = 0.5 + 1 / 64 + 4 / (64 * 256)
+    return {
+        "lab": touched * weights * four_bits,
+        "bf16": touched * weights * 2,
+        "fused": options.experts * weights * (four_bits + 2) + touched * weights * 2,
+    }
+
+
+def measure(layers: dict[str, torch.nn.Module], N: int, options: argparse.Namespace, bandwidth: float) -> dict:
+    """Time each on N tokens, and check that they compute the same."""
+    random = torch.Generator().manual_seed(N)
+    x = torch.randn(N, options.dim, generator=random).to(torch.bfloat16)
+    probabilities = functional.softmax(torch.randn(N, options.experts, generator=random), dim=-1)
+    weights, indices = probabilities.topk(options.experts_per_tok)
+    weights = weights / weights.sum(-1, keepdim=True)
+    functions = {name: lambda layer=layer: layer(x, indices, weights) for name, layer in layers.items()}
+    results = {name: function().float() for name, function in functions.items()}
+    # lab and fused hold the same codes; the fused CPU kernel rounds the scales to bfloat16, 8 bits.
+    error = (results["lab"] - results["fused"]).norm() / results["fused"].norm()
+    if not error < 0.02:
+        raise RuntimeError(f"lab differs from fused by {error:.1e} of its norm: nothing to compare")
+    timings = time_in_turns(functions, repeats=options.repeats)
+    touched = len(indices.unique())
+    predicted = {name: size / bandwidth for name, size in predict(options, touched).items()}
+    return {
+        "tokens": N,
+        "experts_touched": touched,
+        "quantisation_error": float((results["lab"] - results["bf16"]).norm() / results["bf16"].norm()),
+        "rows": [
+            {
+                "name": name,
+                "median_s": timing.median_s,
+                "spread_s": timing.spread_s,
+                "predicted_s": predicted[name],
+                **compare(timing, timings["lab"]),  # it over the lab
+            }
+            for name, timing in timings.items()
+        ],
+    }
+
+
+def show(result: dict) -> None:
+    """Print the table of one number of tokens."""
+    touched, error = result["experts_touched"], result["quantisation_error"]
+    print(f"\nN={result['tokens']}: touches {touched} experts; four bits are {error:.1%} off bf16")
+    print(f"{'':8}{'median ms':>11}{'spread ms':>11}{'predicted ms':>14}{'it / lab':>10}{'(range)':>18}")
+    for row in result["rows"]:
+        spread = f"{row['least']:.2f} to {row['largest']:.2f}"
+        print(
+            f"{row['name']:8}{row['median_s'] * 1e3:11.1f}{row['spread_s'] * 1e3:11.1f}{row['predicted_s'] * 1e3:14.1f}"
+            f"{row['ratio']:10.2f}{spread:>18}"
+        )
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, and print a table for each number of tokens and one line of JSON."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    bandwidth = measure_bandwidth()
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, d={options.dim}, h={options.hidden}, "
+        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds and a warm-up; "
+        f"this machine reads {bandwidth / 1e9:.1f} GB/s"
+    )
+    layers = build(options)
+    results = []
+    for N in options.tokens:
+        results.append(measure(layers, N, options, bandwidth))
+        show(results[-1])
+    print(json.dumps({"benchmark": "four_bit", **vars(options), "read_bytes_per_s": bandwidth, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Seconds of callables, and the speed at which a device reads its memory."""
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+READ_BYTES = {"cpu": 2**29, "cuda": 2**30}  # beyond the caches: an H200 has 50 MiB, a server CPU up to some 400 MiB
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of every run; `median_s` stands for them, `spread_s` is slowest minus fastest."""
+
+    runs_s: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """The middle run, which one slow run does not move."""
+        return statistics.median(self.runs_s)
+
+    @property
+    def spread_s(self) -> float:
+        """Slowest run minus fastest run."""
+        return max(self.runs_s) - min(self.runs_s)
+
+
+def time_callable(function: Callable[[], object], *, repeats: int = 5, device="cpu") -> Timing:
+    """Run a callable once to warm up, then time it; on CUDA each run waits until the card is done.
+
+    >>> len(time_callable(lambda: sum(range(1000)), repeats=3).runs_s)
+    3
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: expected at least 1")
+    wait = waiter(device)
+    runs_s = []
+    for _ in range(repeats + 1):
+        wait()
+        start = time.perf_counter()
+        function()
+        wait()
+        runs_s.append(time.perf_counter() - start)
+    return Timing(tuple(runs_s[1:]))
+
+
+def time_in_turns(functions: Mapping[Hashable, Callable[[], object]], *, repeats: int = 5) -> dict[Hashable, Timing]:
+    """Time several callables on the CPU, each once a round after a round of warm-up, so that a slow minute meets all.
+
+    Every round begins with another, so that none always follows the same.
+
+    >>> timings = time_in_turns({"one": lambda: sum(range(10)), "other": lambda: sum(range(1000))}, repeats=3)
+    >>> [len(timing.runs_s) for timing in timings.values()]
+    [3, 3]
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: expected at least 1")
+    names = list(functions)
+    runs_s = {name: [] for name in names}
+    for number in range(repeats + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            functions[name]()
+            runs_s[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(runs[1:])) for name, runs in runs_s.items()}
+
+
+def compare(one: Timing, other: Timing) -> dict[str, float]:
+    """How many times as long one took as the other, round by round: what slows a whole round falls out.
+
+    >>> compare(Timing((2.0, 8.0, 3.0)), Timing((1.0, 2.0, 1.0)))
+    {'ratio': 3.0, 'least': 2.0, 'largest': 4.0}
+    """
+    ratios = [mine / theirs for mine, theirs in zip(one.runs_s, other.runs_s, strict=True)]
+    return {"ratio": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}
+
+
+def measure_bandwidth(device="cpu", *, repeats: int = 5) -> float:
+    """Bytes a second this device reads from its memory: the sum of a float32 tensor far larger than its caches.
+
+    A decoded token reads every weight once and does little with it. So bytes of the weights over this number is a floor
+    for the seconds a token takes. It is what PyTorch reaches with its current threads, not the figure on a data sheet.
+
+    Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52(4), 2009.
+
+    Args:
+        device: "cpu", which reads 512 MiB, or a CUDA device, which reads 1 GiB.
+        repeats: timed runs; the median counts.
+    """
+    size = READ_BYTES["cuda" if torch.device(device).type == "cuda" else "cpu"]
+    values = torch.ones(size // 4, device=device)
+    return size / time_callable(values.sum, repeats=repeats, device=device).median_s
+
+
+def waiter(device) -> Callable[[], object]:
+    """A function that returns when the device has done all it was given; on a CPU it has nothing to wait for."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return torch.mps.synchronize if kind == "mps" else lambda: None

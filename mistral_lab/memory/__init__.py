@@ -1,0 +1,35 @@
+"""Bytes from arithmetic: parameters by part, weights by precision, the cache that grows with the text; what fits."""
+
+from .caches import kv_cache_bytes, rolling_cache_bytes
+from .fit import DEVICES, PREFILL_CHUNK, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
+from .weights import (
+    BLOCK_SIZE,
+    NESTED_BLOCK_SIZE,
+    PRECISIONS,
+    ParameterCounts,
+    WeightBytes,
+    parameter_counts,
+    weight_bytes,
+    weight_parts,
+)
+
+__all__ = [
+    "BLOCK_SIZE",
+    "DEVICES",
+    "NESTED_BLOCK_SIZE",
+    "PRECISIONS",
+    "PREFILL_CHUNK",
+    "RUNTIME_BYTES",
+    "ParameterCounts",
+    "Plan",
+    "WeightBytes",
+    "kv_cache_bytes",
+    "largest_context",
+    "nearest_fit",
+    "parameter_counts",
+    "plan",
+    "rolling_cache_bytes",
+    "weight_bytes",
+    "weight_parts",
+    "workspace_bytes",
+]
