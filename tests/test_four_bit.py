@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
+from bitsandbytes.functional import dequantize_4bit, has_avx512bf16, quantize_4bit
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
 from mistral_lab import four_bit, load, memory
 from mistral_lab._checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config
+from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config, pieces
 
 TOKENS = torch.arange(3, 60)[None]
 SMALL = dict(
@@ -105,10 +105,25 @@ def test_every_matrix_holds_what_bitsandbytes_makes_of_it(model):
     source = load_file(BUNDLED["tiny-mixtral"] / "model.safetensors")
     assert len(linears(model)) == 4 * (4 + 3 * 8)
     for name, module in linears(model):
-        made = checkpoint.four_bits("w.weight", source[f"{name.replace('.mlp.', '.block_sparse_moe.')}.weight"])
-        assert torch.equal(module.weight.data, made["w.weight"])
-        assert torch.equal(module.weight.quant_state.absmax, made["w.weight.absmax"])
-        assert torch.equal(module.weight.quant_state.state2.absmax, made["w.weight.nested_absmax"])
+        weight = source[f"{name.replace('.mlp.', '.block_sparse_moe.')}.weight"]
+        codes, made = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+        assert torch.equal(module.weight.data, codes)
+        assert torch.equal(module.weight.quant_state.absmax, made.absmax)
+        assert torch.equal(module.weight.quant_state.state2.absmax, made.state2.absmax)
+        assert torch.equal(module.weight.quant_state.offset, made.offset)
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (64, 64), (33, 64), (129, 65), (96, 160)])
+def test_pieces_come_out_as_the_whole(shape, double, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 64 * 5)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    codes, state = pieces.quantize_matrix("w", weight, double=double)
+    expected_codes, expected = quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
+    assert torch.equal(codes, expected_codes)
+    ours, theirs = state.as_dict(packed=True), expected.as_dict(packed=True)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_an_expert_that_nobody_chose_does_no_work(model):

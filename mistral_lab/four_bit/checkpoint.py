@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .._files import write_whole, written_whole
-from .quantizer import check_finite, nf4_config
+from .pieces import quantize_matrix
+from .quantizer import nf4_config
 
 MATRIX = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|experts\.\d+\.w[123])\.weight$")
 MANIFEST = "quantized.json"  # written last: where it is, the folder is whole
@@ -129,10 +130,7 @@ def four_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     Returns:
         the codes under that name, scales and tables under names that start with it; on the CPU.
     """
-    check_finite(name, weight)
-    codes, state = bitsandbytes.functional.quantize_4bit(
-        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
-    )
+    codes, state = quantize_matrix(name, weight, double=True)
     parts = {name: codes} | {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
     return {key: value.cpu() for key, value in parts.items()}
 

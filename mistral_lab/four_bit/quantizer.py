@@ -1,16 +1,18 @@
 """What transformers is told: a quantisation config, the quantiser behind it, and experts that are separate matrices."""
 
 import torch
+from bitsandbytes.nn import Params4bit
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.activations import ACT2FN
-from transformers.core_model_loading import WeightConverter
-from transformers.integrations.bitsandbytes import Bnb4bitDeserialize, Bnb4bitQuantize
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from .linear import ExactLinear4bit
+from .pieces import quantize_matrix
 
 # Stands in the config.json of a saved model. transformers prints it where the name means nothing to it.
 METHOD = "mistral_lab.four_bit (import it first)"
@@ -137,21 +139,32 @@ class FourBitExperts(nn.ModuleList):
         return out
 
 
-class FiniteQuantize(Bnb4bitQuantize):
-    """transformers' step from a tensor to four bits, refusing what has no meaning in four bits."""
+class QuantizeMatrix(ConversionOps):
+    """transformers' step from a tensor of the checkpoint to the parameter of an ExactLinear4bit."""
+
+    def __init__(self, double: bool) -> None:
+        self.double = double
 
     def convert(self, input_dict, full_layer_name=None, model=None, **kwargs):
-        """Check each tensor, then quantise it."""
+        """Quantise; transformers calls it with a list of one tensor under the parameter's name."""
+        result = {}
         for name, tensors in input_dict.items():
-            check_finite(name, tensors[0] if isinstance(tensors, list) else tensors)
-        return super().convert(input_dict, full_layer_name=full_layer_name, model=model, **kwargs)
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise ValueError where a tensor holds NaN or infinity: its block would lose all of its weights."""
-    wrong = tensor.numel() - int(tensor.isfinite().sum())
-    if wrong:
-        raise ValueError(f"{name} holds {wrong} weights that are NaN or infinite: such a matrix has no 4-bit form")
+            weight = tensors[0] if isinstance(tensors, list) else tensors
+            module = model.get_submodule(name.rpartition(".")[0])
+            codes, state = quantize_matrix(name, weight, double=self.double)
+            result[name] = Params4bit(
+                codes,
+                requires_grad=False,
+                quant_state=state,
+                blocksize=state.blocksize,
+                compress_statistics=self.double,
+                quant_type=state.quant_type,
+                bnb_quantized=True,
+                module=module,
+            )
+            module.quant_state = state
+            module._is_hf_initialized = True
+        return result
 
 
 @register_quantizer(METHOD)
@@ -219,8 +232,8 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         return super()._process_model_after_weight_loading(model, **kwargs)
 
     def get_quantize_ops(self):
-        """Quantise one tensor, after a look at its values."""
-        return FiniteQuantize(self)
+        """Quantise one tensor."""
+        return QuantizeMatrix(self.quantization_config.bnb_4bit_use_double_quant)
 
 
 def check_cpu() -> None:
