@@ -1,5 +1,7 @@
 """What the package computes, slowly and plainly in float64 NumPy. Shares no code with the package."""
 
+import math
+
 import numpy as np
 
 
@@ -63,3 +65,49 @@ def experts(x, indices, weights, gates, ups, downs):
         gate = gates[e] @ x[n]
         out[n] += weights[n, a] * (downs[e] @ (gate / (1 + np.exp(-gate)) * (ups[e] @ x[n])))
     return out
+
+
+def normal_quantile(p):
+    """Where the normal distribution function reaches p, by bisection."""
+    low, high = -10.0, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 + math.erf(middle / math.sqrt(2))) / 2 < p else (low, middle)
+    return low
+
+
+def nf4_values():
+    """The sixteen values of NF4, from the area left of each: 8 above zero, 7 below."""
+    most = 1 - (1 / 32 + 1 / 30) / 2
+    above = [normal_quantile(0.5 + (most - 0.5) * i / 8) for i in range(1, 9)]
+    below = [-normal_quantile(0.5 + (most - 0.5) * i / 7) for i in range(7, 0, -1)]
+    return np.array([*below, 0.0, *above]) / above[-1]
+
+
+def round_blocks(w, values, block_size):
+    """Each block over its largest magnitude, each weight to the nearest of `values`, in any order.
+
+    -> numbers (n,), absmax (blocks,), and how much nearer the nearest is than the next one that differs (n,)
+    """
+    w, values = np.asarray(w, dtype=np.float64).ravel(), np.asarray(values, dtype=np.float64)
+    numbers, margins, absmax = np.zeros(len(w), dtype=int), np.zeros(len(w)), []
+    for start in range(0, len(w), block_size):
+        absmax.append(max(abs(x) for x in w[start : start + block_size]))
+        for i in range(start, min(start + block_size, len(w))):
+            distances = abs(values - (w[i] / absmax[-1] if absmax[-1] else 0.0))
+            numbers[i] = distances.argmin()
+            margins[i] = min(distances[values != values[numbers[i]]]) - distances[numbers[i]]
+    return numbers, np.array(absmax), margins
+
+
+def load_balancing_loss(logits, num_experts_per_tok):
+    """Token by token over all layers; logits is a list of (N, E) -> E times the sum of chosen shares times softmax."""
+    rows = [np.asarray(row, dtype=np.float64) for layer in logits for row in layer]
+    E = len(rows[0])
+    chose, shares = np.zeros(E), np.zeros(E)
+    for row in rows:
+        for e in sorted(range(E), key=lambda e: -row[e])[:num_experts_per_tok]:
+            chose[e] += 1 / len(rows)
+        exponentials = np.exp(row - row.max())
+        shares += exponentials / exponentials.sum() / len(rows)
+    return E * sum(chose[e] * shares[e] for e in range(E))

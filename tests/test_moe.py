@@ -405,6 +405,26 @@ def test_experts_that_do_not_fit_are_one_clear_line(change, message):
 # Balance
 
 
+@pytest.mark.parametrize("A", [1, 2, 3, 8])
+@pytest.mark.parametrize("sizes", [(1,), (50,), (50, 50, 50), (10, 30)])
+def test_the_loss_equals_the_reference(sizes, A):
+    logits = [3 * normal(N, 8, seed=layer) for layer, N in enumerate(sizes)]
+    expected = reference.load_balancing_loss(logits, A)
+    ours = load_balancing_loss(logits, num_experts_per_tok=A)
+    # float32: eight products whose sum is 8 at most, from means of at most 150 shares, each rounded by 6e-8 of itself
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-6)
+
+
+def test_layers_one_by_one_and_shares_of_assignments_are_no_small_error():
+    logits = [3 * normal(N, 8, seed=layer) for layer, N in enumerate((10, 30))]
+    expected = reference.load_balancing_loss(logits, 2)
+    wrong = {
+        "a mean over layers": np.mean([load_balancing_loss([layer], num_experts_per_tok=2) for layer in logits]),
+        "shares of assignments": load_balancing_loss(logits, num_experts_per_tok=2) / 2,
+    }
+    assert {name: abs(got - expected) > 0.02 for name, got in wrong.items()} == dict.fromkeys(wrong, True)
+
+
 @pytest.mark.parametrize("A", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [(50,), (50, 50, 50), (10, 30)])
 def test_the_loss_and_its_gradient_are_those_of_transformers(sizes, A):

@@ -284,6 +284,8 @@ def test_traces_show_the_same_run_with_and_without_the_balancing_loss():
         loads = torch.tensor(trace["loads"])
         assert trace["steps"] == list(range(0, TRACES[name].steps + 1, 10))
         assert loads.shape == (len(trace["steps"]), 4, 8)
+        assert len(trace["losses"]) == len(trace["steps"])
+        assert trace["losses"][-1] < 0.2 * trace["losses"][0]  # it learnt: from ln 2560 = 7.8 to about 1
         # Rounded to four places, eight shares sum to one within eight half units.
         torch.testing.assert_close(loads.sum(-1), torch.ones(loads.shape[:2]), atol=4e-4, rtol=0)
         spread[name] = (loads[-1].max(-1).values - loads[-1].min(-1).values).mean()

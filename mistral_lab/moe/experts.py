@@ -77,6 +77,9 @@ def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[E
         gate_up_proj: (E, 2h, d), of each expert the rows of gate and then those of up.
         down_proj: (E, d, h).
 
+    Returns:
+        E experts.
+
     Raises:
         ValueError: shapes that do not fit each other.
 

@@ -88,7 +88,21 @@ def capture_routing(model: torch.nn.Module, input_ids: torch.Tensor) -> list[Rou
 
 
 def expert_load(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """The share of the assignments (N, A) that each expert gets: (E,) float32, which sums to 1.
+    """The share of the assignments that each expert gets.
+
+    Equation: load[e] = (number of n, a with indices[n, a] = e) / (N·A).
+    Source: the f of Fedus et al., "Switch Transformers", arXiv:2101.03961, equation 5, divided by A.
+
+    Args:
+        indices: (N, A) whole numbers, the experts of each token.
+        num_experts: E.
+
+    Returns:
+        (E,) float32, which sums to 1.
+
+    Raises:
+        TypeError: num_experts is not a whole number.
+        ValueError: indices of another rank or dtype, or empty, or outside 0 ... E - 1.
 
     >>> expert_load(torch.tensor([[0, 1], [0, 2]]), num_experts=4)
     tensor([0.5000, 0.2500, 0.2500, 0.0000])
@@ -98,9 +112,19 @@ def expert_load(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
 
 
 def load_entropy(load: torch.Tensor) -> float:
-    """How evenly a load (E,) is spread, in bits: log2 E where all shares are equal, 0 where one expert has all.
+    """How evenly a load is spread: log2 E where all shares are equal, 0 where one expert has all.
 
     Equation: -Σ(e) load[e] · log2 load[e], with 0 · log2 0 = 0.
+    Source: Shannon, "A Mathematical Theory of Communication", 1948, section 6.
+
+    Args:
+        load: (E,) shares that sum to 1 within 1e-4.
+
+    Returns:
+        bits, from 0 to log2 E.
+
+    Raises:
+        ValueError: load of another rank, with a negative share or NaN, or with another sum.
 
     >>> load_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), load_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0]))
     (2.0, 1.0)
@@ -114,13 +138,22 @@ def load_entropy(load: torch.Tensor) -> float:
 def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
     """The share of tokens, from the second on, whose first choice, or any choice, is one of the token before.
 
-    Takes indices (N, A), the first choice first, of one sequence. With `any_choice`, one shared expert of the A of both
-    is enough. Hold the share against uniform routing, here with E = 8 and A = 2:
+    Hold the share against uniform routing, here with E = 8 and A = 2:
 
         first choice   1/E = 12.5 %
         any choice     1 - C(E - A, A) / C(E, A) = 1 - C(6, 2) / C(8, 2) = 1 - 15/28 = 46.4 %
 
     Source: arXiv:2401.04088, section 5 and table 5.
+
+    Args:
+        indices: (N, A) whole numbers, the first choice first, of one sequence of at least two tokens.
+        any_choice: whether one shared expert of the A of both tokens is enough.
+
+    Returns:
+        a share of the N - 1 pairs.
+
+    Raises:
+        ValueError: indices of another rank or dtype, or of fewer than two tokens.
 
     >>> indices = torch.tensor([[0, 1], [0, 2], [3, 0], [4, 5]])  # the first choice again, another one again, none
     >>> round(repeat_rate(indices), 3), round(repeat_rate(indices, any_choice=True), 3)
@@ -133,9 +166,21 @@ def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
 
 
 def co_activation(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """Which experts go together: (E, E) float32, the share of the tokens (N, A) that chose both.
+    """Which experts go together: for any two, the share of the tokens that chose both.
 
     Under uniform routing A(A - 1) / (E(E - 1)) for two experts, and A/E on the diagonal, where both are the same.
+
+    Equation: together[e, f] = (number of n with both e and f in indices[n]) / N.
+
+    Args:
+        indices: (N, A) whole numbers, the experts of each token, no two alike.
+        num_experts: E.
+
+    Returns:
+        (E, E) float32, symmetric.
+
+    Raises:
+        TypeError, ValueError: as in `expert_load`.
 
     >>> co_activation(torch.tensor([[0, 1], [2, 0]]), num_experts=3).tolist()
     [[1.0, 0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.0, 0.5]]
@@ -148,12 +193,22 @@ def co_activation(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
 def lru_hit_rate(indices: torch.Tensor, *, kept: int) -> float:
     """How often an expert is at hand, if a layer keeps the `kept` experts that it used last and fetches the others.
 
-    Takes indices (N, A), the first choice first, of tokens in their order. A token's A experts are looked up together,
-    in the cache that the token before left. Then they are the most recent ones, the first choice ahead of the second.
-    The cache starts empty, and those misses count. Under uniform routing a full cache of k experts hits k/E: 25 % for 2
-    of 8, 50 % for 4 of 8.
+    A token's A experts are looked up together, in the cache that the token before left. Then they are the most recent
+    ones, the first choice ahead of the second. The cache starts empty, and those misses count. Under uniform routing a
+    full cache of k experts hits k/E: 25 % for 2 of 8, 50 % for 4 of 8.
 
     Source: Eliseev and Mazur, "Fast Inference ... with Offloading", arXiv:2312.17238, section 3.1.
+
+    Args:
+        indices: (N, A) whole numbers, the first choice first, of tokens in their order.
+        kept: k, the experts that the cache holds.
+
+    Returns:
+        a share of the N·A look-ups.
+
+    Raises:
+        TypeError: kept is not a whole number.
+        ValueError: kept below 1, or indices of another rank or dtype, or empty.
 
     >>> indices = torch.tensor([[0, 1], [1, 2], [0, 1]])  # misses 0 and 1, hits 1; without a third place 0 is gone
     >>> lru_hit_rate(indices, kept=2) == 2 / 6, lru_hit_rate(indices, kept=3) == 3 / 6

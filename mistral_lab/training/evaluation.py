@@ -54,7 +54,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase, documents: int) -> list[Encoded
 @torch.inference_mode()
 def next_token_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """Logits (T, V) in float32 for one document."""
-    return model(input_ids=torch.tensor([tokens])).logits[0].float()
+    return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float().cpu()
 
 
 def losses(model: PreTrainedModel, encoded: list[Encoded]) -> list[np.ndarray]:

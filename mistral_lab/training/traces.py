@@ -1,20 +1,21 @@
-"""Watch the router while it trains: the load of every expert, every few steps."""
+"""Watch the router while it trains: the load of every expert, and the loss, every few steps."""
 
 import json
 
 import numpy as np
 from transformers import TrainerCallback
 
-from .evaluation import Encoded, as_load, choices
+from .evaluation import Encoded, as_load, choices, losses
 
 
 class LoadTrace(TrainerCallback):
-    """Measures the expert load (L, E) on fixed held-out documents every `every` steps."""
+    """Measures the expert load (L, E) and the loss on fixed held-out documents every `every` steps."""
 
     def __init__(self, encoded: list[Encoded], *, every: int):
         self.encoded, self.every = encoded, every
         self.steps: list[int] = []
         self.loads: list[np.ndarray] = []
+        self.losses: list[float] = []
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         """Before step 0, `every`, 2 * `every`, and so on."""
@@ -28,10 +29,13 @@ class LoadTrace(TrainerCallback):
     def _measure(self, step: int, model) -> None:
         model.eval()
         chosen = np.concatenate(list(choices(model, self.encoded).values()))
+        nats = np.concatenate(losses(model, self.encoded)).mean()
         model.train()
         self.steps.append(step)
         self.loads.append(as_load(chosen))
+        self.losses.append(float(nats))
 
     def as_json(self) -> str:
-        """Steps (n,) and loads (n, L, E), rounded to four places."""
-        return json.dumps({"steps": self.steps, "loads": np.round(self.loads, 4).tolist()}) + "\n"
+        """Steps (n,), loads (n, L, E) and losses (n,) in nats a token, rounded to four places."""
+        rounded = {"loads": np.round(self.loads, 4).tolist(), "losses": np.round(self.losses, 4).tolist()}
+        return json.dumps({"steps": self.steps} | rounded) + "\n"
