@@ -1,7 +1,18 @@
 """The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, shown or saved but by `show`."""
 
-from .experts import plot_balance, plot_loads, plot_route, plot_touched
+from .budget import plot_budget, plot_changed
+from .experts import plot_balance, plot_loads, plot_repeats, plot_route, plot_touched, plot_way
+from .four_bits import (
+    plot_codebooks,
+    plot_error_map,
+    plot_errors_by_block,
+    plot_format_errors,
+    plot_loss_changes,
+    plot_quantiles,
+    plot_rounded_block,
+)
 from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
+from .layers import plot_added, plot_block, plot_part_times, plot_stream
 from .model import plot_next_tokens, plot_parameters, plot_times
 from .style import COLOURS, WIDTH_IN, new_figure, show
 from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_slots
@@ -10,23 +21,38 @@ __all__ = [
     "COLOURS",
     "WIDTH_IN",
     "new_figure",
+    "plot_added",
     "plot_balance",
+    "plot_block",
+    "plot_budget",
     "plot_by_range",
+    "plot_changed",
+    "plot_codebooks",
     "plot_context",
     "plot_decode",
+    "plot_error_map",
+    "plot_errors_by_block",
+    "plot_format_errors",
     "plot_growth",
     "plot_head_groups",
     "plot_head_weights",
     "plot_influence",
     "plot_intervals",
     "plot_loads",
+    "plot_loss_changes",
     "plot_mask",
     "plot_next_tokens",
     "plot_parameters",
+    "plot_part_times",
+    "plot_quantiles",
+    "plot_repeats",
+    "plot_rounded_block",
     "plot_route",
     "plot_slots",
+    "plot_stream",
     "plot_times",
     "plot_token_bytes",
     "plot_touched",
+    "plot_way",
     "show",
 ]

@@ -1,4 +1,4 @@
-"""Pictures of a mixture of experts: a token's route, experts touched by a batch, loads, and balance in training."""
+"""Pictures of a mixture: a token's route, experts touched by a batch, loads, repeated choices, balance in training."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from .style import (
     readable_on,
 )
 
-WAYS = (MEASURED, COLOURS[4])
+WAYS = (MEASURED, COLOURS[4], COLOURS[2])
 
 
 @mpl.rc_context(STYLE)
@@ -63,6 +63,46 @@ def plot_route(
 
 
 @mpl.rc_context(STYLE)
+def plot_way(
+    token: str, *, chosen: Sequence[int], weights: Sequence[float], experts: int, ax: Axes | None = None
+) -> Axes:
+    """Draw a token's way from the router through its chosen experts to the sum of their answers.
+
+    Args:
+        token: its text.
+        chosen: (A,) experts.
+        weights: (A,) of the chosen, the width of their lines.
+        experts: E, of which the others stand aside in grey.
+    """
+    if len(chosen) != len(weights) or not set(chosen) <= set(range(experts)):
+        raise ValueError(
+            f"chosen is {list(chosen)} with {len(weights)} weights: expected experts below {experts}, a weight for each"
+        )
+    ax = new_figure(height_in=0.7 + 0.3 * experts)[1][0, 0] if ax is None else ax
+    middle = (experts - 1) / 2
+    ax.plot([0.8, 2.6], [middle, middle], color=INK, linewidth=1.5)
+    for expert, weight in zip(chosen, weights, strict=True):
+        line = {"color": MEASURED, "linewidth": 1 + 4 * weight, "solid_capstyle": "round"}
+        ax.plot([2.6, 4, 6.6, 8.4], [middle, expert, expert, middle], **line)
+        ax.annotate(
+            f"× {weight:.2f}", (6.3, expert), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom"
+        )
+    for x, y, text, colour in [
+        (0.8, middle, token, "white"),
+        (2.6, middle, "router", "white"),
+        *((5, e, f"expert {e}", MEASURED if e in chosen else FADED) for e in range(experts)),
+        (8.4, middle, "sum", "white"),
+    ]:
+        box = {"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK if colour != FADED else FADED}
+        ink = INK if colour == "white" else readable_on(colour)
+        ax.text(x, y, text, ha="center", va="center", fontsize=9, color=ink, bbox=box)
+    ax.set_xlim(0, 9)
+    ax.set_ylim(experts - 0.4, -0.9)
+    ax.axis("off")
+    return ax
+
+
+@mpl.rc_context(STYLE)
 def plot_touched(
     tokens: Sequence[int],
     measured: np.ndarray,
@@ -76,7 +116,7 @@ def plot_touched(
 
     Args:
         tokens: (n,) in the batch.
-        measured: (ways, n) experts, at most two ways.
+        measured: (ways, n) experts, at most three ways.
         predicted: (n,) experts.
         names: of the ways.
         experts: in the layer.
@@ -85,14 +125,14 @@ def plot_touched(
     predicted = as_amounts(predicted, (len(tokens),))
     ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
     ax.plot(tokens, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
-    for line, name, colour, marker in zip(measured, names, WAYS[: len(names)], "os"[: len(names)], strict=True):
+    for line, name, colour, marker in zip(measured, names, WAYS[: len(names)], "os^"[: len(names)], strict=True):
         ax.plot(tokens, line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
     doubling_axis(ax, tokens)
     ax.set_ylim(0, 1.06 * experts)
     ax.set_xlabel("tokens in the batch (logarithmic axis)")
     ax.set_ylabel("experts read in a layer")
     ax.grid()
-    legend_above(ax, columns=3)
+    legend_above(ax, columns=2)
     return ax
 
 
@@ -123,6 +163,46 @@ def plot_loads(
     ax.set_title(title)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_repeats(
+    rates: Sequence[np.ndarray],
+    shuffled: np.ndarray,
+    *,
+    names: Sequence[str],
+    uniform: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how often the next token takes the same expert: a row a layer, a dot a subject, both chances as marks.
+
+    Args:
+        rates: for each row (subjects,) shares; their number may differ.
+        shuffled: (rows,) shares after shuffling; NaN where they are not known.
+        names: of the rows, the first on top.
+        uniform: the share under uniform choice.
+    """
+    rates, shuffled = [as_amounts(row, (len(row),)) for row in rates], np.asarray(shuffled, float)
+    if len(rates) != len(names) or shuffled.shape != (len(names),):
+        raise ValueError(
+            f"{len(rates)} rows of rates, shuffled of shape {shuffled.shape}: expected {len(names)} of each, as names"
+        )
+    ax = new_figure(height_in=1.2 + 0.33 * len(names))[1][0, 0] if ax is None else ax
+    ax.axvline(100 * uniform, color=PREDICTED, linewidth=2, linestyle="--", label="uniform choice")
+    for row, values in enumerate(rates):
+        label = "measured" if row == 0 else None
+        ax.scatter(100 * values, np.full(len(values), row), s=45, color=MEASURED, edgecolor=INK, label=label)
+    ax.scatter(
+        100 * shuffled, range(len(names)), s=260, marker="|", color=INK, linewidth=2, label="tokens shuffled, mean"
+    )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(0, 1.06 * 100 * max(values.max() for values in rates))
+    ax.set_xlabel("next token has the same first choice, %")
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=3)
     return ax
 
 

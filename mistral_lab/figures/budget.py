@@ -1,0 +1,97 @@
+"""Pictures of a model in a fixed amount of memory: what it takes beside what there is; which choices it changes."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
+
+from .model import plot_parameters
+from .style import COLOURS, INK, STYLE, as_amounts, legend_above, new_figure
+
+LIMIT_LOOKS = ("-", "--", ":")
+MARKERS = "os^D"
+MOST_LAYERS = 17  # numbers on the axis
+
+
+@mpl.rc_context(STYLE)
+def plot_budget(
+    amounts: np.ndarray,
+    *,
+    names: Sequence[str],
+    parts: Sequence[str],
+    limits: Mapping[str, float],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what each way takes, one bar a way and one segment a part, beside what there is: an upright line a limit.
+
+    Args:
+        amounts: (ways, parts), in `unit`.
+        names: of the ways, the first on top; more than one.
+        parts: name of each segment, from the left.
+        limits: name to amount in `unit`, at most three.
+        unit: the label of the axis.
+    """
+    amounts = as_amounts(amounts, (len(names), len(parts)))
+    bounds = as_amounts(list(limits.values()), (len(limits),))
+    if len(limits) > len(LIMIT_LOOKS):
+        raise ValueError(f"{len(limits)} limits: expected at most {len(LIMIT_LOOKS)}")
+    ax = plot_parameters(amounts, models=names, parts=parts, unit=unit, ax=ax)
+    for (name, bound), look in zip(limits.items(), LIMIT_LOOKS, strict=False):
+        ax.axvline(bound, color=INK, linewidth=1.8, linestyle=look, label=name)
+    ax.set_xlim(0, 1.04 * max(amounts.sum(axis=1).max(), *bounds))
+    legend_above(ax, columns=3)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_changed(
+    lows: np.ndarray,
+    shares: np.ndarray,
+    highs: np.ndarray,
+    *,
+    names: Sequence[str],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the share of choices that changed, layer by layer with an interval, on a logarithmic axis.
+
+    Args:
+        lows, shares, highs: (ways, layers), above 0 and up to 1; a bar spans low to high.
+        names: of the ways, at most four.
+        unit: the label of the axis, in %.
+    """
+    shape = (len(names), np.shape(shares)[-1] if np.ndim(shares) else 0)
+    lows, shares, highs = (as_amounts(values, shape) for values in (lows, shares, highs))
+    if (lows > shares).any() or (shares > highs).any():
+        raise ValueError("a share lies outside its interval: expected lows <= shares <= highs")
+    if lows.min() <= 0 or highs.max() > 1:
+        raise ValueError(f"shares run from {lows.min()} to {highs.max()}: expected above 0, for the axis, and up to 1")
+    ax = new_figure(height_in=3.4)[1][0, 0] if ax is None else ax
+    layers = np.arange(shape[1])
+    ways = zip(names, COLOURS[2 : 2 + len(names)], MARKERS[: len(names)], strict=True)
+    for number, (name, colour, marker) in enumerate(ways):
+        shift = 0.06 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
+        ax.errorbar(
+            layers + shift,
+            100 * shares[number],
+            yerr=100 * np.array([shares[number] - lows[number], highs[number] - shares[number]]),
+            fmt=f"{marker}-",
+            color=colour,
+            markeredgecolor=INK,
+            capsize=3,
+            label=name,
+        )
+    ax.set_xticks(layers[:: 1 + len(layers) // MOST_LAYERS])
+    ax.set_xlim(-0.5, len(layers) - 0.5)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.set_xlabel("layer")
+    ax.set_ylabel(f"{unit}\n(logarithmic axis)")
+    ax.grid(axis="y")
+    legend_above(ax, columns=4)
+    return ax

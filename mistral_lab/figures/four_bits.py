@@ -1,0 +1,258 @@
+"""Pictures of four-bit numbers: the sixteen values, a block and its outlier, errors by block size, format and layer."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    doubling_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
+
+LINES = (MEASURED, COLOURS[4])
+
+
+@mpl.rc_context(STYLE)
+def plot_quantiles(
+    x: np.ndarray, density: np.ndarray, *, values: np.ndarray, heights: np.ndarray, ax: Axes | None = None
+) -> Axes:
+    """Draw the bell curve with the values of a codebook, each a line as high as the curve, numbered from the left.
+
+    Args:
+        x, density: (n,), the curve; x in standard deviations.
+        values, heights: (values,), where each value stands on x, and the curve's density there.
+    """
+    x, values = _finite(x, np.shape(density)), _finite(values, np.shape(heights))
+    density, heights = as_amounts(density, x.shape), as_amounts(heights, values.shape)
+    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    ax.plot(x, density, color=INK)
+    ax.vlines(values, 0, heights, color=COLOURS[0], linewidth=2)
+    for number, (value, height) in enumerate(zip(values, heights, strict=True)):
+        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 9}
+        ax.annotate(str(number), (value, height), **place)
+    ax.set_xlim(x.min(), x.max())
+    ax.set_ylim(0, 1.14 * density.max())
+    ax.set_xlabel("standard deviations")
+    ax.set_ylabel("probability density")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_codebooks(
+    edges: np.ndarray,
+    shares: np.ndarray,
+    *,
+    codebooks: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how scaled weights are spread, and under it a row of marks for the values of each codebook.
+
+    Args:
+        edges, shares: (n + 1,) and (n,), a histogram of weights over their block's absmax.
+        codebooks: (values,) each.
+        names: of the codebooks, from the top.
+        title: whose weights.
+    """
+    edges = _finite(edges, np.shape(edges))
+    shares = as_amounts(shares, (len(edges) - 1,))
+    rows = -0.16 * shares.max() * np.arange(1, len(names) + 1)
+    ax = new_figure(height_in=2.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
+    ax.stairs(shares, edges, fill=True, color=FADED)
+    ax.axhline(0, color=INK, linewidth=0.8)
+    for row, codebook in zip(rows, codebooks, strict=True):
+        codebook = _finite(codebook, np.shape(codebook))
+        ax.plot(codebook, np.full(codebook.shape, row), "|", color=COLOURS[0], markersize=13, markeredgewidth=2)
+    ax.set_yticks([shares.max() / 2, *rows], ["weights", *names])
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlim(-1.02, 1.02)
+    ax.set_ylim(rows[-1] - 0.12 * shares.max(), 1.05 * shares.max())
+    ax.set_xlabel("weight / largest absolute weight of its block")
+    ax.set_title(title)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_rounded_block(
+    weights: np.ndarray,
+    rounded: np.ndarray,
+    *,
+    levels: np.ndarray,
+    title: str,
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a block of weights, what each is rounded to, and every level that it could be rounded to.
+
+    Args:
+        weights, rounded: (block size,).
+        levels: (values,), the codebook times the block's absmax.
+        title: which block.
+        limit: the largest absolute value that is drawn; None draws all.
+    """
+    weights = _finite(weights, np.shape(rounded))
+    rounded, levels = _finite(rounded, weights.shape), _finite(levels, np.shape(levels))
+    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    limit = 1.05 * np.abs(weights).max() if limit is None else limit
+    places = np.arange(len(weights))
+    ax.hlines(levels[np.abs(levels) <= limit], -1, len(weights), color=FADED, linewidth=0.8)
+    ax.vlines(places, weights, rounded, color=INK, linewidth=0.8)
+    ax.plot(places, weights, "o", color="white", markeredgecolor=INK, markersize=4.5, label="weight")
+    ax.plot(places, rounded, "o", color=COLOURS[0], markersize=4, label="rounded to")
+    ax.set_xlim(-1, len(weights))
+    ax.set_ylim(-limit, limit)
+    ax.set_xlabel("place in the block")
+    ax.set_ylabel("weight")
+    ax.set_title(title, pad=24)
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_errors_by_block(
+    block_sizes: Sequence[int],
+    measured: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    names: Sequence[str],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the error of four-bit weights against the block size: measured (solid) and predicted (dashed).
+
+    Args:
+        block_sizes: (n,), ascending.
+        measured: (lines, n), shares of the weights' root mean square, at most two lines.
+        predicted: (n,).
+        names: of the measured lines.
+    """
+    measured = as_amounts(measured, (len(names), len(block_sizes)))
+    predicted = as_amounts(predicted, (len(block_sizes),))
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax.plot(block_sizes, 100 * predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
+    for line, name, colour, marker in zip(measured, names, LINES[: len(names)], "os"[: len(names)], strict=True):
+        ax.plot(block_sizes, 100 * line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
+    doubling_axis(ax, block_sizes)
+    ax.set_ylim(0, 106 * max(measured.max(), predicted.max()))
+    ax.set_xlabel("weights in a block (logarithmic axis)")
+    ax.set_ylabel("error, % of the weights' rms")
+    ax.grid()
+    legend_above(ax, columns=3)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_format_errors(
+    measured: np.ndarray, predicted: np.ndarray, *, names: Sequence[str], what: str, ax: Axes | None = None
+) -> Axes:
+    """Draw the error of each format on every matrix of a model, a mark each, and what is predicted.
+
+    Args:
+        measured: (formats, matrices), shares of each matrix's root mean square.
+        predicted: (formats,).
+        names: of the formats, from the top.
+        what: the label of a measured mark.
+    """
+    measured = np.asarray(measured, float)
+    measured = as_amounts(measured, (len(names), measured.shape[-1] if measured.ndim else 0))
+    predicted = as_amounts(predicted, (len(names),))
+    ax = new_figure(height_in=1.4 + 0.45 * len(names))[1][0, 0] if ax is None else ax
+    rows = np.arange(len(names))
+    style = {"color": PREDICTED, "markeredgecolor": INK, "markersize": 10, "zorder": 3}
+    ax.plot(100 * predicted, rows, "D", label="predicted", **style)
+    spread = np.linspace(-0.22, 0.22, measured.shape[1]) if measured.shape[1] > 1 else np.zeros(1)
+    places = rows[:, None] + spread
+    ax.plot(100 * measured.ravel(), places.ravel(), "o", color=MEASURED, markersize=4, alpha=0.7, label=what)
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("error, % of the weights' rms")
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_error_map(
+    errors: np.ndarray, *, kinds: Sequence[str], layers: Sequence[int], title: str, ax: Axes | None = None
+) -> Axes:
+    """Draw the error of each kind of matrix in each layer as a heat map, with the number in per cent.
+
+    Args:
+        errors: (kinds, layers), shares of each matrix's root mean square.
+        kinds, layers: names of the rows and of the columns.
+        title: of which format.
+    """
+    errors = as_amounts(errors, (len(kinds), len(layers)))
+    ax = new_figure(height_in=1.2 + 0.32 * len(kinds))[1][0, 0] if ax is None else ax
+    ax.imshow(errors, vmin=0, vmax=errors.max(), cmap="viridis", aspect="auto")
+    for row, column in np.ndindex(errors.shape):
+        colour = mpl.colors.to_hex(mpl.colormaps["viridis"](errors[row, column] / errors.max()))
+        text = f"{100 * errors[row, column]:.1f}"
+        ax.text(column, row, text, ha="center", va="center", fontsize=9, color=readable_on(colour))
+    ax.set_xticks(range(len(layers)), layers)
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.set_xlabel("layer (number: error, % of the weights' rms)")
+    ax.set_title(title)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_loss_changes(
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    *,
+    formats: Sequence[str],
+    models: Sequence[str],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how each format changes the loss of each model, with intervals, about a line at no change.
+
+    Args:
+        means, lows, highs: (models, formats), in nats a token; at most two models.
+        formats: names of the rows, from the top.
+        models: names.
+    """
+    shape = (len(models), len(formats))
+    means, lows, highs = (_finite(values, shape) for values in (means, lows, highs))
+    if (lows > means).any() or (means > highs).any():
+        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
+    ax = new_figure(height_in=1.4 + 0.45 * len(formats))[1][0, 0] if ax is None else ax
+    rows, steps = np.arange(len(formats)), (np.arange(len(models)) - (len(models) - 1) / 2) * 0.3
+    ax.axvline(0, color=INK, linewidth=1, linestyle=":")
+    for mean, low, high, name, colour, marker, step in zip(
+        means, lows, highs, models, LINES[: len(models)], "os"[: len(models)], steps, strict=True
+    ):
+        reach = 1000 * np.array([mean - low, high - mean])
+        style = {"color": colour, "markeredgecolor": INK, "capsize": 3, "label": name}
+        ax.errorbar(1000 * mean, rows + step, xerr=reach, fmt=marker, **style)
+    ax.set_yticks(rows, formats)
+    ax.set_ylim(len(formats) - 0.5, -0.5)
+    ax.set_xlabel("change of held-out loss, thousandths of a nat a token")
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=2)
+    return ax
+
+
+def _finite(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"an array has shape {values.shape}: expected {shape}, all of them finite numbers")
+    return values

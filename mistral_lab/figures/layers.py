@@ -1,0 +1,255 @@
+"""Pictures of a whole decoder: its block, what each sub-layer adds to the stream, where the time of a token goes."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, as_amounts, legend_above, new_figure, readable_on
+
+SUBLAYERS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
+STREAM = "#595959"
+# Inches on the page, so that a text of 9 points fits into its box.
+BOX, LINE, GAP, ARM = 1.22, 0.2, 0.16, 1.9
+MOST_NAMES = 17
+
+
+@mpl.rc_context(STYLE)
+def plot_block(
+    sublayers: Sequence[Sequence[str]],
+    *,
+    before: Sequence[str],
+    after: Sequence[str],
+    repeated: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a decoder: the stream as a line, boxes on it at both ends, and what reads from it and adds to it below.
+
+    Args:
+        sublayers: of one layer, at most two; each is (norm, network), the texts of its boxes.
+        before, after: texts of the boxes on the stream, before the first layer and behind the last.
+        repeated: what stands at the frame around one layer.
+    """
+    if not 1 <= len(sublayers) <= len(SUBLAYERS) or any(len(texts) != 2 for texts in sublayers):
+        raise ValueError(
+            f"sublayers has {[len(texts) for texts in sublayers]} texts: expected (norm, network), once or twice"
+        )
+    ax = new_figure(height_in=3.1)[1][0, 0] if ax is None else ax
+    layer_start = len(before) * (BOX + GAP) + GAP
+    layer_end = layer_start + len(sublayers) * ARM
+    end = layer_end + len(after) * (BOX + GAP) + 2 * GAP
+    ax.plot([-2 * GAP, end], [0, 0], color=STREAM, linewidth=5, solid_capstyle="butt", zorder=1)
+    ax.plot(end, 0, ">", color=STREAM, markersize=12, clip_on=False)
+    for place, text in enumerate(before):
+        _box(ax, place * (BOX + GAP) + BOX / 2, 0, text, "white")
+    for place, text in enumerate(after):
+        _box(ax, layer_end + GAP + place * (BOX + GAP) + BOX / 2 + GAP, 0, text, "white")
+    for number, (norm, network) in enumerate(sublayers):
+        down = layer_start + number * ARM + BOX / 2 + GAP / 2
+        up = down + ARM - BOX / 2 - 2 * GAP
+        for start, stop in (((down, 0), (down, -1.6)), ((down, -1.6), (up, -1.6)), ((up, -1.6), (up, -0.13))):
+            ax.plot(*zip(start, stop, strict=True), color=INK, linewidth=1.4, zorder=1)
+        ax.plot(down, -0.48, "v", color=INK, markersize=6)
+        ax.plot(up, -0.24, "^", color=INK, markersize=6)
+        _box(ax, down, -0.85, norm, FADED)
+        _box(ax, down, -1.6, network, SUBLAYERS[number])
+        ax.scatter(up, 0, s=170, color="white", edgecolor=INK, zorder=3)
+        ax.plot(up, 0, "+", color=INK, markersize=9, zorder=4)
+    frame = Rectangle(
+        (layer_start, -2.02), layer_end - layer_start, 2.3, fill=False, edgecolor="#8c8c8c", linestyle="--"
+    )
+    ax.add_patch(frame)
+    ax.text((layer_start + layer_end) / 2, 0.36, repeated, ha="center", va="bottom", fontsize=9.5)
+    ax.set_xlim(-2 * GAP, end + GAP)
+    ax.set_ylim(-2.08, 0.66)
+    ax.set_axis_off()
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_stream(
+    lows: np.ndarray,
+    medians: np.ndarray,
+    highs: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    places: Sequence[str],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how long the stream's vectors are along the model, measured with a spread and predicted, logarithmically.
+
+    Args:
+        lows, medians, highs: (places,) in `unit`, over the tokens; a bar spans low to high.
+        predicted: (places,), in `unit`.
+        places: where in the model, from the left.
+        unit: the label of the axis.
+    """
+    bounds = _spreads(lows, medians, highs, (len(places),))
+    predicted = _positive("predicted", predicted, (len(places),))
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    rows = np.arange(len(places))
+    ax.plot(rows, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=8, label="predicted")
+    _errorbar(ax, rows, bounds, "o-", MEASURED, "measured")
+    named = slice(None, None, 1 + len(places) // MOST_NAMES)  # or the names of 32 layers would cover each other
+    ax.set_xticks(rows[named], places[named], rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_ylabel(f"{unit}\n(logarithmic axis)")
+    _log_axis(ax)
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_added(
+    lows: np.ndarray,
+    medians: np.ndarray,
+    highs: np.ndarray,
+    *,
+    names: Sequence[str],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what each sub-layer adds, layer by layer, with a spread, on a logarithmic axis; a line stands at 1.
+
+    Args:
+        lows, medians, highs: (sub-layers, layers) in `unit`, over the tokens; a bar spans low to high.
+        names: of the sub-layers, attention first.
+        unit: the label of the axis, such as a ratio.
+    """
+    bounds = _spreads(lows, medians, highs, (len(names), np.shape(medians)[-1] if np.ndim(medians) else 0))
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    layers = np.arange(bounds.shape[-1])
+    ax.axhline(1, color=INK, linewidth=1, linestyle=":")
+    for number, (name, colour, marker) in enumerate(
+        zip(names, SUBLAYERS[: len(names)], "os"[: len(names)], strict=True)
+    ):
+        shift = 0.12 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
+        _errorbar(ax, layers + shift, bounds[:, number], marker, colour, name)
+    ax.set_xticks(layers)
+    ax.set_xlim(-0.5, len(layers) - 0.5)
+    ax.set_xlabel("layer")
+    ax.set_ylabel(f"{unit}\n(logarithmic axis)")
+    _log_axis(ax)
+    legend_above(ax, columns=len(names))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_part_times(
+    lows_s: np.ndarray,
+    medians_s: np.ndarray,
+    highs_s: np.ndarray,
+    predicted_s: np.ndarray,
+    *,
+    parts: Sequence[str],
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the time of each part of one token, with its share of all, beside the time to read the part's bytes.
+
+    Args:
+        lows_s, medians_s, highs_s: (parts,) seconds over the tokens; a bar is as long as the median.
+        predicted_s: (parts,) seconds, 0 where nothing is read.
+        parts: names, the first on top.
+        title: which model.
+    """
+    lows_s, medians_s, highs_s, predicted_s = (
+        as_amounts(seconds, (len(parts),)) for seconds in (lows_s, medians_s, highs_s, predicted_s)
+    )
+    if (lows_s > medians_s).any() or (medians_s > highs_s).any():
+        raise ValueError("a median lies outside its spread: expected lows_s <= medians_s <= highs_s")
+    ax = new_figure(height_in=1.2 + 0.4 * len(parts))[1][0, 0] if ax is None else ax
+    rows = np.arange(len(parts))
+    spread = [(medians_s - lows_s) * 1e3, (highs_s - medians_s) * 1e3]
+    ax.barh(rows, medians_s * 1e3, height=0.6, color=MEASURED, xerr=spread, ecolor=INK, capsize=3, label="measured")
+    ax.scatter(
+        predicted_s * 1e3,
+        rows,
+        s=45,
+        color=PREDICTED,
+        edgecolor=INK,
+        marker="D",
+        zorder=3,
+        clip_on=False,  # at 0 half of it lies beyond the axis
+        label="predicted: bytes",
+    )
+    for row, share in zip(rows, medians_s / medians_s.sum(), strict=True):
+        end = max(highs_s[row], predicted_s[row]) * 1e3
+        ax.annotate(
+            "<1%" if share < 0.005 else f"{share:.0%}",
+            (end, row),
+            xytext=(8, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=9,
+        )
+    ax.set_yticks(rows, parts)
+    ax.set_ylim(len(parts) - 0.5, -0.5)
+    ax.set_xlim(0, 1.2 * max(highs_s.max(), predicted_s.max()) * 1e3)  # room for the last share
+    ax.xaxis.set_major_locator(MaxNLocator(4))  # or the numbers of two panels side by side would touch
+    ax.set_xlabel("milliseconds a token")
+    ax.set_title(title, pad=26)  # the legend stands between
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0, pad=7)  # beside a prediction of 0
+    legend_above(ax, columns=2)
+    return ax
+
+
+def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
+    height = LINE * (text.count("\n") + 1) + 0.06
+    box = FancyBboxPatch(
+        (x - BOX / 2 + 0.05, y - height / 2),
+        BOX - 0.1,
+        height,
+        boxstyle="round,pad=0.03",
+        facecolor=colour,
+        edgecolor=INK,
+        linewidth=1,
+        zorder=3,
+    )
+    ax.add_patch(box)
+    ax.text(x, y, text, ha="center", va="center", fontsize=9, color=readable_on(colour), zorder=4)
+
+
+def _errorbar(ax: Axes, places: np.ndarray, bounds: np.ndarray, look: str, colour: str, name: str) -> None:
+    low, middle, high = bounds
+    ax.errorbar(
+        places,
+        middle,
+        yerr=[middle - low, high - middle],
+        fmt=look,
+        color=colour,
+        markeredgecolor=INK,
+        capsize=3,
+        label=name,
+    )
+
+
+def _log_axis(ax: Axes) -> None:
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.grid(axis="y")
+
+
+def _positive(name: str, amounts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    amounts = np.asarray(amounts, float)
+    if amounts.shape != shape:
+        raise ValueError(f"{name} has shape {amounts.shape}: expected {shape}")
+    if not (np.isfinite(amounts) & (amounts > 0)).all():
+        raise ValueError(f"{name} is not finite and above 0 everywhere: a logarithmic axis has no other place")
+    return amounts
+
+
+def _spreads(lows, medians, highs, shape: tuple[int, ...]) -> np.ndarray:
+    """The three as one array (3, *shape), refused where a median lies outside its spread."""
+    named = {"lows": lows, "medians": medians, "highs": highs}
+    bounds = np.stack([_positive(name, amounts, shape) for name, amounts in named.items()])
+    if (np.diff(bounds, axis=0) < 0).any():
+        raise ValueError("a median lies outside its spread: expected lows <= medians <= highs")
+    return bounds

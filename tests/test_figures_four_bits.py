@@ -1,0 +1,196 @@
+"""The pictures of four-bit numbers say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
+from matplotlib.colors import to_hex
+
+from mistral_lab import figures
+from mistral_lab.figures import style
+
+X, DENSITY = np.array([-2.0, 0.0, 2.0]), np.array([0.1, 0.4, 0.1])
+VALUES, HEIGHTS = np.array([-1.0, 0.5]), np.array([0.2, 0.3])
+EDGES, SHARES = np.array([-1.0, 0.0, 1.0]), np.array([0.4, 0.6])
+WEIGHTS, ROUNDED, LEVELS = np.array([0.1, -0.2, 0.15]), np.array([0.0, -0.2, 0.2]), np.array([-0.2, 0.0, 0.2, 5.0])
+SIZES, BY_BLOCK = [32, 64, 128], np.array([[0.08, 0.09, 0.1], [0.08, 0.1, 0.12]])
+BY_FORMAT = np.array([[0.09, 0.1, 0.11], [0.12, 0.13, 0.15]])
+BY_LAYER = np.array([[0.09, 0.1], [0.12, 0.08]])
+CHANGES = np.array([[0.0, 0.001], [0.0, 0.002]])
+LOWS, HIGHS = CHANGES - 0.001, CHANGES + 0.002
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def quantiles(ax=None):
+    return figures.plot_quantiles(X, DENSITY, values=VALUES, heights=HEIGHTS, ax=ax)
+
+
+def codebooks(ax=None):
+    books = [np.array([-1, 0, 1]), np.array([-0.5, 0.5])]
+    return figures.plot_codebooks(EDGES, SHARES, codebooks=books, names=["NF4", "FP4"], title="a model", ax=ax)
+
+
+def rounded_block(ax=None):
+    return figures.plot_rounded_block(WEIGHTS, ROUNDED, levels=LEVELS, title="a block", ax=ax)
+
+
+def by_block(ax=None):
+    return figures.plot_errors_by_block(SIZES, BY_BLOCK, BY_BLOCK[0], names=["normal", "trained"], ax=ax)
+
+
+def by_format(ax=None):
+    return figures.plot_format_errors(BY_FORMAT, BY_FORMAT[:, 0], names=["NF4", "FP4"], what="a matrix", ax=ax)
+
+
+def by_layer(ax=None):
+    return figures.plot_error_map(BY_LAYER, kinds=["q_proj", "k_proj"], layers=[0, 4], title="NF4", ax=ax)
+
+
+def loss_changes(ax=None):
+    return figures.plot_loss_changes(CHANGES, LOWS, HIGHS, formats=["int8", "NF4"], models=["one", "two"], ax=ax)
+
+
+PLOTS = pytest.mark.parametrize(
+    "plot", [quantiles, codebooks, rounded_block, by_block, by_format, by_layer, loss_changes]
+)
+
+
+def texts(ax):
+    found = [*ax.texts, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]
+    legend = ax.get_legend()
+    return [text for text in [*found, *(legend.get_texts() if legend else [])] if text.get_text().strip()]
+
+
+def points(line):
+    return np.column_stack(line.get_data())
+
+
+def test_each_quantile_is_a_line_up_to_the_curve_with_its_number():
+    ax = quantiles()
+    np.testing.assert_array_equal(points(ax.lines[0]), np.column_stack([X, DENSITY]))
+    expected = [[[value, 0], [value, height]] for value, height in zip(VALUES, HEIGHTS, strict=True)]
+    np.testing.assert_array_equal(ax.collections[0].get_segments(), expected)
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("0", (-1.0, 0.2)), ("1", (0.5, 0.3))]
+
+
+def test_codebooks_stand_in_rows_under_the_weights():
+    ax = codebooks()
+    np.testing.assert_array_equal(ax.patches[0].get_data().values, SHARES)
+    np.testing.assert_array_equal(ax.patches[0].get_data().edges, EDGES)
+    first, second = (points(line) for line in ax.lines[1:])
+    assert (first[:, 0].tolist(), second[:, 0].tolist()) == ([-1, 0, 1], [-0.5, 0.5])
+    ticks = dict(zip((text.get_text() for text in ax.get_yticklabels()), ax.get_yticks(), strict=True))
+    assert (set(first[:, 1]), set(second[:, 1])) == ({ticks["NF4"]}, {ticks["FP4"]})
+    assert 0 > ticks["NF4"] > ticks["FP4"]
+
+
+def test_a_block_joins_each_weight_to_what_it_is_rounded_to():
+    ax = rounded_block()
+    levels, moves = ax.collections
+    assert [segment[0][1] for segment in levels.get_segments()] == [-0.2, 0.0, 0.2]  # 5 lies outside
+    drawn = [[end[1] for end in segment] for segment in moves.get_segments()]
+    assert drawn == np.column_stack([WEIGHTS, ROUNDED]).tolist()
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], [WEIGHTS, ROUNDED])
+
+
+def test_a_limit_leaves_the_outlier_out_of_the_picture():
+    ax = figures.plot_rounded_block(WEIGHTS, ROUNDED, levels=LEVELS, title="a block", limit=0.17)
+    assert ax.get_ylim() == (-0.17, 0.17)
+    assert len(ax.collections[0].get_segments()) == 1
+
+
+def test_errors_by_block_are_per_cent_and_dashed_where_predicted():
+    ax = by_block()
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], [100 * BY_BLOCK[0], *(100 * BY_BLOCK)])
+    assert [line.get_linestyle() for line in ax.lines] == ["--", "-", "-"]
+    assert [to_hex(line.get_color()) for line in ax.lines[:2]] == [style.PREDICTED, style.MEASURED]
+
+
+def test_every_matrix_has_its_mark_in_the_row_of_its_format():
+    ax = by_format()
+    predicted, marks = (points(line) for line in ax.lines)
+    np.testing.assert_array_equal(predicted, np.column_stack([100 * BY_FORMAT[:, 0], [0, 1]]))
+    np.testing.assert_array_equal(marks[:, 0], 100 * BY_FORMAT.ravel())
+    assert marks[:, 1].round().tolist() == [0, 0, 0, 1, 1, 1]
+    assert ax.yaxis_inverted()
+
+
+def test_the_map_has_a_cell_and_a_number_for_each_matrix():
+    ax = by_layer()
+    np.testing.assert_array_equal(ax.images[0].get_array(), BY_LAYER)
+    assert [text.get_text() for text in ax.texts] == ["9.0", "10.0", "12.0", "8.0"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "4"]
+
+
+def test_loss_changes_are_thousandths_with_their_intervals():
+    ax = loss_changes()
+    for container, means, lows, highs in zip(ax.containers, CHANGES, LOWS, HIGHS, strict=True):
+        line, _, (bars,) = container
+        np.testing.assert_array_equal(line.get_xdata(), 1000 * means)
+        ends = np.array(bars.get_segments())[:, :, 0]
+        np.testing.assert_allclose(ends, 1000 * np.column_stack([lows, highs]), atol=1e-12)  # a difference and a sum
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["int8", "NF4"]
+
+
+@PLOTS
+def test_drawn_on_the_given_axes_and_nowhere_else(plot):
+    check_drawn_in_place(plot)
+
+
+@PLOTS
+def test_readable_and_whole(plot):
+    ax = plot()
+    assert ax.figure.get_figwidth() == figures.WIDTH_IN
+    check_whole(ax, texts)
+    check_apart(ax.texts)
+    legend = ax.get_legend()
+    check_apart([ax._left_title, *(legend.get_texts() if legend else [])])
+    if legend:
+        assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5
+
+
+def test_the_numbers_of_all_sixteen_values_of_nf4_are_apart():
+    places = np.array(
+        [-1.85, -1.29, -0.97, -0.73, -0.53, -0.34, -0.17, 0, 0.15, 0.3, 0.45, 0.62, 0.81, 1.04, 1.34, 1.85]
+    )
+    x = np.linspace(-2.6, 2.6, 50)
+    ax = figures.plot_quantiles(x, np.exp(-x * x / 2), values=places, heights=np.exp(-places * places / 2))
+    ax.figure.canvas.draw()
+    check_apart(ax.texts)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.plot_quantiles(X, -DENSITY, values=VALUES, heights=HEIGHTS), "0 or more"),
+        (lambda: figures.plot_quantiles(X, DENSITY, values=VALUES, heights=HEIGHTS[:1]), r"\(2,\): expected \(1,\)"),
+        (
+            lambda: figures.plot_codebooks(EDGES[1:], SHARES, codebooks=[VALUES], names=["a"], title=""),
+            r"\(2,\): expected \(1,\)",
+        ),
+        (
+            lambda: figures.plot_rounded_block(WEIGHTS * np.nan, ROUNDED, levels=LEVELS, title=""),
+            r"\(3,\), all of them finite",
+        ),
+        (lambda: figures.plot_errors_by_block(SIZES, BY_BLOCK[0], BY_BLOCK[0], names=["a"]), r"expected \(1, 3\)"),
+        (lambda: figures.plot_format_errors(BY_FORMAT, BY_FORMAT[0], names=["a", "b"], what=""), r"expected \(2,\)"),
+        (
+            lambda: figures.plot_error_map(BY_LAYER, kinds=["a"], layers=[0, 1], title=""),
+            r"\(2, 2\): expected \(1, 2\)",
+        ),
+        (
+            lambda: figures.plot_loss_changes(CHANGES, HIGHS, LOWS, formats=["a", "b"], models=["c", "d"]),
+            "outside its interval",
+        ),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []

@@ -1,0 +1,154 @@
+"""The pictures of a whole decoder say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
+from matplotlib.colors import to_hex
+
+from mistral_lab import figures
+from mistral_lab.figures import layers, style
+
+SUBLAYERS = [("norm\n128", "attention\n98,304"), ("norm\n128", "feed-forward\n147,456")]
+BEFORE, AFTER = ["embedding\n327,680"], ["norm\n128", "output layer\n327,680"]
+LENGTHS = np.array([[0.9, 10.0, 20.0], [1.0, 17.0, 35.0], [1.1, 24.0, 60.0]])
+RATIOS = np.array([[[9.0, 0.2], [0.5, 0.3]], [[17.0, 0.4], [1.5, 0.8]], [[25.0, 0.9], [4.0, 4.0]]])
+PLACES, PREDICTED = ["embedding", "attention 0", "feed-forward 0"], np.array([1.0, 16.0, 31.0])
+PARTS, READ_S = ["norms", "a part with a long name", "the rest"], np.array([0.0, 0.003, 0.0])
+SECONDS = np.array([[0.1e-5, 0.003, 0.0005], [0.2e-5, 0.004, 0.0006], [0.3e-5, 0.006, 0.0007]])
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def block(ax=None):
+    return figures.plot_block(SUBLAYERS, before=BEFORE, after=AFTER, repeated="one layer; there are 4", ax=ax)
+
+
+def stream(ax=None):
+    return figures.plot_stream(*LENGTHS, PREDICTED, places=PLACES, unit="length", ax=ax)
+
+
+def added(ax=None):
+    return figures.plot_added(*RATIOS, names=["attention", "feed-forward"], unit="ratio", ax=ax)
+
+
+def part_times(ax=None):
+    return figures.plot_part_times(*SECONDS, READ_S, parts=PARTS, title="a model", ax=ax)
+
+
+PLOTS = pytest.mark.parametrize("plot", [block, stream, added, part_times])
+
+
+def bounds(ax):
+    """Each drawn spread, as (places, 2): low and high."""
+    return [
+        [np.array(segment)[:, 1] for segment in container.lines[2][0].get_segments()] for container in ax.containers
+    ]
+
+
+def test_a_block_has_every_box_on_the_stream_or_on_the_branch_that_it_belongs_to():
+    ax = block()
+    height = {text.get_text(): text.get_position()[1] for text in ax.texts}
+    assert [height[text] for text in BEFORE + AFTER[1:]] == [0, 0]
+    assert height["attention\n98,304"] == height["feed-forward\n147,456"] < -1
+    boxes = [to_hex(patch.get_facecolor()) for patch in ax.patches]
+    assert boxes[:3] == ["#ffffff"] * 3
+    assert boxes[3:7] == [style.FADED, layers.SUBLAYERS[0], style.FADED, layers.SUBLAYERS[1]]
+
+
+def test_a_block_adds_once_for_each_sublayer_behind_where_it_reads():
+    ax = block()
+    sums = [float(points.get_offsets()[0, 0]) for points in ax.collections]
+    reads = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "v"]
+    assert len(sums) == len(SUBLAYERS)
+    assert reads[0] < sums[0] < reads[1] < sums[1]
+
+
+def test_the_stream_is_drawn_with_its_spread_beside_the_prediction():
+    ax = stream()
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), PREDICTED)
+    assert to_hex(ax.lines[0].get_color()) == to_hex(style.PREDICTED)
+    np.testing.assert_array_equal(ax.containers[0].lines[0].get_ydata(), LENGTHS[1])
+    np.testing.assert_allclose(bounds(ax)[0], LENGTHS[[0, 2]].T)
+    assert [label.get_text() for label in ax.get_xticklabels()] == PLACES
+
+
+def test_a_stream_with_many_places_names_some_of_them():
+    many = np.ones(65)
+    places = [f"feed-forward {place}" for place in range(65)]
+    ax = figures.plot_stream(many, many, many, many, places=places, unit="length")
+    named = [label.get_text() for label in ax.get_xticklabels()]
+    assert named == places[::4]
+    assert len(named) <= layers.MOST_NAMES
+
+
+def test_what_is_added_is_drawn_for_each_sublayer_in_its_colour():
+    ax = added()
+    for number, container in enumerate(ax.containers):
+        np.testing.assert_array_equal(container.lines[0].get_ydata(), RATIOS[1, number])
+        assert to_hex(container.lines[0].get_color()) == layers.SUBLAYERS[number]
+        np.testing.assert_allclose(bounds(ax)[number], RATIOS[[0, 2], number].T)
+
+
+def test_part_times_are_bars_in_milliseconds_with_shares_and_the_prediction():
+    ax = part_times()
+    np.testing.assert_allclose([bar.get_width() for bar in ax.patches], 1e3 * SECONDS[1])
+    np.testing.assert_allclose(ax.collections[-1].get_offsets()[:, 0], 1e3 * READ_S)
+    assert [text.get_text() for text in ax.texts] == ["<1%", "87%", "13%"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == PARTS
+
+
+@PLOTS
+def test_no_text_leaves_the_figure_or_covers_another(plot):
+    ax = plot()
+    check_whole(ax, lambda ax: [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()])
+    check_apart(ax.texts)
+
+
+@PLOTS
+def test_plots_draw_where_they_are_told(plot):
+    check_drawn_in_place(plot)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: figures.plot_block([("norm",)], before=BEFORE, after=AFTER, repeated=""),
+            r"\[1\] texts: expected \(norm, network\)",
+        ),
+        (
+            lambda: figures.plot_block(3 * SUBLAYERS[:1], before=BEFORE, after=AFTER, repeated=""),
+            "once or twice",
+        ),
+        (
+            lambda: figures.plot_stream(*LENGTHS[::-1], PREDICTED, places=PLACES, unit=""),
+            "median lies outside its spread",
+        ),
+        (
+            lambda: figures.plot_stream(*LENGTHS, PREDICTED[:2], places=PLACES, unit=""),
+            r"predicted has shape \(2,\): expected \(3,\)",
+        ),
+        (
+            lambda: figures.plot_added(*RATIOS * [0, 1], names=["a", "b"], unit=""),
+            "lows is not finite and above 0",
+        ),
+        (
+            lambda: figures.plot_part_times(*SECONDS, READ_S[:2], parts=PARTS, title=""),
+            r"shape \(2,\): expected \(3,\)",
+        ),
+        (
+            lambda: figures.plot_part_times(*SECONDS[::-1], READ_S, parts=PARTS, title=""),
+            "median lies outside its spread",
+        ),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
