@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lessons test outputs train picture lint address
+.PHONY: help lab lessons test test-browser outputs train picture lint address
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
@@ -22,6 +22,9 @@ test: lint ## Check the code, the docstrings' examples and every lesson's output
 	$(BIN)/python -m pytest
 	env -u MISTRAL_LAB_MODEL HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
+
+test-browser: $(INSTALLED) ## Open and run every lesson in JupyterLab in Chromium; pictures in build/screens
+	$(BIN)/python -m pytest tests/browser
 
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py

@@ -16,6 +16,10 @@ import template
 MAX_BYTES = 1_000_000
 MAX_WORDS = 1_800
 CELLS = range(20, 46)
+# The sections in which a reader tries things. They are done in a second sitting, and counted apart.
+PRACTICE = ("## Explore", "## Exercises")
+PRACTICE_MAX_WORDS = 700
+PRACTICE_MAX_CELLS = 14
 TAGS = {template.SETUP_TAG, "nbval-ignore-output", "nbval-check-output", "raises-exception"}
 
 # Folders in which a path names one machine. No URL matches: there a letter or a slash stands before the path.
@@ -73,16 +77,37 @@ def opening(notebook: NotebookNode, name: str) -> Problems:
 
 
 def length(notebook: NotebookNode, name: str) -> Problems:
-    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB."""
-    if len(notebook.cells) not in CELLS:
-        yield f"notebook: {len(notebook.cells)} cells, expected {CELLS.start} to {CELLS.stop - 1}"
-    words = sum(count_words(cell.source) for cell in notebook.cells if cell.cell_type == "markdown")
-    if words > MAX_WORDS:
+    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB. Exploring and exercises are another, shorter one."""
+    practice = practice_cells(notebook)
+    reading = [cell for cell in notebook.cells if not any(cell is other for other in practice)]
+    if len(reading) not in CELLS:
+        yield f"notebook: {len(reading)} cells, expected {CELLS.start} to {CELLS.stop - 1}"
+    if (words := words_in(reading)) > MAX_WORDS:
         yield f"notebook: {words} words of prose, at most {MAX_WORDS}"
+    if len(practice) > PRACTICE_MAX_CELLS:
+        yield f"notebook: {len(practice)} cells to explore and practise, at most {PRACTICE_MAX_CELLS}"
+    if (words := words_in(practice)) > PRACTICE_MAX_WORDS:
+        yield f"notebook: {words} words to explore and practise, at most {PRACTICE_MAX_WORDS}"
     size = len(nbformat.writes(notebook).encode())
     if size >= MAX_BYTES:
         number, _ = max(enumerate(notebook.cells, 1), key=lambda pair: len(str(pair[1])))
         yield f"notebook: {size:,} bytes, expected fewer than {MAX_BYTES:,}; the largest is cell {number}"
+
+
+def practice_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells of the sections named in PRACTICE, their headings included."""
+    found, inside = [], False
+    for cell in notebook.cells:
+        heading = cell.source.startswith("## ") and cell.cell_type == "markdown"
+        inside = cell.source.startswith(PRACTICE) if heading else inside
+        if inside:
+            found.append(cell)
+    return found
+
+
+def words_in(cells: list[NotebookNode]) -> int:
+    """Words of prose, folded solutions included but for their code."""
+    return sum(count_words(cell.source) for cell in cells if cell.cell_type == "markdown")
 
 
 def count_words(markdown: str) -> int:

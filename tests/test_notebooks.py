@@ -99,6 +99,17 @@ BREAKAGES = {
         "notebook: 46 cells, expected 20 to 45",
     ),
     "too many words": (rewrite(5, "word " * 1800), r"notebook: 18\d\d words of prose, at most 1800"),
+    "too many words of practice": (
+        rewrite(12, "## Exercises\n" + "word " * 700),
+        r"notebook: 70\d words to explore and practise, at most 700",
+    ),
+    "too many cells of practice": (
+        lambda lesson: lesson.cells.extend(
+            [new_markdown_cell("## Explore", id="explore")]
+            + [new_markdown_cell("More.", id=f"more-{n}") for n in range(14)]
+        ),
+        "notebook: 15 cells to explore and practise, at most 14",
+    ),
     "too large": (output(15, printed("0" * 1_000_000)), r"notebook: .* bytes, .* the largest is cell 15"),
     "not run": (lambda lesson: lesson.cells[14].update(execution_count=None), "cell 15: was not run"),
     "run twice": (

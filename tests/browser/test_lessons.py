@@ -1,0 +1,105 @@
+"""Every lesson in JupyterLab: its pictures before it runs, its run, and its explorers moved by keyboard alone.
+
+`make test-browser` runs this, not `make test`: it needs Chromium, and runs every lesson once more. The screenshots in
+build/screens are for looking at.
+"""
+
+import re
+
+import nbformat
+import pytest
+
+import template
+from conftest import SCREENS
+
+RUN_S = 600
+EXPLORER = ".mistral-lab-explorer"
+CODE = ".jp-Notebook .jp-CodeCell"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def screens():
+    """The folder for screenshots."""
+    SCREENS.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+def test_a_lesson_in_the_browser(path, lab, page):
+    notebook = nbformat.read(path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    page.goto(lab(path.stem))
+    page.locator(CODE).nth(len(code) - 1).wait_for(state="attached")
+    see_pictures(page, count_pictures(code))
+    run_all(page, len(code))
+    see_no_error(page)
+    explorers = move_explorers(page)
+    see_pictures(page, count_pictures(code) - explorers)  # an explorer's picture is live now, and no output of its own
+    screenshot(page, path.stem)
+
+
+def count_pictures(code) -> int:
+    """Pictures that the file keeps."""
+    return sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+
+
+def see_pictures(page, expected: int) -> None:
+    """As many pictures as expected are in the outputs, each of them drawn."""
+    pictures = page.locator(".jp-OutputArea-output.jp-RenderedImage img")
+    page.wait_for_function(
+        "n => document.querySelectorAll('.jp-OutputArea-output.jp-RenderedImage img').length >= n", arg=expected
+    )
+    assert pictures.count() == expected
+    assert all(width > 0 for width in pictures.evaluate_all("all => all.map(image => image.naturalWidth)"))
+
+
+def run_all(page, cells: int) -> None:
+    """Run every cell through the menu and wait until each has its number."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(
+        """n => {
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
+            return prompts.length === n && prompts[n - 1].includes(`[${n}]`)
+                || document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
+        }""",
+        arg=cells,
+        timeout=RUN_S * 1000,
+    )
+
+
+def see_no_error(page) -> None:
+    """No cell ended in an error, no widget failed to show."""
+    errors = page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    assert not errors, errors[0]
+    body = page.locator(".jp-Notebook").inner_text()
+    assert not re.search(r"Error displaying widget|Error creating widget|Loading widget\.\.\.", body)
+    assert not page.locator(".jupyter-widgets-error-widget").count()
+
+
+def move_explorers(page) -> int:
+    """Move one control of every explorer by keyboard; each redraws. Returns how many there are."""
+    explorers = page.locator(EXPLORER)
+    for number in range(explorers.count()):
+        explorer = explorers.nth(number)
+        explorer.scroll_into_view_if_needed()
+        picture = explorer.locator("img")
+        before = picture.get_attribute("src")
+        handle = explorer.locator(".noUi-handle, select").first
+        handle.focus()
+        for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):  # whichever way is not its end
+            page.keyboard.press(key)
+            page.wait_for_timeout(600)
+            if picture.get_attribute("src") != before:
+                break
+        assert picture.get_attribute("src") != before, f"explorer {number + 1} shows the same picture"
+    return explorers.count()
+
+
+def screenshot(page, name: str) -> None:
+    """The whole lesson as one picture, at most 16,000 pixels high."""
+    panel = page.locator(".jp-WindowedPanel-outer").last
+    height = min(16_000, panel.evaluate("panel => panel.scrollHeight") + 200)
+    page.set_viewport_size({"width": 1280, "height": height})
+    panel.evaluate("panel => panel.scrollTo(0, 0)")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=SCREENS / f"{name}.png")
