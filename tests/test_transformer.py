@@ -177,17 +177,15 @@ def bundled(request):
 
 
 def test_logits_of_the_bundled_models_are_those_of_transformers(bundled):
-    """Logits go to 30 here: steps of 2e-6, ten times those of the small models.
+    """In one pass they agree to 1e-5. Logits go to 30 here: steps of 2e-6, ten times those of the small models.
 
-    Against itself, transformers differs as much: by 3e-5 between steps through its cache and one pass, and by 3e-5
-    between its ways to compute experts.
+    Through the cache transformers differs from itself by 3e-5 between steps and one pass.
     """
     ours, theirs, tokenizer = bundled
     texts = ("My favourite condiment is soy sauce, because", "AI的未来是", "def find_largest(prices):\n    return")
     for tokens in (*(tokenizer(text, return_tensors="pt")["input_ids"] for text in texts), prompt(150, V=2560)):
         expected = logits_of(theirs, tokens)
-        atol = 1e-5 if ours.config.num_experts is None else 5e-5
-        torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=atol)
+        torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-5)
         for size in (1, 64):
             torch.testing.assert_close(in_chunks(ours, tokens, size), expected, rtol=0, atol=6e-5)
 

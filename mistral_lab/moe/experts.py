@@ -33,11 +33,11 @@ def route_top_k(logits: torch.Tensor, *, num_experts_per_tok: int) -> Routing:
     """Choose each token's A experts, those of the largest logits, and weigh them by a softmax over these A alone.
 
     A softmax over all E, divided after the choice by the sum of the chosen, gives the same: the sum over all falls out.
+    It is computed so here, as in transformers, because then the last digit agrees too.
 
     Equation: with T the A experts of the largest logits l, w[e] = exp l[e] / Σ(f in T) exp l[f]
         = p[e] / Σ(f in T) p[f], where p = softmax(l) over all E.
     Source: arXiv:2401.04088, section 2.1.
-    Differs: transformers goes the second way.
 
     Args:
         logits: (N, E), floating-point, the router's output.
@@ -62,8 +62,9 @@ def route_top_k(logits: torch.Tensor, *, num_experts_per_tok: int) -> Routing:
     E = logits.shape[1]
     if num_experts_per_tok > E:
         raise ValueError(f"num_experts_per_tok is {num_experts_per_tok}: expected at most {E}, the experts in logits")
-    chosen, indices = logits.topk(num_experts_per_tok, dim=-1)  # NaN counts as the largest: it is always chosen
-    weights = chosen.float().softmax(dim=-1)
+    indices = logits.topk(num_experts_per_tok, dim=-1).indices
+    chosen = logits.float().softmax(dim=-1).gather(-1, indices)
+    weights = chosen / chosen.sum(dim=-1, keepdim=True)
     if weights.isnan().any():
         token = int(weights.isnan().any(dim=-1).nonzero()[0])
         raise ValueError(f"logits[{token}] is {logits[token].tolist()}: expected numbers that have a softmax")
