@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullLocator
 
 from .model import plot_parameters
-from .style import COLOURS, INK, STYLE, as_amounts, legend_above, new_figure
+from .style import COLOURS, INK, STYLE, as_amounts, decade_axis, legend_above, new_figure
 
 LIMIT_LOOKS = ("-", "--", ":")
 MARKERS = "os^D"
@@ -86,10 +85,7 @@ def plot_changed(
         )
     ax.set_xticks(layers[:: 1 + len(layers) // MOST_LAYERS])
     ax.set_xlim(-0.5, len(layers) - 0.5)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter("{x:,g}")
+    decade_axis(ax.yaxis)
     ax.set_xlabel("layer")
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
     ax.grid(axis="y")

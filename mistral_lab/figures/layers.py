@@ -6,9 +6,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, as_amounts, legend_above, new_figure, readable_on
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    decade_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
 
 SUBLAYERS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
 STREAM = "#595959"
@@ -97,7 +109,8 @@ def plot_stream(
     named = slice(None, None, 1 + len(places) // MOST_NAMES)  # or the names of 32 layers would cover each other
     ax.set_xticks(rows[named], places[named], rotation=60, ha="right", rotation_mode="anchor")
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
-    _log_axis(ax)
+    decade_axis(ax.yaxis)
+    ax.grid(axis="y")
     legend_above(ax, columns=2)
     return ax
 
@@ -132,7 +145,8 @@ def plot_added(
     ax.set_xlim(-0.5, len(layers) - 0.5)
     ax.set_xlabel("layer")
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
-    _log_axis(ax)
+    decade_axis(ax.yaxis)
+    ax.grid(axis="y")
     legend_above(ax, columns=len(names))
     return ax
 
@@ -227,14 +241,6 @@ def _errorbar(ax: Axes, places: np.ndarray, bounds: np.ndarray, look: str, colou
         capsize=3,
         label=name,
     )
-
-
-def _log_axis(ax: Axes) -> None:
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter("{x:,g}")
-    ax.grid(axis="y")
 
 
 def _positive(name: str, amounts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, as_amounts, legend_above, new_figure, readable_on
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    decade_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
 
@@ -120,8 +132,7 @@ def plot_times(
                     va="bottom" if above > 0 else "top",
                     fontsize=9,
                 )
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:,g}")
+    decade_axis(ax.xaxis)
     ax.margins(x=0.12)
     ax.set_yticks(rows, tasks)
     ax.set_ylim(len(tasks) - 0.4, -0.6)

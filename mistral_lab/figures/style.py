@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
 INK = "#262626"
@@ -121,6 +122,14 @@ def doubling_axis(ax: Axes, places: Sequence[float]) -> None:
     ax.xaxis.set_major_locator(FixedLocator(list(places)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter("{x:,g}")
+
+
+def decade_axis(axis: Axis) -> None:
+    """Make an axis, such as `ax.yaxis`, logarithmic, with plain numbers at 1, 2 and 5 of every decade."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")
 
 
 def legend_above(ax: Axes, *, columns: int) -> None:
