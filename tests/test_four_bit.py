@@ -10,11 +10,12 @@ import warnings
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16, quantize_4bit
+from bitsandbytes.nn import Params4bit
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
 
-from mistral_lab import four_bit, load, memory
+from mistral_lab import four_bit, load, memory, nf4
 from mistral_lab._checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config, pieces
@@ -80,7 +81,7 @@ def dequantised(model, folder):
     plain = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     weights = plain.state_dict()
     for name, module in linears(model):
-        weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+        weight = module.dequantized().float()
         if ".experts." not in name:
             weights[f"{name}.weight"].copy_(weight)
             continue
@@ -147,10 +148,24 @@ def test_gradients_reach_the_input_after_the_fused_kernel_has_run(model):
     torch.testing.assert_close(x.grad[0].float(), weight.float().sum(0), rtol=2**-7, atol=2**-7)  # bfloat16: 8 bits
 
 
-def test_sizes_that_do_not_fill_the_kernels_tiles(small):
-    quantised = from_pretrained(small, quantization_config=nf4_config())  # 96 inputs are no multiple of 64
-    assert logits(quantised).isfinite().all()
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(65, 64), (64, 96), (33, 70), (8, 6), (1, 1)])
+def test_shapes_that_fill_neither_tiles_nor_blocks(shape, training):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    linear = ExactLinear4bit(shape[1], shape[0], compute_dtype=torch.float32, double=True).train(training)
+    codes, quant_state = pieces.quantize_matrix("w", weight, double=True)
+    linear.weight = Params4bit(codes, quant_state=quant_state, bnb_quantized=True, quant_type="nf4", module=linear)
+    x = torch.randn(5, shape[1], generator=torch.Generator().manual_seed(1))
+    expected = x @ nf4.dequantize(nf4.quantize(weight, double=True)).T
+    torch.testing.assert_close(linear(x), expected, rtol=0, atol=1e-5)  # float32 sums of at most 96 products
+
+
+def test_a_mixtral_of_odd_sizes(small):
+    quantised = AutoModelForCausalLM.from_pretrained(str(small), quantization_config=nf4_config(), dtype=torch.float32)
     assert audit(quantised).passed
+    tokens = TOKENS % SMALL["vocab_size"]
+    expected = dequantised(quantised, small)(tokens).logits
+    torch.testing.assert_close(quantised.train()(tokens).logits, expected, rtol=0, atol=2e-4)
 
 
 def test_a_dense_model_is_quantised_as_well():

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel takes whole tiles of so many output and input features
@@ -23,7 +24,8 @@ class ExactLinear4bit(Linear4bit):
         compute_dtype: what the weight is dequantised to and multiplied in.
         double: whether the scales are quantised too.
 
-    Differs: a shape that does not fill the kernel's tiles takes the plain path, where `Linear4bit` fails.
+    Differs: on the CPU, `Linear4bit` fails where a shape does not fill the kernel's tiles, and with AVX-512 it takes
+        the wrong scales where in_features is no whole number of blocks. Here such shapes take a plain path.
     """
 
     def __init__(self, in_features: int, out_features: int, *, compute_dtype: torch.dtype, double: bool) -> None:
@@ -50,10 +52,21 @@ class ExactLinear4bit(Linear4bit):
         self.weight.quant_state = self.quant_state = self.scales_before_packing
         self.scales_before_packing = None
 
+    def dequantized(self) -> torch.Tensor:
+        """The weight as it was quantised, (out_features, in_features) in the dtype of the arithmetic."""
+        self.unpack()
+        state = copy.copy(self.weight.quant_state)
+        state.shape = torch.Size(
+            [1, self.out_features * self.in_features]
+        )  # one row: where rows begin makes no difference to the blocks
+        return dequantize_4bit(self.weight.data, state).view(self.out_features, self.in_features).to(self.compute_dtype)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply: x (..., in_features) -> (..., out_features)."""
         if x.device.type != "cpu":
             return super().forward(x)
+        if self.in_features % KERNEL_COLUMNS:
+            return torch.nn.functional.linear(x.to(self.compute_dtype), self.dequantized()).to(x.dtype)
         if self.training or (x.requires_grad and torch.is_grad_enabled()):
             self.unpack()
             return super().forward(x)
