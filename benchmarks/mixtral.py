@@ -44,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.four_bit import Audit, audit, four_bits, nf4_config
 from mistral_lab.loading import Loaded
-from mistral_lab.measure import Measurement, Timing, measure_bandwidth, measure_generation, peak_memory, time_callable
+from mistral_lab.measure import Machine, Measurement, Timing, measure_bandwidth, measure_generation, peak_memory, time_callable
 from mistral_lab.memory import weight_bytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -293,7 +293,7 @@ def main() -> None:
     for name in options.models:
         records = measure(name, options, device, bandwidth)
         if not results:
-            print(f"{records[0]['generation']['machine']}; reads {bandwidth / 1e9:.1f} GB/s")
+            print(f"{Machine(**records[0]['generation']['machine'])}; reads {bandwidth / 1e9:.1f} GB/s")
         show(records, {key: weight_bytes(PRESETS[name], key) for key in ("bfloat16", "nf4", "nf4-double")})
         kept = keep(records, options.results)
         results += records
