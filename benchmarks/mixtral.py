@@ -44,7 +44,15 @@ from transformers.utils import logging as transformers_logging
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.four_bit import Audit, audit, four_bits, nf4_config
 from mistral_lab.loading import Loaded
-from mistral_lab.measure import Machine, Measurement, Timing, measure_bandwidth, measure_generation, peak_memory, time_callable
+from mistral_lab.measure import (
+    Machine,
+    Measurement,
+    Timing,
+    measure_bandwidth,
+    measure_generation,
+    peak_memory,
+    time_callable,
+)
 from mistral_lab.memory import weight_bytes
 
 RESULTS = Path(__file__).parent / "results"

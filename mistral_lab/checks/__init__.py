@@ -1,0 +1,33 @@
+"""Answer checks for the exercises: `checks.x(my_function)` says in one line what is wrong with a reader's function."""
+
+from .budget import kept_sets, plain_call_bytes, share_in_four_bits
+from .experts import balance_by_layer, chosen_experts, tokens_to_touch
+from .four_bits import bits_a_weight, round_trip, unpacked_numbers
+from .heads import grouped_attention, longest_text, shared_heads
+from .layers import fused_feed_forward, layer_output, rms_normed
+from .sampling import draw_probabilities, least_time, whole_characters
+from .windows import prefill_in_chunks, ring_slots, window_mask
+
+__all__ = [
+    "balance_by_layer",
+    "bits_a_weight",
+    "chosen_experts",
+    "draw_probabilities",
+    "fused_feed_forward",
+    "grouped_attention",
+    "kept_sets",
+    "layer_output",
+    "least_time",
+    "longest_text",
+    "plain_call_bytes",
+    "prefill_in_chunks",
+    "ring_slots",
+    "rms_normed",
+    "round_trip",
+    "share_in_four_bits",
+    "shared_heads",
+    "tokens_to_touch",
+    "unpacked_numbers",
+    "whole_characters",
+    "window_mask",
+]

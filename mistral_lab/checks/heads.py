@@ -1,0 +1,178 @@
+"""Lesson 2: which head is shared, the longest text that fits, and one product for a whole group."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..attention import grouped_query_attention
+from ..masks import causal_mask, sliding_window_mask
+from .machinery import Mistake, judge
+
+
+def shared_heads(function: Callable) -> None:
+    """Check `function(n_heads, n_kv_heads)`: for each query head, the number of the KV head that it reads.
+
+    >>> shared_heads(lambda n_heads, n_kv_heads: NotImplemented)
+    shared_heads: not tried yet
+    """
+
+    def answer(n_heads, n_kv_heads):
+        return [h // (n_heads // n_kv_heads) for h in range(n_heads)]
+
+    judge(
+        "shared_heads",
+        function,
+        answer=answer,
+        cases=[(8, 2), (8, 4), (12, 3), (12, 2), (4, 4), (4, 1)],
+        mistakes=[
+            Mistake(
+                lambda n_heads, n_kv_heads: [h // n_kv_heads for h in range(n_heads)],
+                "for {n_heads} heads over {n_kv_heads} you give {got}: do you divide by the number of KV heads where "
+                "the group size is meant?",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [h % n_kv_heads for h in range(n_heads)],
+                "for {n_heads} heads over {n_kv_heads} you give {got}: a group is a run of neighbours; you deal them "
+                "out in turn",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [h // (n_heads // n_kv_heads) + 1 for h in range(n_heads)],
+                "you give {got}: heads are counted from 0",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [
+                    h // (n_heads // n_kv_heads) for h in range(0, n_heads, n_heads // n_kv_heads)
+                ],
+                "you give {got}: an entry for each of the {n_heads} query heads is expected",
+            ),
+        ],
+    )
+
+
+def longest_text(function: Callable) -> None:
+    """Check `function(free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value)`: tokens that fit.
+
+    >>> longest_text(lambda free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value: NotImplemented)
+    longest_text: not tried yet
+    """
+
+    def tokens(free_bytes, n_layers, n_kv_heads, head_dim, bytes_per_value, kinds=2):
+        return free_bytes / (kinds * n_layers * n_kv_heads * head_dim * bytes_per_value)
+
+    def answer(free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value):
+        return math.floor(tokens(free_bytes, n_layers, n_heads // group_size, head_dim, bytes_per_value))
+
+    judge(
+        "longest_text",
+        function,
+        answer=answer,
+        cases=[
+            (10**7, 32, 32, 4, 128, 2),
+            (10**7, 32, 32, 8, 128, 2),
+            (10**7, 32, 32, 4, 128, 4),
+            (10**7, 32, 64, 4, 128, 2),
+            (10**7, 32, 32, 4, 64, 2),
+            (10**7, 40, 32, 4, 128, 2),
+            (10**8, 32, 32, 4, 128, 2),
+        ],
+        mistakes=[
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads, dim, size)),
+                "you get {got} tokens: that is a cache for all {n_heads} query heads; only KV heads are kept",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, group, dim, size)),
+                "you get {got} tokens: is the group size taken for the number of KV heads? Divide {n_heads} by it",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(
+                    tokens(free, layers, heads // group, dim, size, 1)
+                ),
+                "you get {got} tokens, about twice too many: both keys and values are kept",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(
+                    tokens(free, layers, heads * group, dim, size)
+                ),
+                "you get {got} tokens: do you multiply by the group size? KV heads are fewer than query heads",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads // group, dim, 4)),
+                "you count 4 bytes a value, which is float32: here a value has {bytes_per_value}",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.ceil(
+                    tokens(free, layers, heads // group, dim, size)
+                ),
+                "you get {got} tokens, one too many: the last one fits only in part, so round down",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: tokens(free, layers, heads // group, dim, size),
+                "you get {got} tokens: part of a token does not fit, so round down",
+            ),
+        ],
+    )
+
+
+def grouped_attention(function: Callable) -> None:
+    """Check `function(q (B, H, T, D), k (B, K, S, D), v (B, K, S, D), mask (T, S)) -> (B, H, T, D)`.
+
+    >>> grouped_attention(lambda q, k, v, mask: NotImplemented)
+    grouped_attention: not tried yet
+    """
+
+    def answer(q, k, v, mask):
+        return grouped_query_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)[0].transpose(1, 2)
+
+    def weighed(q, k, v, mask, *, root=None, axis=-1, order=lambda x, G: x.repeat_interleave(G, 1), hidden=-math.inf):
+        k, v = (order(x, q.shape[1] // k.shape[1]) for x in (k, v))
+        scores = (q @ k.mT / math.sqrt(root or q.shape[-1])).masked_fill(~mask, hidden)
+        return scores.softmax(axis) @ v
+
+    def masked_late(q, k, v, mask):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        return ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) * mask) @ v
+
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 5, 8, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 2, 5, 8, generator=generator, dtype=torch.float64)
+    causal, window = causal_mask(5), sliding_window_mask(5, 2)
+    judge(
+        "grouped_attention",
+        function,
+        answer=answer,
+        cases=[(q, k, v, causal), (q, k, v, window), (q.flip(1), k, v, causal), (q, k.flip(1), v, causal)]
+        + [(q, k, v.flip(1), causal), (q, k[:, :1], v[:, :1], causal)],
+        mistakes=[
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, mask, root=1),
+                "your weights are too extreme: are the scores divided by the square root of D?",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, mask, root=q.shape[-1] ** 2),
+                "your weights are too even: divide by the square root of D, not by D",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, mask, order=lambda x, G: x.repeat(1, G, 1, 1)),
+                "your heads read the wrong KV heads: a group is a run of neighbours; are K and G swapped?",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, mask, axis=-2).nan_to_num(),
+                "your softmax runs over the queries: the weights of one query over all keys must add to 1",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, torch.ones_like(mask)),
+                "you look at keys that are hidden: is the mask used?",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, ~mask),
+                "you hide what may be seen: True in the mask means that a query may look",
+            ),
+            Mistake(
+                lambda q, k, v, mask: weighed(q, k, v, mask, hidden=0.0),
+                "a hidden score of 0 still gets weight, for exp(0) is 1: make it minus infinity",
+            ),
+            Mistake(masked_late, "you hide keys after the softmax, so the weights do not add to 1: mask the scores"),
+        ],
+    )

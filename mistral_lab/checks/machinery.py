@@ -1,0 +1,168 @@
+"""Run a reader's function on a few cases, and say in one line whether it is right, or which mistake it looks like."""
+
+import contextvars
+import copy
+import inspect
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ._values import Refusal, brief, describe, difference, equal, holds_nan, kind, read, same
+
+LIMIT_S = 10.0  # for all cases together; a right answer takes milliseconds
+NOT_TRIED = "not tried yet"
+
+
+class Mistake(NamedTuple):
+    """A plausible wrong answer, and what to say to a reader whose function gives it.
+
+    The hint is filled in for the first case that is wrong: `{window}` is the argument of that name, `{got}` and
+    `{expected}` are the reader's answer and the right one, in short.
+    """
+
+    answer: Callable
+    hint: str
+
+
+def judge(
+    name: str,
+    function: Callable,
+    *,
+    answer: Callable,
+    cases: Sequence[tuple],
+    mistakes: Sequence[Mistake],
+    show: Callable | None = None,
+) -> None:
+    """Print one line on a function: not tried yet, passed, or what is wrong with it.
+
+    The function is called with a copy of each case, in a thread that is given up after LIMIT_S. Whatever it does, the
+    reader sees a sentence.
+
+    Args:
+        name: of the check, printed first.
+        function: the reader's.
+        answer: the right function. Its parameters are what the reader's is called with, and what it returns, a tensor,
+            a number, a list or a tuple of these, says what is expected of the reader's.
+        cases: the arguments of each call, the simplest first. Two cases that differ in one argument show whether that
+            argument is used.
+        mistakes: the likeliest first.
+        show: an answer, as NumPy array, number or list, in a few words for hints; None: its value in short.
+    """
+    print(f"{name}: {_verdict(function, answer, cases, mistakes, show or brief)}")
+
+
+def _verdict(function, answer, cases, mistakes, show) -> str:
+    """The line that `judge` prints, without the name."""
+    parameters = list(inspect.signature(answer).parameters)
+    right = [answer(*copy.deepcopy(case)) for case in cases]
+    expected = [read(value, value) for value in right]
+    try:
+        _check_callable(function, parameters, cases[0])
+        answers = _call(function, cases, parameters, right)
+    except Refusal as refusal:
+        return str(refusal)
+
+    wrong = [i for i in range(len(cases)) if not equal(answers[i], expected[i])]
+    if not wrong:
+        return "passed"
+    case, got, wanted = cases[wrong[0]], answers[wrong[0]], expected[wrong[0]]
+    guesses = [
+        [read(m.answer(*copy.deepcopy(c)), like) for c, like in zip(cases, right, strict=True)] for m in mistakes
+    ]
+    said = dict(zip(parameters, case, strict=True))
+
+    def fill(mistake: Mistake) -> str:
+        return mistake.hint.format(**said, got=show(got), expected=show(wanted))
+
+    for mistake, guess in zip(mistakes, guesses, strict=True):
+        if all(map(equal, answers, guess)):
+            return fill(mistake)
+    if holds_nan(got) and not holds_nan(wanted):
+        return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
+    if unused := _unused(parameters, cases, answers, expected):
+        return f"your answer stays the same whatever `{unused}` is: is that argument used?"
+    # Two mistakes at once, or a rounding that differs: the one that explains the first wrong answer and most others.
+    explained = [sum(equal(answers[i], guess[i]) for i in wrong) * equal(got, guess[wrong[0]]) for guess in guesses]
+    if explained and 2 * max(explained) > len(wrong):
+        return fill(mistakes[explained.index(max(explained))])
+    return difference(got, wanted, describe(parameters, case))
+
+
+def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
+    if isinstance(function, type) or not callable(function):
+        raise Refusal(
+            f"expected a function, got {kind(function)}: give the function itself, my_function, not a call of it"
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none: their call will show
+        return
+    try:
+        signature.bind(*case)
+    except TypeError:
+        wanted = f"{len(case)} argument{'s' * (len(case) > 1)}: ({', '.join(parameters)})"
+        raise Refusal(f"your function takes {signature}, but it is called with {wanted}") from None
+
+
+def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence):
+    """What the function returns for each case, read like the right answers."""
+    answers, ends = [], []
+
+    def work() -> None:
+        for case, like in zip(cases, right, strict=True):
+            given = copy.deepcopy(case)
+            value = function(*given)
+            if value is NotImplemented:
+                raise Refusal(NOT_TRIED)
+            for parameter, after, before in zip(parameters, given, case, strict=True):
+                if not same(after, before):
+                    raise Refusal(f"your function changes its argument `{parameter}`: work on a copy of it")
+            answers.append(read(value, like))
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # also exit(): it would end the thread without a word
+            ends.append(error)
+
+    in_context = contextvars.copy_context().run  # by which a notebook knows whose cell prints
+    thread = threading.Thread(target=in_context, args=(guarded,), daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    if thread.is_alive():
+        raise Refusal(
+            f"your function gave no answer within {LIMIT_S:g} s: does a loop never end? "
+            "It still runs, until you restart the kernel"
+        )
+    for error in ends:
+        if isinstance(error, Refusal):
+            raise error
+        if type(error) is NotImplementedError and not error.args:  # PyTorch raises it too, with a message
+            raise Refusal(NOT_TRIED)
+        raise Refusal(_raised(error, describe(parameters, cases[len(answers)])))
+    return answers
+
+
+def _raised(error: BaseException, said: str) -> str:
+    """An exception and the line of the reader's that led to it."""
+    message = " ".join(str(error).split())[:200]
+    frames = traceback.extract_tb(error.__traceback__)[2:]  # the first two are the calls above
+    own = [frame for frame in frames if frames and frame.filename == frames[0].filename]
+    line = f", in the line `{own[-1].line}`" if own and own[-1].line else ""
+    with_arguments = f" (called with {said})" if said else ""
+    return f"your function raises {type(error).__name__}{': ' if message else ''}{message}{line}{with_arguments}"
+
+
+def _unused(parameters, cases, answers, expected) -> str | None:
+    """The first parameter that should change the answer and never does."""
+    for place, parameter in enumerate(parameters):
+        pairs = [
+            (i, j)
+            for i, j in ((i, j) for j in range(len(cases)) for i in range(j))
+            if all(same(a, b) != (n == place) for n, (a, b) in enumerate(zip(cases[i], cases[j], strict=True)))
+            and not equal(expected[i], expected[j])
+        ]
+        if pairs and all(equal(answers[i], answers[j]) for i, j in pairs):
+            return parameter
+    return None

@@ -1,0 +1,161 @@
+"""Lesson 1: the least time of a token, the distribution that is drawn from, and characters that come in pieces."""
+
+import codecs
+from collections.abc import Callable
+
+import torch
+
+from .machinery import Mistake, judge
+
+
+def least_time(function: Callable) -> None:
+    """Check `function(parameters, bits, bytes_per_s)`: the least seconds in which memory delivers the weights.
+
+    >>> least_time(lambda parameters, bits, bytes_per_s: NotImplemented)
+    least_time: not tried yet
+    """
+
+    def answer(parameters, bits, bytes_per_s):
+        return parameters * bits / 8 / bytes_per_s
+
+    judge(
+        "least_time",
+        function,
+        answer=answer,
+        cases=[(8e9, 16, 1e11), (8e9, 4, 1e11), (2e9, 16, 1e11), (8e9, 16, 5e10)],
+        mistakes=[
+            Mistake(
+                lambda parameters, bits, bytes_per_s: parameters * bits / bytes_per_s,
+                "your time is 8 times too long: are those bits where bytes are meant?",
+            ),
+            Mistake(
+                lambda parameters, bits, bytes_per_s: parameters * bits / 4 / bytes_per_s,
+                "your time is twice too long: how many bits has a byte?",
+            ),
+            Mistake(
+                lambda parameters, bits, bytes_per_s: parameters * 4 / bytes_per_s,
+                "you count 4 bytes for every weight, which is float32: here a weight has {bits} bits",
+            ),
+            Mistake(
+                lambda parameters, bits, bytes_per_s: bytes_per_s / (parameters * bits / 8),
+                "you return tokens a second: the question is how many seconds one takes",
+            ),
+        ],
+    )
+
+
+def draw_probabilities(function: Callable) -> None:
+    """Check `function(logits (V,), temperature, top_p) -> (V,)`: the probabilities that a token is drawn with.
+
+    >>> draw_probabilities(lambda logits, temperature, top_p: NotImplemented)
+    draw_probabilities: not tried yet
+    """
+
+    def kept(p, top_p, before=1):
+        # `before` 1: what all likelier tokens have together decides; 0: that and the token itself.
+        descending, order = p.sort(descending=True)
+        stays = torch.zeros_like(p)
+        stays[order] = (descending.cumsum(0) - before * descending < top_p).to(p)
+        return stays
+
+    def at(logits, temperature):
+        return (logits / temperature).softmax(0)
+
+    def scaled(p):
+        return p / p.sum()
+
+    def answer(logits, temperature, top_p):
+        p = at(logits, temperature)
+        return scaled(p * kept(p, top_p))
+
+    def multiplied(logits, temperature, top_p):
+        return answer(logits * temperature**2, temperature, top_p)
+
+    def crossing_dropped(logits, temperature, top_p):
+        p = at(logits, temperature)
+        return scaled(p * kept(p, top_p, before=0))
+
+    def not_scaled(logits, temperature, top_p):
+        p = at(logits, temperature)
+        return p * kept(p, top_p)
+
+    def cut_first(logits, temperature, top_p):
+        return scaled(at(logits, temperature) * kept(at(logits, 1.0), top_p))
+
+    def threshold(logits, temperature, top_p):
+        p = at(logits, temperature)
+        return scaled(p * (p >= 1 - top_p))
+
+    logits = torch.tensor([0.10, 0.45, 0.05, 0.25, 0.15], dtype=torch.float64).log()
+    judge(
+        "draw_probabilities",
+        function,
+        answer=answer,
+        cases=[(logits, 1.0, 0.97), (logits, 1.0, 0.6), (logits, 0.5, 0.97), (logits, 0.5, 0.6), (logits, 2.0, 0.6)]
+        + [(logits.flip(0) * 2, 2.0, 0.6), (logits, 2.0, 0.2), (logits, 2.0, 1.0)],
+        mistakes=[
+            Mistake(multiplied, "a temperature below 1 must sharpen, and yours flattens: do you multiply by it?"),
+            Mistake(crossing_dropped, "you drop the token that crosses the line: it stays"),
+            Mistake(not_scaled, "your probabilities add to {got}, not to 1: scale up what stays"),
+            Mistake(cut_first, "you cut before the temperature: temperature comes first, then top-p"),
+            Mistake(threshold, "top-p is no threshold for one token: add up, from the likeliest on"),
+            Mistake(
+                lambda logits, temperature, top_p: answer(logits, temperature, top_p).sort(descending=True).values,
+                "your probabilities are sorted: give them in the order of the vocabulary",
+            ),
+        ],
+        show=lambda p: f"{p.sum():.2f}",
+    )
+
+
+def whole_characters(function: Callable) -> None:
+    """Check `function(pieces)`: for each piece of UTF-8, the text that can be printed once it has come.
+
+    >>> whole_characters(lambda pieces: NotImplemented)
+    whole_characters: not tried yet
+    """
+
+    def answer(pieces):
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        return [decoder.decode(piece) for piece in pieces]
+
+    def all_or_nothing(pieces):
+        printed, held = [], b""
+        for piece in pieces:
+            held += piece
+            text = held.decode(errors="replace")
+            whole = "\ufffd" not in text
+            printed.append(text if whole else "")
+            held = b"" if whole else held
+        return printed
+
+    def so_far(pieces):
+        return [b"".join(pieces[: end + 1]).decode(errors="ignore") for end in range(len(pieces))]
+
+    def at_the_end(pieces):
+        return [""] * (len(pieces) - 1) + [b"".join(pieces).decode(errors="ignore")]
+
+    judge(
+        "whole_characters",
+        function,
+        answer=answer,
+        cases=[
+            ([b"AI", b" is"],),
+            (["饕".encode()[:1], "饕".encode()[1:2], "饕".encode()[2:]],),
+            ([b"a" + "饕".encode()[:2], "饕".encode()[2:] + "🦙".encode()[:1], "🦙".encode()[1:], b"!"],),
+            ([b"one", "é".encode()[:1]],),
+        ],
+        mistakes=[
+            Mistake(
+                lambda pieces: [piece.decode(errors="replace") for piece in pieces],
+                "you print {got}: a piece alone is no character; hold it back until the others have come",
+            ),
+            Mistake(
+                lambda pieces: [piece.decode(errors="ignore") for piece in pieces],
+                "you print {got}: pieces are lost; keep them until the character is whole",
+            ),
+            Mistake(all_or_nothing, "you print {got}: whole characters wait with the piece that comes after them"),
+            Mistake(so_far, "you print {got}: return only what is new with each piece"),
+            Mistake(at_the_end, "you print {got}: print each character as soon as it is whole"),
+        ],
+    )
