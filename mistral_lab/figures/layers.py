@@ -42,7 +42,7 @@ def plot_block(
 
     Args:
         sublayers: of one layer, at most two; each is (norm, network), the texts of its boxes.
-        before, after: texts of the boxes on the stream, before the first layer and behind the last.
+        before, after: texts of the boxes on the stream, before the first layer and behind the last; a norm is grey.
         repeated: what stands at the frame around one layer.
     """
     if not 1 <= len(sublayers) <= len(SUBLAYERS) or any(len(texts) != 2 for texts in sublayers):
@@ -58,7 +58,8 @@ def plot_block(
     for place, text in enumerate(before):
         _box(ax, place * (BOX + GAP) + BOX / 2, 0, text, "white")
     for place, text in enumerate(after):
-        _box(ax, layer_end + GAP + place * (BOX + GAP) + BOX / 2 + GAP, 0, text, "white")
+        face = FADED if text.startswith("norm") else "white"
+        _box(ax, layer_end + GAP + place * (BOX + GAP) + BOX / 2 + GAP, 0, text, face)
     for number, (norm, network) in enumerate(sublayers):
         down = layer_start + number * ARM + BOX / 2 + GAP / 2
         up = down + ARM - BOX / 2 - 2 * GAP
