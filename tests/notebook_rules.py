@@ -171,10 +171,18 @@ def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
         for output in cell.outputs:
             if any(kind.startswith("image/") for kind in output.get("data", {})):
                 alt = " ".join(alt_text(output).split())
+                beside = f"{printed} {' '.join(output.data.get('text/plain', '').split())}"  # an explorer's own text
                 if len(alt.split()) < 5 or not alt.endswith((".", "!", "?")):
                     yield f"cell {number}: a picture's alt text is no sentence: {alt!r}; use figures.show(figure, alt)"
-                elif alt not in printed:
+                elif alt not in beside:
                     yield f"cell {number}: a picture's alt text is not printed beside it: {alt!r}"
+
+
+def views(notebook: NotebookNode, name: str) -> Problems:
+    """No output refers to a widget: without its kernel it would be an error where the picture should be."""
+    for number, cell in code_cells(notebook):
+        if any(template.WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
+            yield f"cell {number}: keeps the view of a widget; run `make outputs`"
 
 
 def compared(notebook: NotebookNode, name: str) -> Problems:
@@ -227,6 +235,7 @@ RULES: tuple[Callable[[NotebookNode, str], Problems], ...] = (
     outputs,
     paths,
     alt_sentences,
+    views,
     compared,
     names,
     source,

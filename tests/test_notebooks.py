@@ -121,6 +121,10 @@ BREAKAGES = {
         lambda lesson: lesson.metadata.update(widgets={}),
         r"notebook: keeps widget state in metadata\.widgets",
     ),
+    "the view of a widget": (
+        output(13, new_output("display_data", data={template.WIDGET_VIEW: {"model_id": "1"}, "text/plain": ALT})),
+        "cell 13: keeps the view of a widget",
+    ),
     "another kernel": (
         lambda lesson: lesson.metadata.kernelspec.update(name="conda-env-py"),
         "notebook: metadata .*conda-env-py",

@@ -16,6 +16,9 @@ def refresh(path: Path) -> str | None:
     if run.error:
         return run.error
     run.notebook.metadata = nbformat.from_dict(template.METADATA)
+    for cell in run.notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(template.WIDGET_VIEW, None)  # it means nothing without this kernel
     stripped = subprocess.run(
         [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id"],
         input=nbformat.writes(run.notebook),

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
 NOTEBOOKS = ROOT / "notebooks"
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SETUP_TAG = "nbval-skip"
 
 # Fixed, so that running a lesson on another Python changes nothing but outputs.

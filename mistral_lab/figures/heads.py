@@ -38,15 +38,19 @@ def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None)
         raise ValueError(f"shared is {shared.tolist()}: expected (H,) numbers that use each of 0 ... K - 1")
     colour = _scheme_colour(scheme)
     ax = new_figure(height_in=2.2)[1][0, 0] if ax is None else ax
+    heads, targets = np.arange(len(shared)), np.arange(shared.max() + 1)
+    places = np.bincount(shared, weights=heads) / np.bincount(shared)  # each in the middle of its group
     for head, target in enumerate(shared):
-        place = np.flatnonzero(shared == target).mean()
-        ax.plot([head, place], [1, 0], color=colour, linewidth=2, zorder=1)
-        ax.scatter(head, 1, s=230, color="white", edgecolor=INK, zorder=2)
-        ax.text(head, 1, str(head), ha="center", va="center", fontsize=9)
-    for target in np.unique(shared):
-        place = np.flatnonzero(shared == target).mean()
-        ax.scatter(place, 0, s=230, marker="s", color=colour, edgecolor=INK, zorder=2)
-        ax.text(place, 0, str(target), ha="center", va="center", fontsize=9, color=readable_on(colour))
+        ax.plot([head, places[target]], [1, 0], color=colour, linewidth=2, zorder=1)
+    # Each kind at once: a call a head takes most of a drawing's time.
+    size = min(230, 5500 / len(shared))
+    ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=INK, zorder=2)
+    ax.scatter(places, np.zeros(len(places)), s=size, marker="s", color=colour, edgecolor=INK, zorder=2)
+    middle = {"ha": "center", "va": "center", "fontsize": 9}
+    for head in heads:
+        ax.text(head, 1, str(head), **middle)
+    for target, place in zip(targets, places, strict=True):
+        ax.text(place, 0, str(target), color=readable_on(colour), **middle)
     ax.set_yticks([1, 0], ["query\nheads", "key and\nvalue heads"])
     ax.set_xticks([])
     ax.set_xlim(-0.7, len(shared) - 0.3)

@@ -1,0 +1,20 @@
+"""Pictures that a reader moves: controls around figures, and a picture with its sentence where no kernel runs."""
+
+from .base import Explorer
+from .experts import routed_text
+from .four_bits import four_bits
+from .prediction import guesses_by_layer, next_token
+from .sizes import head_groups, memory_plan
+from .windows import mask_and_reach, ring_cache
+
+__all__ = [
+    "Explorer",
+    "four_bits",
+    "guesses_by_layer",
+    "head_groups",
+    "mask_and_reach",
+    "memory_plan",
+    "next_token",
+    "ring_cache",
+    "routed_text",
+]

@@ -1,0 +1,138 @@
+"""The one wrapper of every explorer: controls, a picture that follows them, a sentence that says what it shows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import ipywidgets as widgets
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from ..figures import render, to_png
+from ..figures.style import PAGE_DPI, STYLE, WIDTH_IN
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+CSS_CLASS = "mistral-lab-explorer"  # by which the browser test finds it
+
+
+class Explorer:
+    """Controls over a picture and its sentence. Where no kernel runs, the first picture and sentence stand for it.
+
+    Args:
+        controls: name -> widget with a description and a value; shown in this order.
+        view: called with the controls' values under their names; returns the figure and the sentence.
+        adapt: called with the controls before each drawing: it takes away what no longer goes with the other values.
+        beside: widgets that are shown after the controls and hold no value of their own.
+
+    Raises:
+        ValueError: a control without a description, or the first state cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        controls: Mapping[str, widgets.DOMWidget],
+        view: Callable[..., tuple[Figure, str]],
+        *,
+        adapt: Callable[[Mapping[str, widgets.DOMWidget]], None] | None = None,
+        beside: Sequence[widgets.DOMWidget] = (),
+    ):
+        if unnamed := [name for name, control in controls.items() if not control.description]:
+            raise ValueError(f"controls without a description: {', '.join(unnamed)}")
+        self.controls = dict(controls)
+        self._view, self._adapt, self._adapting = view, adapt, False
+        self._places: dict[tuple[float, float], list] = {}  # size of a figure -> where its Axes are
+        figure, self.sentence = self._drawn()
+        picture = render(figure)
+        self._first_png, self._first_sentence = to_png(picture, small=True), self.sentence
+        self._image = widgets.Image(
+            value=to_png(picture, small=False),
+            format="png",
+            layout={"width": f"{_page_width()}px", "max_width": "100%"},
+        )
+        self._text = widgets.HTML(_as_html(self.sentence))
+        row = widgets.Box([*self.controls.values(), *beside], layout={"flex_flow": "row wrap"})
+        self.widget = widgets.VBox([row, self._image, self._text])
+        self.widget.add_class(CSS_CLASS)
+        for control in self.controls.values():
+            control.observe(self._changed, names="value")
+
+    @property
+    def png(self) -> bytes:
+        """The picture as it is now."""
+        return self._image.value
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        """One bundle for every reader: the live view, a picture with its alt text, the sentence."""
+        data = {
+            VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
+            "image/png": self._first_png,
+            "text/plain": self._first_sentence,
+        }
+        return data, {"image/png": {"width": _page_width(), "alt": self._first_sentence}}
+
+    def _changed(self, change) -> None:
+        """Draw again. Whatever goes wrong is said in the view: a traceback would go where no reader looks."""
+        if self._adapting:
+            return
+        try:
+            figure, self.sentence = self._drawn()
+            self._image.value = to_png(render(figure), small=False)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.sentence = f"This cannot be drawn: {reason}. The picture shows the state before."
+        self._text.value = _as_html(self.sentence)
+
+    def _drawn(self) -> tuple[Figure, str]:
+        self._adapting = True
+        try:
+            if self._adapt:
+                self._adapt(self.controls)
+        finally:
+            self._adapting = False
+        with mpl.rc_context(STYLE):
+            figure, sentence = self._view(**{name: control.value for name, control in self.controls.items()})
+        self._lay_out(figure)
+        return figure, sentence
+
+    def _lay_out(self, figure: Figure) -> None:
+        """Work out the places of the Axes once for each size: else they jump, and every drawing is laid out twice."""
+        size = tuple(figure.get_size_inches())
+        if size not in self._places:
+            figure.draw_without_rendering()
+            self._places[size] = [ax.get_position() for ax in figure.axes]
+        figure.set_layout_engine("none")
+        for ax, place in zip(figure.axes, self._places[size], strict=True):
+            ax.set_position(place)
+
+
+def count_slider(description: str, value: int, least: int, most: int) -> widgets.IntSlider:
+    """A slider over whole numbers, its description in full."""
+    return widgets.IntSlider(value, least, most, description=description, style=FULL, layout=WIDE)
+
+
+def choice_slider(description: str, value, options: Sequence) -> widgets.SelectionSlider:
+    """A slider over given values."""
+    return widgets.SelectionSlider(options=options, value=value, description=description, style=FULL, layout=WIDE)
+
+
+def choice_list(description: str, value: str, options: Sequence[str]) -> widgets.Dropdown:
+    """A list to choose from."""
+    return widgets.Dropdown(options=options, value=value, description=description, style=FULL)
+
+
+def offer_choices(control: widgets.SelectionSlider, options: Sequence[int]) -> None:
+    """Offer these numbers, ascending; where the chosen one is none of them, choose the largest below it."""
+    chosen = control.value
+    control.options = options
+    control.value = max((option for option in options if option <= chosen), default=options[0])
+
+
+FULL = {"description_width": "initial"}
+WIDE = {"width": "24em"}
+
+
+def _page_width() -> int:
+    return round(WIDTH_IN * PAGE_DPI)
+
+
+def _as_html(sentence: str) -> str:
+    return f'<div role="status" style="line-height: 1.4; max-width: {_page_width()}px">{escape(sentence)}</div>'

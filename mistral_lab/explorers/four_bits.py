@@ -1,0 +1,62 @@
+"""The explorer of NF4: what one outlier does to its block, and what blocks and double quantisation cost in bits."""
+
+import ipywidgets as widgets
+import torch
+
+from ..figures import bare_figure, plot_code_shares, plot_rounded_block
+from ..nf4 import BLOCK_SIZES, CODEBOOK, dequantize, quantize
+from .base import FULL, Explorer, choice_slider, count_slider
+
+WEIGHTS = 2**14
+DRAWN = 32  # weights of the block
+PLACE = 5  # of the outlier
+LIMIT = 3.6  # of the drawing: hardly a normal weight lies beyond it
+
+
+def four_bits() -> Explorer:
+    """Put an outlier into one block of normal weights, and see its levels, codes, error and bits.
+
+    The weights are seeded normal numbers, so that their root mean square is 1; they are rounded by `nf4.quantize`.
+    """
+    normal = torch.randn(WEIGHTS, generator=torch.Generator().manual_seed(0))
+
+    def view(block_size: int, outlier: int, double: bool):
+        w = normal.clone()
+        if outlier:
+            w[PLACE] = outlier
+        q = quantize(w, block_size=block_size, double=double)
+        back = dequantize(q)
+        wrong = (back - w).square()
+        wrong[PLACE] = 0  # the outlier itself is the largest of its block, and exact but for double quantisation
+        error_here = (wrong[:block_size].sum() / (block_size - 1)).sqrt().item()
+        error_elsewhere = wrong[block_size:].mean().sqrt().item()
+        codes = torch.stack([q.packed >> 4, q.packed & 0xF], dim=1).flatten()[:block_size]
+        shares = codes.long().bincount(minlength=16) / block_size
+        levels = CODEBOOK * back[:block_size].abs().max()  # the largest of a block has the code of -1 or 1
+
+        beyond = f" (the outlier, at {PLACE}, lies beyond)" if outlier > LIMIT else ""
+        figure, axes = bare_figure(1, 2, height_in=3.4, widths=[1.4, 1])
+        plot_rounded_block(
+            w[:DRAWN].numpy(),
+            back[:DRAWN].numpy(),
+            levels=levels.numpy(),
+            title=f"the block's first {DRAWN} weights" + beyond,
+            limit=LIMIT,
+            ax=axes[0, 0],
+        )
+        plot_code_shares(shares.numpy(), title="codes in the block", ax=axes[0, 1])
+        used = int((shares > 0).sum())
+        what = f"with one weight of {outlier}" if outlier else "without an outlier"
+        return figure, (
+            f"A block of {block_size} normal weights {what}: {used} of 16 codes are used, and the error is "
+            f"{error_here:.0%} of the rms{' of the others' if outlier else ''}; in the other blocks "
+            f"{error_elsewhere:.0%}. All {WEIGHTS:,} weights take {8 * q.nbytes / WEIGHTS:.3f} bits each, scales "
+            f"{'in 8 bits' if double else 'in 32 bits'} included."
+        )
+
+    controls = {
+        "block_size": choice_slider("block size", 64, BLOCK_SIZES),
+        "outlier": count_slider("outlier, in rms (0: none)", 10, 0, 60),
+        "double": widgets.Checkbox(False, description="double quantisation", style=FULL, indent=False),
+    }
+    return Explorer(controls, view)

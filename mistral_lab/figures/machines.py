@@ -1,0 +1,108 @@
+"""Pictures of one model on several devices: which tensor lies where, and what crosses between them."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.patches import Patch, Rectangle
+
+from .style import COLOURS, STYLE, decade_axis, legend_above, new_figure
+
+FIRST, SECOND, BOTH = COLOURS[4], COLOURS[9], COLOURS[7]
+WAYS = (COLOURS[5], COLOURS[6], COLOURS[8], COLOURS[3])
+EVERYWHERE, HALVES, BLANK = -1, -2, -3  # in the arrays of plot_placement, where other numbers name the device
+MARKERS = "osDv"
+
+
+@mpl.rc_context(STYLE)
+def plot_placement(
+    placed: np.ndarray,
+    *,
+    names: Sequence[str],
+    rows: Sequence[str],
+    across: str,
+    axes: Sequence[Axes] | None = None,
+) -> np.ndarray:
+    """Draw for each way to split a model over two devices where every tensor lies, one panel a way.
+
+    Args:
+        placed: (ways, rows, columns) whole numbers: 0 or 1 for the device that holds a tensor, -1 for both, -2 for half
+            of it on each. A masked cell is left blank: no such tensor.
+        names: of the ways, the titles of the panels; at most four.
+        rows: their labels, at the first panel alone.
+        across: what the columns are, numbered from 0.
+        axes: one a way; None makes a figure.
+
+    Returns:
+        the Axes, one a way.
+    """
+    placed = np.ma.asarray(placed)
+    if placed.ndim != 3 or placed.shape[:2] != (len(names), len(rows)):
+        raise ValueError(f"placed has shape {placed.shape}: expected {(len(names), len(rows))} and columns")
+    if len(names) > len(WAYS):
+        raise ValueError(f"{len(names)} ways: expected at most {len(WAYS)}, or their panels are too narrow")
+    if not np.isin(placed.compressed(), (0, 1, EVERYWHERE, HALVES)).all():
+        raise ValueError("placed holds a number other than 0, 1, -1 and -2: expected two devices, both, or halves")
+    axes = new_figure(1, len(names), height_in=3.5, share_y=True)[1][0] if axes is None else axes
+    for ax, name, grid in zip(axes, names, placed, strict=True):
+        for (row, column), where in np.ndenumerate(grid.filled(BLANK)):
+            for start, height, colour in _pieces(where):
+                corner = (column - 0.46, row - 0.42 + start)
+                ax.add_patch(Rectangle(corner, 0.92, height, facecolor=colour, edgecolor="white"))
+        ax.set(xlim=(-0.6, grid.shape[1] - 0.4), ylim=(len(rows) - 0.4, -0.6), title=name, xlabel=across)
+        ax.set_xticks(range(grid.shape[1]))
+        ax.set_yticks(range(len(rows)), rows)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    keys = {
+        "device 0": Patch(facecolor=FIRST),
+        "device 1": Patch(facecolor=SECOND),
+        "half on each": (Patch(facecolor=FIRST), Patch(facecolor=SECOND)),
+        "whole on both": Patch(facecolor=BOTH),
+    }
+    side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
+    axes[0].figure.legend(
+        keys.values(), keys.keys(), handler_map=side_by_side, loc="outside upper left", ncols=len(keys)
+    )
+    return axes
+
+
+def _pieces(where: int) -> list[tuple[float, float, str]]:
+    """The rectangles of a cell: how far from its upper edge, how high, in which colour."""
+    if where == HALVES:
+        return [(0, 0.42, FIRST), (0.42, 0.42, SECOND)]
+    return [] if where == BLANK else [(0, 0.84, {0: FIRST, 1: SECOND, EVERYWHERE: BOTH}[where])]
+
+
+@mpl.rc_context(STYLE)
+def plot_traffic(
+    ranks: Sequence[int], received: np.ndarray, *, names: Sequence[str], unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draw what crosses between ranks against their number, a line a way, on a logarithmic axis.
+
+    Args:
+        ranks: (n,) numbers of ranks, upwards.
+        received: (ways, n), above 0, in `unit`; NaN where a way does not go with so many ranks.
+        names: of the ways, at most four.
+        unit: the label of the axis.
+    """
+    received = np.asarray(received, float)
+    if received.shape != (len(names), len(ranks)):
+        raise ValueError(f"received has shape {received.shape}: expected {(len(names), len(ranks))}, ways and ranks")
+    if len(names) > len(WAYS):
+        raise ValueError(f"{len(names)} ways: expected at most {len(WAYS)}")
+    known = received[~np.isnan(received)]
+    if not len(known) or not np.isfinite(known).all() or known.min() <= 0:
+        raise ValueError("an amount is 0, negative or infinite: a logarithmic axis can show amounts above 0")
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    for name, row, colour, marker in zip(names, received, WAYS, MARKERS, strict=False):
+        there = ~np.isnan(row)
+        ax.plot(np.asarray(ranks)[there], row[there], color=colour, marker=marker, label=name)
+    decade_axis(ax.yaxis)
+    ax.set_xticks(ranks)
+    ax.set(xlabel="ranks", ylabel=unit)
+    ax.grid(axis="y")
+    legend_above(ax, columns=len(names))
+    return ax

@@ -1,0 +1,228 @@
+"""Pictures of fine-tuning: what counts, an adapter to scale, bytes predicted and measured, losses, ranks."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from .model import _quoted
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    as_amounts,
+    decade_axis,
+    doubling_axis,
+    legend_above,
+    new_figure,
+    readable_on,
+)
+
+COUNTED, TRAINED = COLOURS[2], COLOURS[2]  # what is learnt, in every picture here
+WIDTH, ROW, GAP = 100.0, 1.0, 0.8  # of the page of tokens, in characters and lines
+MARKERS = "os"
+
+
+@mpl.rc_context(STYLE)
+def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """Draw the tokens of an example as boxes in reading order, those that the loss counts filled.
+
+    Args:
+        tokens: the text of each, in quotes; what the font cannot draw as escapes.
+        counted: (tokens,) bool.
+    """
+    counted = np.asarray(counted, bool)
+    if counted.shape != (len(tokens),) or not len(tokens):
+        raise ValueError(f"counted has shape {counted.shape}: expected ({len(tokens)},), one for each of some tokens")
+    labels = [_quoted(token) for token in tokens]
+    places, left, line = [], 0.0, 0
+    for label in labels:
+        width = len(label) + 2.0
+        if left and left + width > WIDTH:
+            left, line = 0.0, line + 1
+        places.append((left, line, width))
+        left += width + GAP
+    ax = new_figure(height_in=0.75 + 0.45 * (line + 1))[1][0, 0] if ax is None else ax
+    for label, (left, row, width), learnt in zip(labels, places, counted, strict=True):
+        colour = COUNTED if learnt else FADED
+        name = ("counts in the loss" if learnt else "given: label -100") if _first(counted, learnt, ax) else "_"
+        ax.add_patch(Rectangle((left, row - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
+        ax.text(
+            left + width / 2, row, label, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono",
+            color=readable_on(colour),
+        )  # fmt: skip
+    ax.set_xlim(-0.5, WIDTH + 0.5)
+    ax.set_ylim(line + 0.6, -0.6)
+    ax.set_axis_off()
+    legend_above(ax, columns=2)
+    return ax
+
+
+def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
+    """Whether the box that is drawn next is the first of its kind, which names it in the legend."""
+    return len(ax.patches) == int(np.flatnonzero(counted == learnt)[0])
+
+
+@mpl.rc_context(STYLE)
+def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
+    """Draw a frozen matrix and, beside it, the two of its adapter, all to one scale.
+
+    Args:
+        rows, columns: of the frozen matrix: its outputs and inputs.
+        rank: columns of B and rows of A.
+    """
+    if min(rows, columns, rank) < 1:
+        raise ValueError(f"a side is below 1: rows {rows}, columns {columns}, rank {rank}")
+    ax = new_figure(height_in=2.9)[1][0, 0] if ax is None else ax
+    space = 0.28 * max(rows, columns)
+    for left, width, height, colour, label in (
+        (0, columns, rows, FADED, f"W: {rows:,} × {columns:,}\nfour bits, frozen"),
+        (columns + space, rank, rows, TRAINED, f"B: {rows:,} × {rank}\ntrained"),
+        (columns + rank + 2 * space, columns, rank, TRAINED, f"A: {rank} × {columns:,}\ntrained"),
+    ):
+        ax.add_patch(Rectangle((left, -height), width, height, facecolor=colour, edgecolor=INK, linewidth=0.8))
+        ax.text(left + width / 2, -height - 0.05 * rows, label, ha="center", va="top", fontsize=10)
+    for left, sign in ((columns + space / 2, "+"), (columns + rank + 1.5 * space, "×")):
+        ax.text(left, -rows / 2, sign, ha="center", va="center", fontsize=14)
+    ax.set_xlim(-0.05 * columns, 2.05 * columns + rank + 2 * space)
+    ax.set_ylim(-1.4 * rows, 0.05 * rows)
+    ax.set_aspect("equal")
+    ax.set_axis_off()
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Draw measured bytes beside predicted ones, part by part, on a logarithmic axis.
+
+    Args:
+        measured: (parts,) bytes; NaN where nothing was measured, which leaves the prediction alone.
+        predicted: (parts,) bytes.
+        parts: what takes that much, the first on top.
+    """
+    measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
+    for name, amounts in (("measured", measured), ("predicted", predicted)):
+        if amounts.shape != (len(parts),):
+            raise ValueError(f"{name} has shape {amounts.shape}: expected ({len(parts)},), one for each part")
+        if (amounts <= 0).any() or np.isinf(amounts).any():
+            raise ValueError(f"{name} holds bytes of 0 or less, or infinite: a logarithmic axis has no place for them")
+    ax = new_figure(height_in=1.2 + 0.5 * len(parts))[1][0, 0] if ax is None else ax
+    rows = np.arange(len(parts))
+    for amounts, colour, marker, size, label in (
+        (predicted, PREDICTED, "D", 130, "predicted"),
+        (measured, MEASURED, "o", 45, "measured"),
+    ):
+        ax.scatter(amounts / 1e6, rows, s=size, color=colour, edgecolor=INK, marker=marker, label=label)
+    for row, amount in zip(rows, predicted, strict=True):
+        ax.annotate(
+            f"{amount / 1e6:,.3g}", (amount / 1e6, row), xytext=(11, 0), textcoords="offset points", va="center",
+            fontsize=9,
+        )  # fmt: skip
+    decade_axis(ax.xaxis)
+    ax.margins(x=0.15)
+    ax.set_yticks(rows, parts)
+    ax.set_ylim(len(parts) - 0.5, -0.5)
+    ax.set_xlabel("MB (logarithmic axis)")
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_training(losses: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """Draw the loss of every step, on a logarithmic axis.
+
+    Args:
+        losses: (steps,) nats a token of answer, above 0.
+    """
+    losses = np.asarray(losses, float)
+    if losses.ndim != 1 or not len(losses) or not np.isfinite(losses).all() or losses.min() <= 0:
+        raise ValueError(f"losses of shape {losses.shape}: expected one finite number above 0 for each step")
+    ax = new_figure(height_in=2.6)[1][0, 0] if ax is None else ax
+    ax.plot(1 + np.arange(len(losses)), losses, "o-", color=MEASURED, markersize=4)
+    decade_axis(ax.yaxis)
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss, nats a token of answer\n(logarithmic axis)")
+    ax.grid(axis="y")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_before_after(
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    *,
+    rows: Sequence[str],
+    times: Sequence[str],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw two numbers with their intervals in each row, and a line from the first to the second.
+
+    Args:
+        means, lows, highs: (2, rows), in `unit`, from 0 on.
+        rows: names, the first on top.
+        times: names of the two.
+        unit: the label of the axis.
+    """
+    means, lows, highs = (as_amounts(values, (2, len(rows))) for values in (means, lows, highs))
+    if (lows > means).any() or (means > highs).any():
+        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
+    ax = new_figure(height_in=1.1 + 0.42 * len(rows))[1][0, 0] if ax is None else ax
+    places = np.arange(len(rows))
+    ax.hlines(places, means[0], means[1], color=FADED, linewidth=3, zorder=1)
+    for mean, low, high, name, colour, marker in zip(means, lows, highs, times, (INK, MEASURED), MARKERS, strict=True):
+        ax.errorbar(
+            mean, places, xerr=[mean - low, high - mean], fmt=marker, color=colour, markeredgecolor=INK, capsize=3,
+            label=name,
+        )  # fmt: skip
+    ax.set_yticks(places, rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlim(0, 1.08 * highs.max())
+    ax.set_xlabel(unit)
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_ranks(
+    ranks: Sequence[int],
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    *,
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a share with its interval for each rank.
+
+    Args:
+        ranks: rising.
+        means, lows, highs: (ranks,), from 0 to 1.
+        unit: the label of the upright axis, in %.
+    """
+    means, lows, highs = (as_amounts(values, (len(ranks),)) for values in (means, lows, highs))
+    if (lows > means).any() or (means > highs).any():
+        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
+    if highs.max() > 1:
+        raise ValueError(f"a share is {highs.max()}: expected at most 1")
+    ax = new_figure(height_in=2.9)[1][0, 0] if ax is None else ax
+    ax.errorbar(
+        ranks, 100 * means, yerr=100 * np.array([means - lows, highs - means]), fmt="o-", color=MEASURED,
+        markeredgecolor=INK, capsize=4,
+    )  # fmt: skip
+    doubling_axis(ax, ranks)
+    ax.set_ylim(0, 104)
+    ax.set_xlabel("rank (logarithmic axis)")
+    ax.set_ylabel(unit)
+    ax.grid(axis="y")
+    return ax

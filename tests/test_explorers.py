@@ -1,0 +1,551 @@
+"""Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
+
+import io
+import warnings
+from html import unescape
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
+
+from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
+from mistral_lab.explorers import base
+from mistral_lab.explorers.base import VIEW, Explorer
+from mistral_lab.explorers.windows import STEPS
+from mistral_lab.figures import explore, style
+
+STORY = "Once there was a baker called Nora, and she lived near the river."
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return load("tiny-mistral")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return load("tiny-mixtral")
+
+
+@pytest.fixture(scope="module")
+def by_depth(dense):
+    """The logits read after each depth, and the tokens they were read from."""
+    tokens = dense.tokenizer(STORY)["input_ids"]
+    with torch.no_grad():
+        out = dense.model(torch.tensor([tokens]), output_hidden_states=True)
+        early = [dense.model.lm_head(dense.model.model.norm(state))[0] for state in out.hidden_states[:-1]]
+    return [*early, out.logits[0]], tokens
+
+
+MAKERS = {
+    "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
+    "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
+    "head_groups": lambda get: explorers.head_groups(),
+    "mask_and_reach": lambda get: explorers.mask_and_reach(),
+    "ring_cache": lambda get: explorers.ring_cache(),
+    "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),
+    "four_bits": lambda get: explorers.four_bits(),
+    "memory_plan": lambda get: explorers.memory_plan(),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def untouched(request) -> Explorer:
+    """One that no test may move."""
+    return MAKERS[request.param](request.getfixturevalue)
+
+
+@pytest.fixture(params=MAKERS)
+def explorer(request) -> Explorer:
+    return MAKERS[request.param](request.getfixturevalue)
+
+
+def ends(control) -> list:
+    """The first and the last value of a control; for a text, an empty and a long one."""
+    if isinstance(control, widgets.Checkbox):
+        return [False, True]
+    if isinstance(control, widgets.Textarea):
+        return ["", "word " * 2_000]
+    if options := getattr(control, "options", None):
+        return [options[0], options[-1]]
+    return [control.min, control.max]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def drawn(explorer: Explorer):
+    """The figure of the state as it is."""
+    return explorer._drawn()[0]
+
+
+def check_whole(explorer: Explorer) -> None:
+    """Nothing that is drawn lies beyond the edge of the picture, and no text is smaller than 9 points."""
+    figure = drawn(explorer)
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()  # in inches
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= 0, explorer.sentence
+    assert box.x1 <= width, explorer.sentence
+    assert box.y1 <= height, explorer.sentence
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
+
+
+def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
+    data, metadata = untouched._repr_mimebundle_()
+    assert set(data) == {VIEW, "image/png", "text/plain"}
+    assert data[VIEW]["model_id"] == untouched.widget.model_id
+    assert metadata == {"image/png": {"width": 800, "alt": data["text/plain"]}}
+    assert data["text/plain"].endswith(".")
+    assert len(data["text/plain"].split()) > 5
+    assert pixels(data["image/png"]).shape[1] == 1600
+    assert len(data["image/png"]) < 60_000  # a lesson with all of its pictures stays below a megabyte
+
+
+def test_the_picture_that_is_kept_is_the_one_on_the_screen(untouched):
+    kept, live = pixels(untouched._repr_mimebundle_()[0]["image/png"]), pixels(untouched.png)
+    assert kept.shape == live.shape
+    assert np.abs(kept.astype(int) - live).mean() < 1  # of 255: 256 colours are kept
+
+
+def test_every_control_is_labelled_and_worked_by_keyboard(untouched):
+    by_keyboard = (
+        widgets.IntSlider,
+        widgets.SelectionSlider,
+        widgets.Dropdown,
+        widgets.Checkbox,
+        widgets.Textarea,
+    )
+    for control in untouched.controls.values():
+        assert control.description
+        assert control.style.description_width == "initial"
+        assert isinstance(control, by_keyboard)
+        assert control in untouched.widget.children[0].children
+
+
+def test_both_ends_of_every_control_can_be_drawn(explorer):
+    for name, control in explorer.controls.items():
+        start, states = control.value, []
+        for value in ends(control):
+            control.value = value
+            assert "cannot be drawn" not in explorer.sentence, explorer.sentence
+            assert explorer.sentence in unescape(explorer._text.value)
+            check_whole(explorer)
+            states.append((explorer.png, explorer.sentence))
+        assert states[0] != states[1], f"{name} moves nothing"
+        if not isinstance(control, widgets.SelectionSlider) or start in control.options:
+            control.value = start
+
+
+def test_moving_changes_neither_the_bundle_nor_pyplot_nor_the_readers_style(explorer):
+    plt.close("all")
+    bundle, settings = explorer._repr_mimebundle_(), dict(plt.rcParams)
+    for control in explorer.controls.values():
+        control.value = ends(control)[0]
+    assert explorer._repr_mimebundle_() == bundle
+    assert plt.get_fignums() == []
+    assert dict(plt.rcParams) == settings
+
+
+def test_the_same_state_gives_the_same_picture(explorer):
+    name, control = list(explorer.controls.items())[-1]
+    start, first = control.value, (explorer.png, explorer.sentence)
+    control.value = ends(control)[1] if ends(control)[1] != start else ends(control)[0]
+    assert (explorer.png, explorer.sentence) != first, name
+    control.value = start
+    assert (explorer.png, explorer.sentence) == first
+
+
+# --- the wrapper
+
+
+def number(value: int):
+    figure, axes = explore.bare_figure(height_in=1.0)
+    axes[0, 0].set_title(str(value))
+    return figure, f"The number is {value}."
+
+
+def test_a_fault_in_a_callback_becomes_a_sentence_and_the_picture_stays():
+    def view(value: int):
+        if value == 2:
+            raise KeyError("no <b>two</b>\nhere")
+        return number(value)
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, view)
+    before = explorer.png
+    explorer.controls["value"].value = 2
+    assert explorer.sentence.startswith("This cannot be drawn: ")
+    assert "\n" not in explorer.sentence
+    assert "<b>" not in explorer._text.value
+    assert explorer.png == before
+    explorer.controls["value"].value = 3
+    assert explorer.sentence == "The number is 3."
+    assert explorer.png != before
+
+
+def test_the_first_state_must_be_drawable_and_each_control_described():
+    with pytest.raises(ZeroDivisionError):
+        Explorer({"value": base.count_slider("value", 0, 0, 3)}, lambda value: number(1 // value))
+    with pytest.raises(ValueError, match="without a description: value"):
+        Explorer({"value": widgets.IntSlider()}, number)
+
+
+def test_what_adapts_a_control_draws_once():
+    calls = []
+
+    def view(many: int, few: int):
+        calls.append((many, few))
+        return number(few)
+
+    def adapt(controls):
+        controls["few"].max = controls["many"].value
+
+    controls = {"many": base.count_slider("many", 9, 1, 9), "few": base.count_slider("few", 9, 1, 9)}
+    Explorer(controls, view, adapt=adapt)
+    controls["many"].value = 4
+    assert calls == [(9, 9), (4, 4)]
+
+
+def test_offer_keeps_what_is_still_offered_and_else_takes_the_largest_below():
+    control = base.choice_slider("K", 8, [1, 2, 4, 8])
+    base.offer_choices(control, [1, 2, 4, 8, 16])
+    assert control.value == 8
+    base.offer_choices(control, [1, 2, 3, 6])
+    assert control.value == 6
+    base.offer_choices(control, [7])
+    assert control.value == 7
+
+
+# --- what each of them says
+
+
+def test_sampling_says_what_a_slow_count_says():
+    scores = np.array([2.0, 1.0, 0.5, -1.0, -3.0])
+
+    class Letters:
+        def decode(self, numbers):
+            return "abcde"[numbers[0]]
+
+    explorer = explorers.next_token(torch.tensor(scores), Letters())
+    for temperature, top_p in ((0.7, 0.9), (2.0, 0.5), (0.1, 1.0), (1.0, 1.0)):
+        explorer.controls["temperature"].value, explorer.controls["top_p"].value = temperature, top_p
+        weights = np.exp(scores / temperature)
+        probabilities = weights / weights.sum()
+        kept, together = [], 0.0
+        for probability in probabilities:  # they fall
+            if together < top_p or top_p == 1:
+                kept.append(probability)
+            together += probability
+        assert (
+            f"{len(kept)} of 5 tokens can be drawn, 'a' with probability {kept[0] / sum(kept):.2f}" in explorer.sentence
+        )
+        entropy = -(probabilities * np.log2(probabilities)).sum()
+        assert f"{entropy:.2f} after the temperature" in explorer.sentence
+    explorer.controls["temperature"].value = 0.0
+    assert "1 of 5 tokens can be drawn, 'a' with probability 1.00" in explorer.sentence
+
+
+@pytest.mark.parametrize("token", ["$x^$", "$$", "\\", "'\"", "未来" * 9])
+def test_no_token_is_read_as_a_formula_or_too_long(token):
+    class Same:
+        def decode(self, numbers):
+            return token
+
+    check_whole(explorers.next_token(torch.tensor([2.0, 1.0]), Same()))
+    check_whole(explorers.guesses_by_layer([99 * torch.eye(2)] * 3, [0, 1], Same()))
+    figure, axes = explore.bare_figure()
+    places = explore.token_places([token], experts=1, width_in=5.0)
+    explore.plot_coloured_tokens([token], experts=[0], places=places, title="x", ax=axes[0, 0])
+    figure.draw_without_rendering()  # a formula that is none would raise
+
+
+def test_left_out_tokens_are_marked_and_get_no_probability(by_depth, dense):
+    explorer = explorers.next_token(by_depth[0][-1][-1], dense.tokenizer)
+    explorer.controls["top_p"].value = 0.5
+    before, after = drawn(explorer).axes
+    hatched = [bool(bar.get_hatch()) for bar in sorted(before.patches, key=lambda bar: bar.get_y())]
+    widths = [bar.get_width() for bar in sorted(after.patches, key=lambda bar: bar.get_y())]
+    assert hatched == [width == 0 for width in widths]
+    assert 0 < sum(hatched) < len(hatched)
+
+
+def test_the_lens_names_the_guess_of_every_depth(by_depth, dense):
+    logits, tokens = by_depth
+    explorer = explorers.guesses_by_layer(logits, tokens, dense.tokenizer)
+    explorer.controls["position"].value = 4
+    for text, depth in zip(drawn(explorer).axes[0].texts, logits, strict=True):
+        probability, guess = depth[4].double().softmax(dim=-1).max(dim=-1)
+        assert text.get_text() == f"{explore.drawable(repr(dense.tokenizer.decode([int(guess)])))}  {probability:.2f}"
+
+
+def test_only_divisors_are_offered_and_the_cache_is_that_of_the_formula():
+    explorer = explorers.head_groups()
+    for H in (12, 28, 1):
+        explorer.controls["H"].value = H
+        options = explorer.controls["K"].options
+        assert list(options) == [K for K in range(1, H + 1) if H % K == 0]
+        assert explorer.controls["K"].value in options
+    explorer = explorers.head_groups()
+    explorer.controls["context"].value = 8192
+    assert 2 * 32 * 8 * 128 * 8192 * 2 == 2**30
+    assert "takes 1 GiB at 16 bits" in explorer.sentence
+    assert "4 times less" in explorer.sentence
+
+
+@pytest.mark.parametrize(("tokens", "window", "layers", "query"), [(24, 4, 3, 20), (10, 1, 8, 9), (6, 6, 2, 0)])
+def test_the_mask_says_what_a_walk_from_key_to_key_finds(tokens, window, layers, query):
+    explorer = explorers.mask_and_reach()
+    for name, value in {"tokens": tokens, "window": window, "layers": layers, "query": query}.items():
+        explorer.controls[name].value = value
+    reached = {query}
+    for _ in range(layers):
+        reached |= {j for i in reached for j in range(tokens) if 0 <= i - j < window}
+    seen = [j for j in range(tokens) if 0 <= query - j < window]
+    keys = f"{len(seen)} keys, {seen[0]} to {query}" if len(seen) > 1 else f"only key {query}, itself"
+    assert keys in explorer.sentence
+    assert f"{len(reached)} token" in explorer.sentence
+    one, many = (ax.collections[0].get_array().reshape(tokens, tokens, -1) for ax in drawn(explorer).axes)
+    assert [j for j in range(tokens) if (one[query, j] == one[query, query]).all()] == seen
+    assert {j for j in range(tokens) if (many[query, j] == many[query, query]).all()} == reached
+
+
+def test_window_and_query_never_exceed_the_tokens():
+    explorer = explorers.mask_and_reach()
+    for tokens in (24, 5, 2, 24):
+        explorer.controls["tokens"].value = tokens
+        assert explorer.controls["window"].max == tokens
+        assert explorer.controls["query"].max == tokens - 1
+        assert explorer.controls["query"].value < tokens
+
+
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_the_ring_shows_what_a_list_of_the_last_positions_holds(window):
+    explorer = explorers.ring_cache()
+    explorer.controls["window"].value = window
+    for step in (0, window - 1, window, STEPS - 1):
+        explorer.controls["step"].value = step
+        kept = [position for position in range(STEPS) if 0 <= step - position < window]
+        ring, timeline = drawn(explorer).axes
+        slots = {text.get_text() for text in ring.texts if not text.get_text().startswith("slot")}
+        assert slots == {str(position) for position in kept}
+        grey = [to_hex(cell.get_facecolor()) == style.FADED for cell in timeline.patches[:STEPS]]
+        assert [position for position in range(step + 1) if not grey[position]] == kept
+        assert f"slot {step} mod {window} = {step % window}" in explorer.sentence
+        *wedges, frame = ring.patches
+        assert frame.theta1 == wedges[step % window].theta1
+
+
+def test_the_play_button_moves_the_token():
+    explorer = explorers.ring_cache()
+    [play] = [child for child in explorer.widget.children[0].children if isinstance(child, widgets.Play)]
+    before = explorer.png
+    play.value += 1
+    assert explorer.controls["step"].value == play.value
+    assert explorer.png != before
+    explorer.controls["step"].value = 0
+    assert play.value == 0
+
+
+def test_four_bits_says_the_error_and_the_bits_of_the_reference():
+    explorer = explorers.four_bits()
+    for block, outlier, double in ((64, 10, False), (32, 60, False), (4096, 60, True), (32, 0, True)):
+        for name, value in {"block_size": block, "outlier": outlier, "double": double}.items():
+            explorer.controls[name].value = value
+        w = torch.randn(2**14, generator=torch.Generator().manual_seed(0))
+        if outlier:
+            w[5] = outlier
+        back = nf4.dequantize(nf4.quantize(w, block_size=block, double=double)).numpy()
+        others = np.delete(np.arange(block), 5)
+        error = np.sqrt(np.mean((back - w.numpy())[others] ** 2))
+        assert f"the error is {error:.0%} of" in explorer.sentence
+        scales = 8 / block + 32 * -(-(2**14 // block) // 256) / 2**14 if double else 32 / block
+        assert f"take {4 + scales:.3f} bits each" in explorer.sentence
+
+
+def test_the_planner_repeats_the_plan_and_offers_no_longer_text_than_the_model_takes():
+    explorer = explorers.memory_plan()
+    explorer.controls["card"].value, explorer.controls["precision"].value = "T4", "bfloat16"
+    asked = {"precision": "bfloat16", "context": 4096, "device_bytes": memory.DEVICES["T4"]}
+    assert str(memory.plan(PRESETS["mixtral-8x7b-v0.1"], **asked)) in explorer.sentence
+    explorer.controls["context"].value = 32_768
+    explorer.controls["model"].value = "llama-2-7b"
+    assert max(explorer.controls["context"].options) == 4096 == explorer.controls["context"].value
+    assert "fits" in explorer.sentence
+
+
+# --- routing
+
+
+class Counted(torch.nn.Module):
+    """A mixture that counts its runs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config, self.runs = model, model.config, 0
+
+    def forward(self, *inputs):
+        self.runs += 1
+        return self.model(*inputs)
+
+
+def test_the_model_runs_once_a_text_and_the_layer_only_indexes(mixture):
+    model = Counted(mixture.model)
+    explorer = explorers.routed_text(model, mixture.tokenizer)
+    assert model.runs == 1
+    for layer in range(4):
+        explorer.controls["layer"].value = layer
+    assert model.runs == 1
+    start = explorer.controls["text"].value
+    explorer.controls["text"].value = "another text"
+    assert model.runs == 2
+    explorer.controls["text"].value = start  # kept
+    assert model.runs == 2
+
+
+def test_tokens_have_the_colour_and_the_number_of_their_first_expert(mixture):
+    explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
+    explorer.controls["text"].value, explorer.controls["layer"].value = STORY, 2
+    numbers = mixture.tokenizer(STORY)["input_ids"]
+    indices = moe.capture_routing(mixture.model, torch.tensor([numbers]))[2].indices
+    words, loads = drawn(explorer).axes
+    for text, box, number, expert in zip(words.texts, words.patches, numbers, indices[:, 0].tolist(), strict=True):
+        assert text.get_text() == mixture.tokenizer.decode([number]) + "₀₁₂₃₄₅₆₇"[expert]
+        assert box.get_facecolor() == loads.patches[expert].get_facecolor()
+    shares = np.bincount(indices.flatten(), minlength=8) / indices.numel()
+    np.testing.assert_allclose([bar.get_width() / 100 for bar in loads.patches], shares, rtol=1e-6)  # float32
+
+
+def test_the_labs_own_transformer_is_routed_alike(mixture):
+    from mistral_lab.transformer import Transformer
+
+    explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
+    own = explorers.routed_text(Transformer.from_pretrained("tiny-mixtral"), mixture.tokenizer)
+    assert own.sentence == explorer.sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\n\n",
+        "🦙😀👩‍👩‍👧",
+        "مرحبا بالعالم שלום",
+        "你好 AI的未来是",
+        "$x_1$ $$ \\frac{a}{b} \\n",
+        "a\tb\r\nc",
+        "\u202eabc\x00\ufeff",
+    ],
+)
+def test_any_text_is_drawn_without_a_missing_glyph(text, mixture):
+    explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explorer.controls["text"].value = text
+        assert explorer.sentence.startswith("Layer 0 sends")
+        check_whole(explorer)
+    glyphs = explore._glyphs()
+    assert all(ord(letter) in glyphs for label in drawn(explorer).axes[0].texts for letter in label.get_text())
+
+
+def test_a_long_text_is_cut_and_says_so(mixture):
+    explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
+    explorer.controls["text"].value = "word " * 2_000
+    assert explorer.sentence.startswith("Only the first 160 of 6,002 tokens are shown. Layer 0 sends 160 tokens")
+    check_whole(explorer)
+    explorer.controls["text"].value = "\n" * 10_000
+    assert explorer.sentence.startswith("Only the first ")
+    check_whole(explorer)
+
+
+def test_what_the_tokenizer_refuses_becomes_a_sentence(mixture):
+    explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
+    explorer.controls["text"].value = "\ud83d alone"  # half of an emoji
+    assert explorer.sentence.startswith(("This cannot be drawn: ", "Layer 0 sends"))
+    explorer.controls["text"].value = "and on"
+    assert explorer.sentence.startswith("Layer 0 sends")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda dense, mixture: explorers.routed_text(dense.model, dense.tokenizer), "has no experts"),
+        (lambda dense, mixture: explorers.next_token(torch.zeros(2, 3), dense.tokenizer), r"\(2, 3\)"),
+        (lambda dense, mixture: explorers.next_token(torch.tensor([0.0, np.nan]), dense.tokenizer), "finite"),
+        (lambda dense, mixture: explorers.guesses_by_layer([torch.zeros(2, 9)], [1], dense.tokenizer), "1 tokens"),
+        (lambda dense, mixture: explorers.guesses_by_layer([], [], dense.tokenizer), "expected"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(call, message, dense, mixture):
+    with pytest.raises(ValueError, match=message) as raised:
+        call(dense, mixture)
+    assert "\n" not in str(raised.value)
+
+
+# --- what only the explorers draw
+
+
+def a_panel():
+    return explore.bare_figure()[1][0, 0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: explore.plot_ring(np.zeros((2, 2), int), written=0, longest=3, ax=a_panel()), r"\(2, 2\)"),
+        (lambda: explore.plot_ring(np.zeros(2, int), written=2, longest=3, ax=a_panel()), "written is 2"),
+        (lambda: explore.plot_positions(np.zeros(3), newest=0, title="x", ax=a_panel()), "float64"),
+        (lambda: explore.plot_positions(np.zeros(3, bool), newest=3, title="x", ax=a_panel()), "newest is 3"),
+        (lambda: explore.plot_code_shares(-np.ones(16), title="x", ax=a_panel()), "0 or more"),
+        (lambda: explore.plot_expert_loads(np.array([np.nan]), ax=a_panel()), "NaN"),
+        (
+            lambda: explore.plot_guesses(
+                np.ones(2), guesses=["a"], names=["b", "c"], same=np.ones(2, bool), ax=a_panel()
+            ),
+            "1 guesses",
+        ),
+        (
+            lambda: explore.plot_coloured_tokens(
+                ["a"], experts=[0, 1], places=np.zeros((1, 3)), title="x", ax=a_panel()
+            ),
+            "2 experts",
+        ),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bare_figure_is_as_wide_as_the_page_and_unknown_to_pyplot():
+    plt.close("all")
+    figure, axes = explore.bare_figure(2, 3, height_in=2.0)
+    assert tuple(figure.get_size_inches()) == (figures.WIDTH_IN, 2.0)
+    assert axes.shape == (2, 3)
+    assert plt.get_fignums() == []
+
+
+def test_tokens_are_laid_out_in_lines_that_hold_them():
+    tokens = ["one", " two", "\n", "three", " four"] * 9
+    places = explore.token_places(tokens, experts=8, width_in=2.0)
+    lefts, widths, lines = places.T
+    assert (lefts + widths <= 2.0 * 72).all()
+    assert lefts[0] == lines[0] == 0
+    for before, token, after in zip(places[:-1], tokens, places[1:], strict=False):
+        if "\n" in token or after[2] > before[2]:
+            assert (after[0], after[2]) == (0, before[2] + 1)
+        else:
+            assert after[0] >= before[0] + before[1]
+
+
+def test_a_long_token_is_cut_and_strange_letters_are_escaped():
+    assert explore.drawable("x" * 99) == "x" * 23 + "…"
+    assert explore.drawable("a\tb 你") == "a\\tb \\u4f60"
+    assert len(explore.drawable("你" * 99)) == 24
