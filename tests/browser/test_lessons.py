@@ -8,11 +8,12 @@ import re
 
 import nbformat
 import pytest
+from conftest import SCREENS
+from playwright.sync_api import TimeoutError
 
 import template
-from conftest import SCREENS
 
-RUN_S = 600
+RUN_S = 300
 EXPLORER = ".mistral-lab-explorer"
 CODE = ".jp-Notebook .jp-CodeCell"
 
@@ -54,17 +55,20 @@ def see_pictures(page, expected: int) -> None:
 
 def run_all(page, cells: int) -> None:
     """Run every cell through the menu and wait until each has its number."""
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(
-        """n => {
-            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
-            return prompts.length === n && prompts[n - 1].includes(`[${n}]`)
-                || document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
-        }""",
-        arg=cells,
-        timeout=RUN_S * 1000,
-    )
+    finished = """n => {
+        const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
+        return prompts.length === n && prompts[n - 1].includes(`[${n}]`)
+            || document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
+    }"""
+    try:
+        page.wait_for_function(finished, arg=cells, timeout=RUN_S * 1000)
+    except TimeoutError:
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        page.screenshot(path=SCREENS / "unfinished.png")
+        pytest.fail(f"not finished in {RUN_S} s; the prompts of the cells are {prompts}")
 
 
 def see_no_error(page) -> None:
@@ -84,7 +88,8 @@ def move_explorers(page) -> int:
         explorer.scroll_into_view_if_needed()
         picture = explorer.locator("img")
         before = picture.get_attribute("src")
-        handle = explorer.locator(".noUi-handle, select").first
+        sliders = explorer.locator(".noUi-handle")
+        handle = sliders.first if sliders.count() else explorer.locator("select").first
         handle.focus()
         for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):  # whichever way is not its end
             page.keyboard.press(key)
