@@ -23,7 +23,7 @@ from .style import (
     readable_on,
 )
 
-COUNTED, TRAINED = COLOURS[2], COLOURS[2]  # what is learnt, in every picture here
+LEARNT = COLOURS[2]  # what counts in the loss, and what is trained
 WIDTH, ROW, GAP = 100.0, 1.0, 0.8  # of the page of tokens, in characters and lines
 MARKERS = "os"
 
@@ -49,7 +49,7 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
         left += width + GAP
     ax = new_figure(height_in=0.75 + 0.45 * (line + 1))[1][0, 0] if ax is None else ax
     for label, (left, row, width), learnt in zip(labels, places, counted, strict=True):
-        colour = COUNTED if learnt else FADED
+        colour = LEARNT if learnt else FADED
         name = ("counts in the loss" if learnt else "given: label -100") if _first(counted, learnt, ax) else "_"
         ax.add_patch(Rectangle((left, row - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
         ax.text(
@@ -78,12 +78,12 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
     """
     if min(rows, columns, rank) < 1:
         raise ValueError(f"a side is below 1: rows {rows}, columns {columns}, rank {rank}")
-    ax = new_figure(height_in=2.9)[1][0, 0] if ax is None else ax
+    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
     space = 0.28 * max(rows, columns)
     for left, width, height, colour, label in (
         (0, columns, rows, FADED, f"W: {rows:,} × {columns:,}\nfour bits, frozen"),
-        (columns + space, rank, rows, TRAINED, f"B: {rows:,} × {rank}\ntrained"),
-        (columns + rank + 2 * space, columns, rank, TRAINED, f"A: {rank} × {columns:,}\ntrained"),
+        (columns + space, rank, rows, LEARNT, f"B: {rows:,} × {rank}\ntrained"),
+        (columns + rank + 2 * space, columns, rank, LEARNT, f"A: {rank} × {columns:,}\ntrained"),
     ):
         ax.add_patch(Rectangle((left, -height), width, height, facecolor=colour, edgecolor=INK, linewidth=0.8))
         ax.text(left + width / 2, -height - 0.05 * rows, label, ha="center", va="top", fontsize=10)

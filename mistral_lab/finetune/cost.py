@@ -1,0 +1,192 @@
+"""Bytes that training an adapter takes: predicted from shapes, and measured on the tensors themselves."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .._checks import check_count
+from ..memory.weights import attention_shapes, feed_forward_shapes
+from .adapters import ATTENTION, DENSE, EXPERTS, target_names
+from .tuning import training_mode
+
+# Bytes: float32 for what is trained, 16 bits for the arithmetic of the model, 64 for indices.
+WIDE, NARROW, INDEX = 4, 2, 8
+
+
+@dataclass(frozen=True)
+class TuningBytes:
+    """What training holds beside the frozen weights, in bytes.
+
+    Args:
+        adapter: A and B in float32.
+        gradients: one float32 for each of those.
+        optimiser: AdamW's two float32 for each, and its count of steps for each A and each B.
+        activations: what the forward pass keeps for the gradients, at the moment when the loss is known.
+    """
+
+    adapter: int
+    gradients: int
+    optimiser: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All four."""
+        return self.adapter + self.gradients + self.optimiser + self.activations
+
+
+def trainable_parameters(config, *, rank: int, targets: str | Sequence[str] = "attention") -> int:
+    """Count the parameters of an adapter.
+
+    Equation: the sum of rank · (in + out) over the matrices that it stands beside
+
+    Source: arXiv:2106.09685, section 4.2.
+
+    Args:
+        config: a ModelConfig.
+        rank, targets: as in `add_adapter`.
+
+    >>> from mistral_lab.config import PRESETS
+    >>> mistral = PRESETS["mistral-7b-v0.1"]
+    >>> trainable_parameters(mistral, rank=8), trainable_parameters(mistral, rank=8, targets="all")
+    (6815744, 20971520)
+    """
+    check_count("rank", rank)
+    return sum(rank * (rows + columns) * count for rows, columns, count in _matrices(config, targets))
+
+
+def tuning_bytes(
+    config,
+    *,
+    rank: int,
+    targets: str | Sequence[str] = "attention",
+    batch: int,
+    tokens: int,
+    checkpointing: bool = False,
+) -> TuningBytes:
+    """Predict what training an adapter holds beside the weights.
+
+    The P parameters of the adapter take 4·P bytes, their gradients 4·P, AdamW 8·P and 4 for each A
+    and B. Of the activations, where the model computes in 16 bits (b = 2 bytes), a token keeps
+
+        norms         2·L · (4·dim + 4)                   input in float32; 1 / root mean square
+        attention     L · ((2·H·D + 2·K·D)·b + 4·H)       queries, keys, values, output; softmax sums
+        feed-forward  L · 3·h·b                           gate, up, silu(gate); in a mixture A times
+        routing       L · (A·(2·dim·b + 32) + 4·E + 4)    in a mixture: outputs, places, weights
+        adapters      4 · (in + rank) for each matrix     its input in float32, and A x
+        loss          4·V + 8                             log of the softmax, and the label
+
+    and T tokens a sequence 2·T·D·b for the angles of rotary positions. The first norm needs no gradient;
+    the last one makes up the number. With checkpointing a token keeps only what enters each layer,
+    L · dim · b, with the last norm, the loss, the angles and the positions. The layer whose gradients
+    are being computed takes its part again; that is not counted.
+
+    Source: arXiv:2305.14314, section 2 (paged optimisers, where checkpointing rules); arXiv:1604.06174, section 3
+    (checkpointing); the forward passes of transformers 5.23.0 and PEFT 0.21.2.
+
+    Args:
+        config: a ModelConfig.
+        rank, targets: as in `add_adapter`.
+        batch: sequences a step.
+        tokens: of each, without padding.
+
+    Returns:
+        bytes, exact where the model computes in 16 bits and attention needs no mask of its own: no padding, and no
+        text longer than the window, which take some more.
+    """
+    check_count("batch", batch)
+    check_count("tokens", tokens)
+    parameters = trainable_parameters(config, rank=rank, targets=targets)
+    matrices = _matrices(config, targets)
+    L, H, K, D = config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim
+    norm, loss = WIDE * config.dim + WIDE, WIDE * config.vocab_size + INDEX
+    once = tokens * 2 * D * NARROW + INDEX  # the angles; the number of labels that count
+    if checkpointing:
+        a_token = L * config.dim * NARROW + norm + loss
+        once += tokens * INDEX  # positions, from which a layer is computed again
+    else:
+        attention = (2 * H * D + 2 * K * D) * NARROW + WIDE * H
+        network = (config.num_experts_per_tok or 1) * 3 * config.hidden_dim * NARROW
+        a_token = L * (2 * norm + attention + network) + loss
+        a_token += sum(WIDE * (columns + rank) * seen for _, columns, seen in _matrices(config, targets, active=True))
+        if config.num_experts:
+            a_token += L * _routing_bytes(config)
+    return TuningBytes(
+        adapter=WIDE * parameters,
+        gradients=WIDE * parameters,
+        optimiser=2 * WIDE * parameters + 2 * WIDE * sum(number for *_, number in matrices),
+        activations=batch * tokens * a_token + once,
+    )
+
+
+def _routing_bytes(config) -> int:
+    """What a layer's routing keeps for a token: of each chosen expert the output twice (as it comes, and weighted), its
+    place in two index tensors and in the router's choice, its weight twice; and the router's probabilities and sum."""
+    chosen = 2 * config.dim * NARROW + 3 * INDEX + 2 * WIDE
+    return config.num_experts_per_tok * chosen + WIDE * config.num_experts + WIDE
+
+
+def _matrices(config, targets, *, active: bool = False) -> list[tuple[int, int, int]]:
+    """Rows, columns and number of the adapted matrices; `active` counts those that a token goes through."""
+    experts = (config.num_experts_per_tok if active else config.num_experts) or 1
+    feed_forward = EXPERTS if config.num_experts else DENSE
+    gate, up, down = feed_forward_shapes(config)
+    shapes = dict(zip(ATTENTION, attention_shapes(config), strict=True))
+    shapes |= dict(zip(feed_forward, (gate, down, up) if config.num_experts else (gate, up, down), strict=True))
+    return [
+        (*shapes[name], config.n_layers * (experts if name in feed_forward else 1))
+        for name in target_names(config, targets)
+    ]
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operations made and that still exist; views count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self.live:
+                self.live[key] = storage.nbytes()
+                weakref.finalize(storage, self.live.pop, key, None)
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.live.values())
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def measured_activation_bytes(loaded, *, batch: int, tokens: int, checkpointing: bool = False) -> int:
+    """Run one forward pass in training mode and add up the tensors that it made and that are kept for the gradients.
+
+    Args:
+        loaded: of `add_adapter`.
+        batch, tokens: sequences and their length; the tokens are drawn evenly from the vocabulary, with a seed.
+        checkpointing: as in `tune`.
+
+    Returns:
+        bytes, the same on every machine with the same kernels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(loaded.config.vocab_size, (batch, tokens), generator=generator).to(loaded.model.device)
+    with training_mode(loaded.model, checkpointing=checkpointing):
+        with _LiveTensors() as made:
+            loss = loaded.model(input_ids=drawn, labels=drawn).loss
+            kept = made.nbytes
+        loss.backward()  # or what checkpointing holds would stay
+        loaded.model.zero_grad()
+    return kept

@@ -1,0 +1,145 @@
+"""Examples to learn from: read with every line checked, tokenised with the loss on the answer alone."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+KEYS = ("prompt", "answer")
+SEPARATOR = "\n"  # between prompt and answer, in training as when asked
+IGNORED = -100  # the label that PyTorch's cross-entropy passes over
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model is asked, what it is to answer, and the line of the file where both stand (0: no file)."""
+
+    prompt: str
+    answer: str
+    line: int = 0
+
+
+def read_examples(source: str | os.PathLike) -> list[Example]:
+    """Read examples, a JSON object a line, and refuse the whole file where a line is wrong.
+
+    Args:
+        source: a file, or the text itself, recognised by its first character, "{", or by more than one line. Every line
+            is {"prompt": "...", "answer": "..."}; empty lines and further keys are passed over.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: neither a path nor text.
+        ValueError: with the number of the first wrong line and what is wrong there; or fewer than two examples, with
+            which nothing would be left to ask.
+
+    >>> [example] = read_examples('{"prompt": "2 + 2 =", "answer": "4"}\\n{"prompt": "3 + 3 =", "answer": "6"}')[1:]
+    >>> example.answer, example.line
+    ('6', 2)
+    """
+    examples, wrong = [], []
+    for number, line in enumerate(_lines(source), 1):
+        if not line.strip():
+            continue
+        try:
+            examples.append(_example(line, number))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        raise ValueError(wrong[0] + (f" ({len(wrong) - 1} more lines are wrong)" if wrong[1:] else ""))
+    if not examples:
+        raise ValueError('there is no example: expected lines such as {"prompt": "...", "answer": "..."}')
+    if len(examples) == 1:
+        raise ValueError(
+            f"line {examples[0].line} is the only example: expected two or more, so that one can be kept for asking"
+        )
+    return examples
+
+
+def _lines(source) -> list[bytes | str]:
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source is a {type(source).__name__}: expected a path, or the text itself")
+    if isinstance(source, str) and (not source.strip() or "\n" in source or source.lstrip().startswith("{")):
+        return source.split("\n")
+    return Path(source).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # Windows writes a mark in front
+
+
+def _example(line: bytes | str, number: int) -> Example:
+    try:
+        text = line.decode() if isinstance(line, bytes) else line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
+    try:
+        entry = json.loads(text)
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        place = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"not JSON ({reason}{place})") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"a JSON {type(entry).__name__}: expected an object with the keys prompt and answer")
+    for key in KEYS:
+        if key not in entry:
+            raise ValueError(f"the key {key!r} is missing; there is {', '.join(map(repr, entry)) or 'none'}")
+        if not isinstance(entry[key], str):
+            raise ValueError(f"{key!r} is {entry[key]!r}: expected text")
+        if not entry[key].strip():
+            raise ValueError(f"{key!r} is empty")
+    return Example(entry["prompt"], entry["answer"], number)
+
+
+def tokenise(tokenizer, example: Example, *, max_tokens: int) -> dict[str, list[int]]:
+    """Turn an example into tokens and labels: the start token and the prompt count for nothing, the answer and the end
+    token do.
+
+        tokens  <s>   Who   is   it  ?    \\n    Ida  Kaur  </s>
+        labels  -100  -100 -100 -100 -100 -100  Ida  Kaur  </s>
+
+    The model itself shifts them: what stands at a place is predicted from what stands before it.
+
+    Args:
+        max_tokens: the model's context.
+
+    Returns:
+        "input_ids" and "labels", of one length.
+
+    Raises:
+        ValueError: more tokens than the context, with the example's line.
+    """
+    asked = tokenizer(example.prompt + SEPARATOR).input_ids
+    answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    if len(asked) + len(answer) > max_tokens:
+        where = f"line {example.line}" if example.line else f"the example {example.prompt[:40]!r}"
+        raise ValueError(
+            f"{where}: the prompt takes {len(asked):,} tokens and the answer {len(answer):,}, together more than the "
+            f"model's context of {max_tokens:,}: shorten it or leave it out"
+        )
+    return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
+
+
+def collate(rows: Sequence[dict[str, list[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Put tokenised examples into one batch, padded on the right.
+
+    Args:
+        rows: of `tokenise`, each with T_i tokens.
+
+    Returns:
+        "input_ids", "labels" and "attention_mask", each (B, T) with T the longest; padding has the label -100, so an
+        end token that is also used for padding is learnt where it ends an answer, and only there.
+
+    >>> batch = collate([{"input_ids": [1, 7, 2], "labels": [-100, 7, 2]}, {"input_ids": [1], "labels": [-100]}],
+    ...     pad_token_id=2)
+    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+    ([[1, 7, 2], [1, 2, 2]], [[-100, 7, 2], [-100, -100, -100]])
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([row + [filler] * (longest - len(row)) for row in values])
+
+    return {
+        "input_ids": padded([row["input_ids"] for row in rows], pad_token_id),
+        "labels": padded([row["labels"] for row in rows], IGNORED),
+        "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+    }

@@ -1,0 +1,139 @@
+"""A tuned model as files of one's own: the adapter merged into 16-bit weights that plain transformers reads."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..four_bit import ExactLinear4bit
+from .adapters import _check_adapted, adapted
+
+SHARD_BYTES = 2 * 2**30
+DTYPE = torch.bfloat16
+
+
+def export(loaded, folder: str | os.PathLike) -> Path:
+    """Merge an adapter into its model and write a plain Hugging Face checkpoint in bfloat16, whole or not at all.
+
+    Equation: W' = dequantised(W) + (alpha / rank) · B A, added in float32, rounded once
+
+    The four-bit weights are written out and not quantised again, so nothing of the adapter is lost to sixteen values.
+    Beside the weights it writes a tokenizer, and CHANGES.md: section 4(b) of the Apache License 2.0 asks that changed
+    files say so. Where the model came from a folder, its LICENSE and NOTICE files are copied, as 4(a) and 4(d) ask.
+
+    Args:
+        loaded: of `add_adapter` or `load_adapter`, in four bits; it stays as it is.
+        folder: must not exist.
+
+    Returns:
+        the folder.
+
+    Raises:
+        FileExistsError: something is there already.
+        ValueError: no adapter, or a model that is not in four bits (`loaded.model.merge_and_unload()` of PEFT merges
+            that exactly).
+
+    Differs: `merge_and_unload` of PEFT quantises the sum to four bits again, which rounds the adapter away in part.
+    """
+    _check_adapted(loaded)
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: choose another name, or delete it first")
+    if not any(isinstance(module, ExactLinear4bit) for module in loaded.model.modules()):
+        raise ValueError(f"{loaded.name} is not in four bits: merge it with loaded.model.merge_and_unload()")
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        _write_weights(merged(loaded), unfinished)
+        config = copy.deepcopy(loaded.model.config)
+        del config.quantization_config
+        config.dtype = DTYPE
+        config.save_pretrained(unfinished)
+        loaded.tokenizer.save_pretrained(unfinished)
+        _write_changes(loaded, unfinished)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@torch.no_grad()
+def merged(loaded) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give every tensor of the model with its adapter merged, one at a time, under the names of a checkpoint.
+
+    Args:
+        loaded: of `add_adapter` or `load_adapter`, in four bits.
+
+    Yields:
+        name and tensor, bfloat16, on the CPU.
+    """
+    model = loaded.model.base_model.model
+    beside = adapted(loaded.model)
+    for name, module in model.named_modules():
+        if isinstance(module, ExactLinear4bit):
+            place = name.removesuffix(".base_layer")
+            weight = _written_out(module)
+            if place in beside:
+                weight += beside[place].get_delta_weight("default").float()
+            yield _checkpoint_name(loaded, f"{place}.weight"), weight.to(DTYPE).cpu()
+        elif ".lora_" not in name:
+            for key, parameter in module.named_parameters(recurse=False):
+                yield _checkpoint_name(loaded, f"{name}.{key}"), parameter.to(DTYPE).cpu()
+
+
+def _written_out(module: ExactLinear4bit) -> torch.Tensor:
+    """The four-bit weight as float32 numbers, (out_features, in_features)."""
+    module.unpack()  # where a fused kernel used it, its scales are rounded
+    return module.dequantized().float()
+
+
+def _checkpoint_name(loaded, name: str) -> str:
+    return name.replace(".mlp.", ".block_sparse_moe.") if loaded.config.num_experts else name
+
+
+def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Write shards of about 2 GiB and, where there is more than one, their index."""
+    where: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    shards = 0
+
+    def write() -> None:
+        nonlocal shard, shards
+        shards += 1
+        file = f"model-{shards:05}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, folder / file, {"format": "pt"})
+        where.update(dict.fromkeys(shard, file))
+        shard = {}
+
+    for name, tensor in tensors:
+        shard[name] = tensor
+        if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
+            write()
+    if shard:
+        write()
+    if shards == 1:
+        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+    else:
+        index = {"metadata": {}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_changes(loaded, folder: Path) -> None:
+    settings = loaded.model.peft_config["default"]
+    (folder / "CHANGES.md").write_text(
+        f"These weights are a changed version of {loaded.name}.\n\n"
+        "Changed: its matrices were rounded to four bits (NF4) and written out in bfloat16,\n"
+        f"and a low-rank adapter of rank {settings.r}, trained beside\n"
+        f"{', '.join(sorted(settings.target_modules))}, was added to them.\n",
+        encoding="utf-8",
+    )
+    origin = Path(loaded.model.config.name_or_path)
+    for pattern in ("LICENSE*", "NOTICE*"):
+        for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
+            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,165 @@
+"""The pictures of fine-tuning say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
+from matplotlib.colors import to_hex
+
+from mistral_lab import figures
+from mistral_lab.figures import style, tuning
+
+TOKENS = ["<s>", *[" word"] * 14, "\n", '{"', "Ida", "</s>"]
+COUNTED = np.arange(len(TOKENS)) >= 16
+PREDICTED = np.array([1.6e5, 3.2e5, 7.8e6])
+MEASURED = np.array([1.6e5, 3.3e5, np.nan])
+PARTS = ["adapter", "optimiser", "activations"]
+LOSSES = np.array([5.0, 1.0, 0.02, 0.03])
+MEANS = np.array([[0.7, 0.8, 0.4], [1.2, 0.9, 2.3]])
+KINDS = ["english", "french", "arithmetic"]
+RANKS, SHARES = (1, 2, 8, 32), np.array([0.6, 0.89, 0.97, 0.98])
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def labels(ax=None):
+    return figures.plot_labels(TOKENS, COUNTED, ax=ax)
+
+
+def adapter(ax=None):
+    return figures.plot_adapter(256, 128, 8, ax=ax)
+
+
+def amounts(ax=None):
+    return figures.plot_bytes(MEASURED, PREDICTED, parts=PARTS, ax=ax)
+
+
+def training(ax=None):
+    return figures.plot_training(LOSSES, ax=ax)
+
+
+def before_after(ax=None):
+    return figures.plot_before_after(
+        MEANS, MEANS - 0.1, MEANS + 0.2, rows=KINDS, times=["before", "after"], unit="nats", ax=ax
+    )
+
+
+def by_rank(ax=None):
+    return figures.plot_ranks(RANKS, SHARES, SHARES - 0.05, SHARES + 0.01, unit="right, %", ax=ax)
+
+
+PLOTS = pytest.mark.parametrize("plot", [labels, adapter, amounts, training, before_after, by_rank])
+
+
+def test_tokens_stand_in_reading_order_and_those_that_count_are_filled():
+    ax = labels()
+    assert [text.get_text() for text in ax.texts] == [repr(token) for token in TOKENS]
+    places = [(round(box.get_y(), 6), box.get_x()) for box in ax.patches]
+    assert places == sorted(places)
+    assert len({line for line, _ in places}) == 2
+    assert all(box.get_x() + box.get_width() <= tuning.WIDTH for box in ax.patches)
+    filled = [to_hex(box.get_facecolor()) == style.COLOURS[2] for box in ax.patches]
+    assert filled == COUNTED.tolist()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["given: label -100", "counts in the loss"]
+
+
+def test_an_example_that_counts_whole_names_no_other_colour():
+    ax = figures.plot_labels(["a", "b"], [True, True])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["counts in the loss"]
+
+
+def test_an_adapter_is_drawn_to_scale():
+    W, B, A = adapter().patches
+    assert (W.get_width(), W.get_height()) == (128, 256)
+    assert (B.get_width(), B.get_height()) == (8, 256)
+    assert (A.get_width(), A.get_height()) == (128, 8)
+    assert W.get_x() + W.get_width() < B.get_x() < B.get_x() + B.get_width() < A.get_x()
+    assert W.axes.get_aspect() == 1
+    assert to_hex(A.get_facecolor()) == to_hex(B.get_facecolor()) != to_hex(W.get_facecolor())
+
+
+def test_bytes_stand_in_megabytes_and_the_unmeasured_is_left_blank():
+    ax = amounts()
+    predicted, measured = (np.ma.filled(points.get_offsets(), np.nan) for points in ax.collections)
+    np.testing.assert_allclose(predicted, np.column_stack([PREDICTED / 1e6, range(3)]), rtol=1e-12)  # one quotient
+    np.testing.assert_allclose(measured[:, 0], MEASURED / 1e6, rtol=1e-12)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
+    assert [to_hex(points.get_facecolor()[0]) for points in ax.collections] == [style.PREDICTED, style.MEASURED]
+    assert [text.get_text() for text in ax.texts] == ["0.16", "0.32", "7.8"]
+    assert ax.get_xscale() == "log"
+
+
+def test_losses_are_drawn_from_the_first_step():
+    [line] = training().lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_array_equal(line.get_ydata(), LOSSES)
+    assert line.axes.get_yscale() == "log"
+
+
+def test_before_and_after_stand_in_one_row_with_their_intervals():
+    ax = before_after()
+    for number, container in enumerate(ax.containers):
+        np.testing.assert_array_equal(container.lines[0].get_xdata(), MEANS[number])
+        np.testing.assert_array_equal(container.lines[0].get_ydata(), range(3))
+        drawn = [np.array(bar)[:, 0] for bar in container.lines[2][0].get_segments()]
+        np.testing.assert_allclose(drawn, np.column_stack([MEANS[number] - 0.1, MEANS[number] + 0.2]))
+    assert ax.yaxis_inverted()
+    assert [label.get_text() for label in ax.get_yticklabels()] == KINDS
+    assert ax.get_xlim()[0] == 0
+
+
+def test_shares_by_rank_are_per_cent_with_their_intervals():
+    [container] = by_rank().containers
+    np.testing.assert_array_equal(container.lines[0].get_xdata(), RANKS)
+    np.testing.assert_allclose(container.lines[0].get_ydata(), 100 * SHARES)
+    drawn = [np.array(bar)[:, 1] for bar in container.lines[2][0].get_segments()]
+    np.testing.assert_allclose(drawn, 100 * np.column_stack([SHARES - 0.05, SHARES + 0.01]))
+    ax = container.lines[0].axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "8", "32"]
+    assert ax.get_ylim() == (0, 104)
+
+
+@PLOTS
+def test_no_text_leaves_the_figure_or_covers_another(plot):
+    ax = plot()
+    check_whole(ax, lambda ax: [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()])
+    check_apart([*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])])
+
+
+@PLOTS
+def test_plots_draw_where_they_are_told(plot):
+    check_drawn_in_place(plot)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.plot_labels(TOKENS, [True]), r"shape \(1,\): expected \(19,\)"),
+        (lambda: figures.plot_labels([], []), "one for each of some tokens"),
+        (lambda: figures.plot_adapter(4, 4, 0), "a side is below 1: rows 4, columns 4, rank 0"),
+        (lambda: figures.plot_bytes(MEASURED[:2], PREDICTED, parts=PARTS), r"measured has shape \(2,\)"),
+        (lambda: figures.plot_bytes(MEASURED, 0 * PREDICTED, parts=PARTS), "predicted holds bytes of 0 or less"),
+        (lambda: figures.plot_training([]), "expected one finite number above 0 for each step"),
+        (lambda: figures.plot_training([1.0, np.nan]), "expected one finite number above 0"),
+        (lambda: figures.plot_training([0.0]), "expected one finite number above 0"),
+        (
+            lambda: figures.plot_before_after(MEANS, MEANS + 1, MEANS, rows=KINDS, times=["a", "b"], unit=""),
+            "a mean lies outside its interval",
+        ),
+        (
+            lambda: figures.plot_before_after(MEANS[:1], MEANS, MEANS, rows=KINDS, times=["a", "b"], unit=""),
+            r"shape \(1, 3\): expected \(2, 3\)",
+        ),
+        (lambda: figures.plot_ranks(RANKS, SHARES, SHARES, SHARES - 0.1, unit=""), "a mean lies outside its interval"),
+        (lambda: figures.plot_ranks(RANKS, 2 * SHARES, SHARES, 2 * SHARES, unit=""), r"a share is 1\.96"),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
