@@ -2,6 +2,7 @@
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
 from .fit import DEVICES, PREFILL_CHUNK, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
+from .split import SPLITS, cache_by_device, split_evenly, weights_by_device
 from .weights import (
     BLOCK_SIZE,
     NESTED_BLOCK_SIZE,
@@ -20,16 +21,20 @@ __all__ = [
     "PRECISIONS",
     "PREFILL_CHUNK",
     "RUNTIME_BYTES",
+    "SPLITS",
     "ParameterCounts",
     "Plan",
     "WeightBytes",
+    "cache_by_device",
     "kv_cache_bytes",
     "largest_context",
     "nearest_fit",
     "parameter_counts",
     "plan",
     "rolling_cache_bytes",
+    "split_evenly",
     "weight_bytes",
     "weight_parts",
+    "weights_by_device",
     "workspace_bytes",
 ]

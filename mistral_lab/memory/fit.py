@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from .._checks import check_count
 from ..config import ModelConfig
-from .caches import kv_cache_bytes
-from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes, weight_parts
+from .split import cache_by_device, weights_by_device
+from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 
 _MIB = 2**20
 DEVICES = {  # name -> bytes, the total that nvidia-smi prints
@@ -27,7 +27,8 @@ RUNTIME_BYTES = 512 * _MIB
 class Plan:
     """What a model takes on a device, part by part, in bytes; `str()` is one line that says whether it fits.
 
-    Weights, code tables and cache are exact. The workspace is an estimate from shapes, the runtime a constant.
+    Weights, code tables and cache are exact. The workspace is an estimate from shapes, the runtime a constant. Where
+    the model is split, all of this is for the fullest of the `devices`.
     """
 
     precision: str
@@ -39,6 +40,8 @@ class Plan:
     cache_bytes: int
     workspace_bytes: int
     runtime_bytes: int
+    devices: int = 1
+    split: str | None = None
 
     @property
     def overhead_bytes(self) -> int:
@@ -52,22 +55,32 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the device has that much."""
+        """Whether the device has that much, or each of them."""
         return self.total_bytes <= self.device_bytes
 
     def __str__(self) -> str:
         sequences = "" if self.batch == 1 else f" in each of {self.batch} sequences"
+        spread = "" if self.devices == 1 else f", {self.split} split over {self.devices} devices, on the fullest"
         parts = {"weights": self.weights_bytes, "cache": self.cache_bytes, "overhead": self.overhead_bytes}
         return (
-            f"{self.precision}, {self.context:,} tokens{sequences}: "
+            f"{self.precision}, {self.context:,} tokens{sequences}{spread}: "
             + " + ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
             + f" = {self.total_bytes / 2**30:.2f} GiB of {self.device_bytes / 2**30:.2f} GiB: "
             + ("fits" if self.fits else "does not fit")
         )
 
 
-def plan(config: ModelConfig, *, precision: str, context: int, batch: int = 1, device_bytes: int) -> Plan:
-    """Say what a model takes at a context, and whether a device has it.
+def plan(
+    config: ModelConfig,
+    *,
+    precision: str,
+    context: int,
+    batch: int = 1,
+    device_bytes: int,
+    devices: int = 1,
+    split: str | None = None,
+) -> Plan:
+    """Say what a model takes at a context, and whether a device, or each of several, has it.
 
     Weights are those of `weight_bytes`, the cache that of `kv_cache_bytes` (in float32 with float32 weights, else in
     16 bits), the overhead is code tables, `workspace_bytes` and `RUNTIME_BYTES`. The cache is what attention needs;
@@ -80,9 +93,15 @@ def plan(config: ModelConfig, *, precision: str, context: int, batch: int = 1, d
         batch: sequences at once.
         device_bytes: the device's total. What PyTorch can have is some hundreds of MiB less than what nvidia-smi prints
             (23.64 of 23.99 GiB on an RTX 4090): where the margin is thin, give `torch.cuda.mem_get_info()[1]`.
+        devices: alike, each with `device_bytes`.
+        split: how the model is spread over them: "layers", "experts" or "tensors", as `weights_by_device` says. The
+            workspace of each is taken to be that of the whole model, which a split by tensors does not fill.
+
+    Returns:
+        a plan for the fullest device.
 
     Raises:
-        TypeError, ValueError: a count below 1, or an unknown precision.
+        TypeError, ValueError: a count below 1, an unknown precision or split, or one that this model does not allow.
 
     >>> from mistral_lab.config import PRESETS
     >>> mixtral, card = PRESETS["mixtral-8x7b-v0.1"], DEVICES["RTX 4090"]
@@ -91,17 +110,29 @@ def plan(config: ModelConfig, *, precision: str, context: int, batch: int = 1, d
     """
     for name, value in (("context", context), ("batch", batch), ("device_bytes", device_bytes)):
         check_count(name, value)
-    parts = weight_parts(config, precision).values()
+    spread = {"devices": devices, "split": split}
+    value = {"batch": batch, "bytes_per_value": _bytes_per_value(precision)}
+    held = [
+        (sum(part.total for part in parts.values()), sum(part.tables for part in parts.values()), cache)
+        for parts, cache in zip(
+            weights_by_device(config, precision, **spread),
+            cache_by_device(config, context, **value, **spread),
+            strict=True,
+        )
+    ]
+    weights, tables, cache = max(held, key=sum)
     return Plan(
         precision=precision,
         context=context,
         batch=batch,
         device_bytes=device_bytes,
-        weights_bytes=sum(part.total for part in parts),
-        tables_bytes=sum(part.tables for part in parts),
-        cache_bytes=kv_cache_bytes(config, context, batch=batch, bytes_per_value=_bytes_per_value(precision)),
+        weights_bytes=weights,
+        tables_bytes=tables,
+        cache_bytes=cache,
         workspace_bytes=sum(workspace_bytes(config, precision, context, batch=batch).values()),
         runtime_bytes=RUNTIME_BYTES,
+        devices=devices,
+        split=split,
     )
 
 

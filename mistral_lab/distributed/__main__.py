@@ -1,0 +1,58 @@
+"""`torchrun --nproc_per_node 2 -m mistral_lab.distributed`: tiny-mixtral over the ranks, beside one process."""
+
+import os
+import sys
+
+import torch
+from torch import distributed
+from transformers.utils import logging
+
+from ..config import ModelConfig
+from ..four_bit import audit, nf4_config
+from ..memory import weights_by_device
+from .experts import load_rank
+from .traffic import Traffic, exchange_bytes
+
+NAME = "tiny-mixtral"
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print whether the logits are equal, and what each rank holds and receives, beside the prediction."""
+    logging.disable_progress_bar()
+    try:
+        model = load_rank(NAME)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    held = audit(model).nbytes
+    tokens = torch.arange(3, 67, device=model.device)[None]
+    with Traffic() as traffic:
+        logits = model(tokens).logits
+    whole = type(model).from_pretrained(
+        model.name_or_path, dtype=model.dtype, device_map=model.device, quantization_config=nf4_config()
+    )
+    held_by_one = audit(whole).nbytes  # before the first forward, which on some CPUs adds scales
+    equal = torch.equal(logits, whole.eval()(tokens).logits)
+    reports = [None] * ranks
+    distributed.all_gather_object(reports, (equal, held, sum(traffic.received_bytes.values())))
+    if rank == 0:
+        config = ModelConfig.from_pretrained(NAME)
+        shares = weights_by_device(config, "nf4-double", devices=ranks, split="experts")
+        print(f"{NAME} in 4 bits, whole experts a rank; one process holds {held_by_one:,} bytes")
+        for number, (same, size, received) in enumerate(reports):
+            predicted = sum(part.total for part in shares[number].values())
+            print(
+                f"rank {number}: logits equal to one process's, bit for bit: {same}; holds {size:,} bytes "
+                f"(predicted {predicted:,}), received {received:,} for {tokens.numel()} tokens"
+            )
+        received = sum(received for _, _, received in reports)
+        predicted = tokens.numel() * exchange_bytes(config, ranks=ranks, bytes_per_value=model.dtype.itemsize)
+        print(f"all ranks received {received:,} bytes (predicted {predicted:,})")
+    distributed.destroy_process_group()
+    if not equal:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What crosses between ranks: counted in the collectives that run, and in closed form."""
+
+from collections import Counter
+
+from torch import distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..config import ModelConfig
+
+# What PyTorch calls a collective inside, and what it is called here. DTensor has operations of its own for two of them.
+COLLECTIVES = {
+    "c10d::allreduce_": "all_reduce",
+    "_c10d_functional::all_reduce": "all_reduce",
+    "_c10d_functional::all_gather_into_tensor": "all_gather",
+    "c10d::broadcast_": "broadcast",
+}
+
+
+class Traffic(TorchDispatchMode):
+    """Counts what collectives bring to this rank while a `with` block runs.
+
+    Bytes received, for a tensor of n bytes on each of R ranks:
+
+        all_reduce   2 · (R - 1)/R · n   in a ring: every share of the sum comes by once, and once more when complete
+        all_gather   (R - 1) · n         n of every other rank
+        broadcast    n                   but 0 on the rank that sends
+
+    Source: Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms", 2009, for the ring, which sends the least
+    possible. A library may send more.
+
+    Raises:
+        NotImplementedError: another collective.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.received_bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name().partition(".")[0]
+        if name in COLLECTIVES:
+            self._count(COLLECTIVES[name], args)
+        elif name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name and "wrap" not in name:
+            raise NotImplementedError(f"Traffic knows {', '.join(COLLECTIVES)}, and met {name}")
+        return operation(*args, **(kwargs or {}))
+
+    def _count(self, collective: str, args) -> None:
+        tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
+        size, ranks = sum(tensor.nbytes for tensor in tensors), distributed.get_world_size()
+        received = {
+            "all_reduce": 2 * (ranks - 1) * size // ranks,
+            "all_gather": (ranks - 1) * size,
+            "broadcast": 0 if collective != "broadcast" or args[2] == distributed.get_rank() else size,
+        }
+        self.calls[collective] += 1
+        self.received_bytes[collective] += received[collective]
+
+
+def exchange_bytes(config: ModelConfig, *, ranks: int, bytes_per_value: int = 2) -> int:
+    """Bytes that all ranks together receive for a token in the layers of whole experts a rank.
+
+    Each of the A answers goes from the rank that computed it to the R - 1 others; which rank that is does not matter.
+
+    Equation: L · A · (R - 1) · d · bytes_per_value
+
+    Args:
+        ranks: R.
+        bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
+
+    Raises:
+        ValueError: a model without experts.
+
+    >>> from mistral_lab.config import PRESETS
+    >>> exchange_bytes(PRESETS["mixtral-8x7b-v0.1"], ranks=2)  # 32 layers, 2 answers of 4,096 values
+    524288
+    """
+    if config.num_experts_per_tok is None:
+        raise ValueError("the model is dense: expected one with experts")
+    return config.n_layers * config.num_experts_per_tok * (ranks - 1) * config.dim * bytes_per_value

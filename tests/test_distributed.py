@@ -1,0 +1,387 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import reference
+import torch
+from safetensors.torch import load_file, save_file
+
+from mistral_lab import loading
+from mistral_lab.config import PRESETS, ModelConfig
+from mistral_lab.distributed import exchange_bytes, experts_of_rank, launch, load_rank
+from mistral_lab.loading import load
+from mistral_lab.memory import weights_by_device
+
+BUNDLED = loading.locate("tiny-mixtral").path
+TINY = ModelConfig.from_pretrained("tiny-mixtral")
+
+
+def test_every_expert_has_one_rank_and_no_rank_has_two_more_than_another():
+    for experts in range(1, 13):
+        for ranks in range(1, experts + 1):
+            owned = experts_of_rank(experts, ranks)
+            assert [expert for mine in owned for expert in mine] == list(range(experts))
+            assert max(map(len, owned)) - min(map(len, owned)) <= 1
+
+
+def test_more_ranks_than_experts_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="^9 ranks for 8 experts: expected at most one rank for each expert$"):
+        experts_of_rank(8, 9)
+
+
+def test_without_ranks_it_is_said_how_to_start_them(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="this process is no rank: start it with `torchrun"):
+        load_rank("tiny-mixtral")
+
+
+def test_what_crosses_grows_with_ranks_answers_width_and_layers():
+    assert exchange_bytes(PRESETS["mixtral-8x7b-v0.1"], ranks=3) == 32 * 2 * 2 * 4096 * 2
+    assert exchange_bytes(TINY, ranks=1) == 0
+    assert exchange_bytes(TINY, ranks=2, bytes_per_value=4) == 4 * 2 * 128 * 4
+    with pytest.raises(ValueError, match="the model is dense"):
+        exchange_bytes(PRESETS["mistral-7b-v0.1"], ranks=2)
+
+
+# A layer of random experts on three ranks: five experts, so that the ranks hold 2, 2 and 1.
+
+
+def layer_on_ranks():
+    import torch
+    from bitsandbytes import functional as bnb
+
+    from mistral_lab.distributed import ExpertsOfRank, Traffic, experts_of_rank
+    from mistral_lab.four_bit import FourBitExpert, FourBitExperts
+
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    E, d, h = 5, 64, 128
+    kind = {"compute_dtype": torch.float32, "double": True}
+    whole = FourBitExperts([FourBitExpert(d, h, torch.nn.functional.silu, **kind) for _ in range(E)]).to("cpu")
+    whole.train()  # the plain path: in eval mode some CPUs multiply in bfloat16, whatever the compute dtype
+    weights = {
+        name: [
+            bnb.dequantize_4bit(m.weight.data, m.weight.quant_state).numpy() for m in (getattr(e, name) for e in whole)
+        ]
+        for name in ("w1", "w3", "w2")
+    }
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine = ExpertsOfRank(list(whole), experts_of_rank(E, ranks), rank)
+    found = []
+    for N, A, only in ((1, 1, E), (7, 2, E), (40, 3, E), (9, 5, E), (6, 1, 1)):  # only: the first experts alone
+        x = torch.randn(N, d)
+        scores = torch.rand(N, E)
+        scores[:, only:] = -1
+        share, indices = scores.topk(A)
+        with Traffic() as traffic:
+            out = mine(x, indices, share)
+        case = {"x": x, "indices": indices, "share": share, "out": out}
+        found.append({name: value.numpy() for name, value in case.items()})
+        found[-1]["received"] = sum(traffic.received_bytes.values())
+        found[-1]["equal"] = torch.equal(out, whole(x, indices, share))
+    return sorted(map(int, mine)), weights, found
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return launch(layer_on_ranks, ranks=3)
+
+
+def test_a_rank_holds_its_experts_and_no_others(layers):
+    assert [held for held, _, _ in layers] == [[0, 1], [2, 3], [4]]
+
+
+def test_experts_over_ranks_compute_what_float64_says(layers):
+    _, weights, found = layers[0]
+    for case in found:
+        expected = reference.experts(
+            case["x"], case["indices"], case["share"], weights["w1"], weights["w3"], weights["w2"]
+        )
+        # float32 rounds by 6e-8; sums of 128 products of a few tenths, five of them added up, stay far below 2e-6
+        np.testing.assert_allclose(case["out"], expected, atol=2e-6, rtol=0)
+
+
+def test_every_rank_has_the_very_bits_of_one_process_for_any_number_of_choices(layers):
+    for _, _, found in layers:
+        assert [case["equal"] for case in found] == [True] * 5
+
+
+def test_each_answer_is_received_once_by_every_rank_but_its_own(layers):
+    for number in range(5):
+        case = layers[0][2][number]
+        received = sum(found[number]["received"] for _, _, found in layers)
+        assert received == case["indices"].size * 2 * 64 * 4  # N·A answers, R - 1 others, d values in float32
+
+
+# The bundled model. Of each rank's checkpoint, the other rank's experts are NaN: to quantise one raises.
+
+
+def checkpoint(folder, change):
+    folder.mkdir()
+    (folder / "config.json").write_text((BUNDLED / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    tensors = {name: change(name, tensor) for name, tensor in load_file(BUNDLED / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def model_on_ranks(folders, quantised, few):
+    import torch
+
+    from mistral_lab.distributed import Traffic, load_rank
+    from mistral_lab.four_bit import audit
+
+    torch.set_grad_enabled(False)
+    rank = torch.distributed.get_rank()
+    tokens = torch.arange(3, 67)[None]
+    found = {}
+    try:
+        load_rank(few)
+    except ValueError as error:
+        found["few"] = str(error)
+    for label, name in (("16 bits", folders[rank]), ("4 bits", quantised)):
+        model = load_rank(name)
+        held = audit(model).nbytes
+        experts = sorted({key.split(".")[5] for key in model.state_dict() if ".experts." in key})
+        with Traffic() as traffic:
+            logits = model(tokens).logits
+        received = traffic.received_bytes
+        found[label] = (
+            logits.float().numpy(),
+            held,
+            experts,
+            dict(received),
+            model.generate(tokens[:, :9], max_length=20),
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    base = tmp_path_factory.mktemp("checkpoints")
+
+    def without(others):
+        def change(name, tensor):
+            foreign = any(f".experts.{expert}." in name for expert in others)
+            return torch.full_like(tensor, torch.nan) if foreign else tensor
+
+        return change
+
+    folders = [checkpoint(base / f"{n}", without(others)) for n, others in enumerate((range(4, 8), range(4)))]
+    load("tiny-mixtral", bits=4).model.save_pretrained(base / "quantised")
+    few = base / "few"
+    few.mkdir()
+    config = (BUNDLED / "config.json").read_text(encoding="utf-8")
+    config = config.replace('"num_local_experts": 8', '"num_local_experts": 1').replace('tok": 2', 'tok": 1')
+    (few / "config.json").write_text(config, encoding="utf-8")
+    return launch(model_on_ranks, folders, str(base / "quantised"), str(few), ranks=2)
+
+
+@pytest.mark.parametrize("origin", ["16 bits", "4 bits"])
+def test_a_model_over_ranks_is_one_process_to_the_last_bit(models, origin):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as every rank: another number of threads may add in another order
+    try:
+        whole = load("tiny-mixtral", bits=4).model
+        tokens = torch.arange(3, 67)[None]
+        with torch.no_grad():
+            expected = whole(tokens).logits.float().numpy()
+        text = whole.generate(tokens[:, :9], max_length=20)
+    finally:
+        torch.set_num_threads(before)
+    for found in models:
+        np.testing.assert_array_equal(found[origin][0], expected)
+        assert torch.equal(found[origin][4], text)
+
+
+@pytest.mark.parametrize("origin", ["16 bits", "4 bits"])
+def test_a_rank_reads_and_holds_its_own_experts_alone(models, origin):
+    assert [found[origin][2] for found in models] == [list("0123"), list("4567")]
+    predicted = weights_by_device(TINY, "nf4-double", devices=2, split="experts")
+    for found, parts in zip(models, predicted, strict=True):
+        assert found[origin][1] == sum(part.total for part in parts.values())
+
+
+def test_what_crosses_is_the_closed_form_and_nothing_but_broadcasts(models):
+    received = [found["16 bits"][3] for found in models]
+    assert {name for counts in received for name in counts} == {"broadcast"}
+    assert sum(counts["broadcast"] for counts in received) == 64 * exchange_bytes(TINY, ranks=2)
+
+
+def test_a_model_with_fewer_experts_than_ranks_is_refused_before_its_weights_are_read(models):
+    assert {found["few"] for found in models} == {"2 ranks for 1 experts: expected at most one rank for each expert"}
+
+
+def test_the_command_prints_the_equality_and_the_bytes_of_uneven_ranks():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    done = subprocess.run(
+        [*command, "-m", "mistral_lab.distributed"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("logits equal to one process's, bit for bit: True") == 3
+    for parts in weights_by_device(TINY, "nf4-double", devices=3, split="experts"):
+        size = sum(part.total for part in parts.values())
+        assert f"holds {size:,} bytes (predicted {size:,})" in done.stdout
+
+
+# Ranks that fail. Rank 0 waits for rank 1 in each.
+
+
+def killed():
+    import os
+    import signal
+
+    import torch
+
+    if torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+
+
+def raising():
+    import torch
+
+    if torch.distributed.get_rank() == 1:
+        raise KeyError("no such\nkey")
+    torch.distributed.barrier()
+
+
+def exiting():
+    import os
+    import sys
+
+    import torch
+
+    if torch.distributed.get_rank() == 1:
+        sys.stderr.write("out of paper\n")
+        sys.stderr.flush()
+        os._exit(3)
+    torch.distributed.barrier()
+
+
+def hanging():
+    import time
+
+    import torch
+
+    if torch.distributed.get_rank() == 1:
+        time.sleep(600)
+    torch.distributed.barrier()
+
+
+def waiting():
+    import torch
+
+    torch.distributed.recv(torch.zeros(1), src=1 - torch.distributed.get_rank())
+
+
+def talking(word):
+    import torch
+
+    print(f"{word} {torch.distributed.get_rank()}")
+    return torch.distributed.get_rank() + 10
+
+
+FAILURES = {
+    killed: r"^rank 1 was killed by signal 9; all ranks were ended$",
+    raising: r"^rank 1 failed: KeyError: 'no such\\nkey' \(line 5 of the function: raise KeyError.*\); all ranks were",
+    exiting: r"^rank 1 ended with exit status 3: out of paper; all ranks were ended$",
+    hanging: r"^rank 1 hung: after 25 s it was in line 7 of hanging; all ranks were ended$",
+    waiting: r"^rank \d waited for other ranks: after 25 s it was in line 4 of waiting",
+}
+
+
+@pytest.fixture(scope="module")
+def failures():
+    """All five at once: each spends its time waiting."""
+
+    def fail(function):
+        began = time.monotonic()
+        with pytest.raises(RuntimeError) as raised:
+            launch(function, ranks=2, limit_s=25)
+        return str(raised.value), time.monotonic() - began
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(FAILURES, pool.map(fail, FAILURES), strict=True))
+
+
+@pytest.mark.parametrize("function", FAILURES, ids=lambda function: function.__name__)
+def test_a_failing_rank_is_named_with_its_reason_within_a_minute(failures, function):
+    message, seconds = failures[function]
+    with pytest.raises(RuntimeError, match=FAILURES[function]):
+        raise RuntimeError(message)
+    assert seconds < 60
+
+
+def test_no_rank_is_left_behind(failures):
+    listed = subprocess.run(["ps", "-A", "-o", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+    mine = [line for line in listed.splitlines() if line.split()[0] == str(os.getpid())]
+    assert not any("worker.py" in line for line in mine)
+
+
+def test_results_and_printed_lines_come_back_rank_by_rank(capsys):
+    assert launch(talking, "rank", ranks=2) == [10, 11]
+    assert capsys.readouterr().out == "rank 0\nrank 1\n"
+
+
+def counting():
+    import torch
+    from torch.distributed import _functional_collectives as functional
+
+    from mistral_lab.distributed import Traffic
+
+    def received(collective):
+        with Traffic() as traffic:
+            collective()
+        return dict(traffic.calls), dict(traffic.received_bytes)
+
+    six, group = torch.ones(6), torch.distributed.group.WORLD
+    found = {
+        "all_reduce": received(lambda: torch.distributed.all_reduce(six)),
+        "functional all_reduce": received(lambda: functional.all_reduce(six, "sum", group) + 1),
+        "functional all_gather": received(lambda: functional.all_gather_tensor(six, 0, group) + 1),
+        "broadcast": received(lambda: torch.distributed.broadcast(six, src=1)),
+    }
+    try:
+        with Traffic():
+            torch.distributed.all_gather([torch.ones(6) for _ in range(3)], six)
+    except NotImplementedError as error:
+        found["other"] = str(error)
+    return found
+
+
+def test_traffic_counts_a_ring_by_hand():
+    first, second, third = launch(counting, ranks=3)
+    assert first == third
+    for name, size in (("all_reduce", 32), ("all_gather", 48)):  # of 24 bytes: 2·2/3, and those of 2 other ranks
+        for found in (first, second):
+            assert found[f"functional {name}"] == ({name: 1}, {name: size})
+    assert first["all_reduce"] == first["functional all_reduce"]
+    assert first["broadcast"] == ({"broadcast": 1}, {"broadcast": 24})
+    assert second["broadcast"] == ({"broadcast": 1}, {"broadcast": 0})
+    assert first["other"].startswith("Traffic knows ")
+    assert first["other"].endswith("and met c10d::allgather_")
+
+
+def test_a_port_that_is_taken_is_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"^port {port} is taken by another program: give another one"):
+            launch(talking, "rank", ranks=2, port=port)
+
+
+@pytest.mark.parametrize("function", [lambda: 1, len])
+def test_a_function_without_source_is_refused(function):
+    with pytest.raises(TypeError, match="cannot be sent to other processes"):
+        launch(function, ranks=2)
+
+
+def test_no_rank_at_all_is_refused():
+    with pytest.raises(ValueError, match="ranks is 0: expected at least 1"):
+        launch(talking, "rank", ranks=0)

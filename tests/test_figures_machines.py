@@ -1,0 +1,120 @@
+"""The pictures of one model on several devices say what the arrays say, and are readable."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from figure_checks import check_apart, check_drawn_in_place, check_whole
+from matplotlib.colors import to_hex
+
+from mistral_lab import figures
+from mistral_lab.figures import machines, style
+
+ROWS = ["embedding", "attention", "expert 0", "expert 1", "output"]
+PLACED = np.ma.masked_all((2, 5, 3), dtype=int)
+PLACED[0, 1:4] = [[0, 0, 1]] * 3
+PLACED[1, 1:4] = [[-1] * 3, [-2] * 3, [1] * 3]
+RANKS = [2, 3, 4]
+RECEIVED = np.array([[1000.0, np.nan, 3000.0], [500.0, 1000.0, 1500.0], [8.0, 16.0, 24.0]])
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def placement(axes=None):
+    return figures.plot_placement(PLACED, names=["layers", "experts"], rows=ROWS, across="layer", axes=axes)
+
+
+def traffic(ax=None):
+    return figures.plot_traffic(RANKS, RECEIVED, names=["tensors", "experts", "layers"], unit="KiB", ax=ax)
+
+
+def drawn(ax):
+    """Cell (row, column) -> the colours of its rectangles, from the top."""
+    cells = {}
+    for patch in sorted(ax.patches, key=lambda patch: patch.get_y()):
+        cell = int(patch.get_y() + patch.get_height() / 2 + 0.5), round(patch.get_x() + 0.46)
+        cells.setdefault(cell, []).append(to_hex(patch.get_facecolor()))
+    return cells
+
+
+def test_every_cell_has_the_colour_of_its_device_and_no_tensor_is_blank():
+    first, second, both = (to_hex(colour) for colour in (machines.FIRST, machines.SECOND, machines.BOTH))
+    assert len({first, second, both}) == 3
+    looks = {0: [first], 1: [second], -1: [both], -2: [first, second]}
+    for ax, grid, name in zip(placement(), PLACED, ["layers", "experts"], strict=True):
+        expected = {cell: looks[where] for cell, where in np.ndenumerate(grid.filled(9)) if where != 9}
+        assert drawn(ax) == expected
+        assert ax.get_title(loc="left") == name
+        assert ax.get_xlabel() == "layer"
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == [
+        "device 0", "device 1", "half on each", "whole on both",
+    ]  # fmt: skip
+
+
+def test_placement_draws_where_it_is_told():
+    figure, axes = figures.new_figure(1, 3)
+    returned = placement(axes[0, 1:])
+    assert list(returned) == list(axes[0, 1:])
+    assert not axes[0, 0].patches
+    assert plt.get_fignums() == [figure.number]
+
+
+def test_traffic_is_drawn_where_it_is_known():
+    ax = traffic()
+    for line, row, name in zip(ax.lines, RECEIVED, ["tensors", "experts", "layers"], strict=True):
+        there = ~np.isnan(row)
+        np.testing.assert_array_equal(line.get_xdata(), np.array(RANKS)[there])
+        np.testing.assert_array_equal(line.get_ydata(), row[there])
+        assert line.get_label() == name
+    colours = {to_hex(line.get_color()) for line in ax.lines}
+    assert len(colours) == 3
+    assert not colours & {to_hex(colour) for colour in (style.MEASURED, style.PREDICTED, machines.FIRST)}
+    assert ax.get_yscale() == "log"
+    assert list(ax.get_xticks()) == RANKS
+
+
+def test_traffic_draws_where_it_is_told():
+    check_drawn_in_place(traffic)
+
+
+def test_no_text_leaves_the_figure_or_covers_another():
+    axes = placement()
+    legend = axes[0].figure.legends[0].get_texts()
+    check_whole(axes[0], lambda ax: [ax.title, ax.xaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *legend])
+    check_apart([*(ax._left_title for ax in axes), *legend, *(ax.xaxis.label for ax in axes)])
+    ax = traffic()
+    check_whole(ax, lambda ax: [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()])
+    check_apart(ax.get_legend().get_texts())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: figures.plot_placement(PLACED[0], names=["a"], rows=ROWS, across="layer"),
+            r"placed has shape \(5, 3\): expected \(1, 5\) and columns",
+        ),
+        (
+            lambda: figures.plot_placement(PLACED + 5, names=["a", "b"], rows=ROWS, across="layer"),
+            "placed holds a number other than 0, 1, -1 and -2",
+        ),
+        (
+            lambda: figures.plot_placement(np.zeros((5, 1, 1), int), names=list("abcde"), rows=["a"], across=""),
+            "5 ways: expected at most 4",
+        ),
+        (
+            lambda: figures.plot_traffic(RANKS, RECEIVED, names=["a"], unit=""),
+            r"received has shape \(3, 3\): expected \(1, 3\)",
+        ),
+        (lambda: figures.plot_traffic(RANKS, 0 * RECEIVED, names=list("abc"), unit=""), "an amount is 0, negative"),
+        (lambda: figures.plot_traffic([2], np.ones((5, 1)), names=list("abcde"), unit=""), "5 ways: expected at most"),
+    ],
+)
+def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []
