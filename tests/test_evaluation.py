@@ -18,6 +18,8 @@ class Fixed:
     def __init__(self, answer, vocab_size):
         self.answer, self.vocab_size = answer, vocab_size
 
+    device = torch.device("cpu")
+
     def __call__(self, input_ids):
         tokens = input_ids[0].tolist()
         chosen = torch.tensor([self.answer(tokens[: i + 1]) for i in range(len(tokens))])
