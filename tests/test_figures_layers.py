@@ -56,7 +56,7 @@ def test_a_block_has_every_box_on_the_stream_or_on_the_branch_that_it_belongs_to
     assert [height[text] for text in BEFORE + AFTER[1:]] == [0, 0]
     assert height["attention\n98,304"] == height["feed-forward\n147,456"] < -1
     boxes = [to_hex(patch.get_facecolor()) for patch in ax.patches]
-    assert boxes[:3] == ["#ffffff"] * 3
+    assert boxes[:3] == ["#ffffff", style.FADED, "#ffffff"]  # the last norm is grey, as the others
     assert boxes[3:7] == [style.FADED, layers.SUBLAYERS[0], style.FADED, layers.SUBLAYERS[1]]
 
 
