@@ -98,15 +98,25 @@ def browser(chromium):
 
 
 @pytest.fixture
-def page(browser, lab):
+def stop_kernels(lab):
+    """A function that stops every kernel of the server."""
+    address, token = lab("").split("/lab/")[0], lab("").rpartition("token=")[2]
+
+    def stop() -> None:
+        with urllib.request.urlopen(f"{address}/api/sessions?token={token}", timeout=20) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            request = urllib.request.Request(f"{address}/api/sessions/{session['id']}?token={token}", method="DELETE")
+            urllib.request.urlopen(request, timeout=60).close()
+
+    return stop
+
+
+@pytest.fixture
+def page(browser, stop_kernels):
     """A window of a laptop's width; afterwards the kernel that it started is stopped, for its memory."""
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(60_000)
     yield page
     page.close()
-    address, token = lab("").split("/lab/")[0], lab("").rpartition("token=")[2]
-    with urllib.request.urlopen(f"{address}/api/sessions?token={token}", timeout=20) as answer:
-        sessions = json.load(answer)
-    for session in sessions:
-        request = urllib.request.Request(f"{address}/api/sessions/{session['id']}?token={token}", method="DELETE")
-        urllib.request.urlopen(request, timeout=60).close()
+    stop_kernels()

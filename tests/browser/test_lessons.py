@@ -13,7 +13,10 @@ from playwright.sync_api import TimeoutError
 
 import template
 
-RUN_S = 300
+RUN_S = 240
+# A run that stands still is begun again: about one in ten did so here, each lesson ran when asked again, and the cause
+# is not known. A cell that fails is never tried again.
+FURTHER_TRIES = 3
 EXPLORER = ".mistral-lab-explorer"
 CODE = ".jp-Notebook .jp-CodeCell"
 
@@ -25,17 +28,28 @@ def screens():
 
 
 @pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
-def test_a_lesson_in_the_browser(path, lab, page):
+def test_a_lesson_in_the_browser(path, lab, page, stop_kernels):
     notebook = nbformat.read(path, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    page.goto(lab(path.stem))
-    page.locator(CODE).nth(len(code) - 1).wait_for(state="attached")
+    open_lesson(page, lab(path.stem), len(code))
     see_pictures(page, count_pictures(code))
-    run_all(page, len(code))
+    unfinished = run_all(page, len(code))
+    for _ in range(FURTHER_TRIES):
+        if unfinished:
+            stop_kernels()
+            open_lesson(page, lab(path.stem), len(code))
+            unfinished = run_all(page, len(code))
+    assert not unfinished, f"not finished in {RUN_S} s, several times; the prompts of the cells: {unfinished}"
     see_no_error(page)
     explorers = move_explorers(page)
     see_pictures(page, count_pictures(code) - explorers)  # an explorer's picture is live now, and no output of its own
     screenshot(page, path.stem)
+
+
+def open_lesson(page, address: str, cells: int) -> None:
+    """Open a lesson and wait until all of its cells are there."""
+    page.goto(address)
+    page.locator(CODE).nth(cells - 1).wait_for(state="attached")
 
 
 def count_pictures(code) -> int:
@@ -53,8 +67,8 @@ def see_pictures(page, expected: int) -> None:
     assert all(width > 0 for width in pictures.evaluate_all("all => all.map(image => image.naturalWidth)"))
 
 
-def run_all(page, cells: int) -> None:
-    """Run every cell through the menu and wait until each has its number."""
+def run_all(page, cells: int) -> list[str]:
+    """Run every cell through the menu and wait until the last has its number; otherwise return the cells' prompts."""
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -66,9 +80,8 @@ def run_all(page, cells: int) -> None:
     try:
         page.wait_for_function(finished, arg=cells, timeout=RUN_S * 1000)
     except TimeoutError:
-        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-        page.screenshot(path=SCREENS / "unfinished.png")
-        pytest.fail(f"not finished in {RUN_S} s; the prompts of the cells are {prompts}")
+        return page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+    return []
 
 
 def see_no_error(page) -> None:
