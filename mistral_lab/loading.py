@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from ._checkpoints import BUNDLED, Source, locate, weight_files
 from ._generation import Printer, check_prompt, check_sampling
 from .config import ModelConfig, read_config
-from .memory import PRECISIONS, PREFILL_CHUNK, Plan, nearest_fit, plan, weight_bytes
+from .memory import PRECISIONS, PREFILL_CHUNK, RUNTIME_BYTES, Plan, nearest_fit, plan, weight_bytes
 
 DEFAULT_MODEL = "tiny-mistral"
 SHORT_CONTEXT = 512  # tokens with which a model must fit to be loaded
@@ -258,7 +258,7 @@ def _plan(config: ModelConfig, precision: str, device: torch.device) -> Plan:
     if device.type == "cuda":
         room = torch.cuda.mem_get_info(device)[1]
     else:  # the plan counts a process with its libraries, and this one is running already
-        room = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        room = psutil.virtual_memory().available + min(psutil.Process().memory_info().rss, RUNTIME_BYTES)
     context = min(SHORT_CONTEXT, config.max_positions)
     return plan(config, precision=precision, context=context, device_bytes=room)
 

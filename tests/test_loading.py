@@ -698,6 +698,8 @@ def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch
     monkeypatch.setattr(loading.Source, "config_folder", lambda self: None)
     monkeypatch.setattr(loading, "read_config", lambda folder: config.to_transformers())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
+    # What this process holds for other things makes no room.
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=60 * 2**30))
     with pytest.raises(
         MemoryError, match=r"bfloat16, 512 tokens: weights 86\.99 .* does not fit\); the nearest"
     ) as caught:
