@@ -303,12 +303,70 @@ def test_training_with_the_same_seed_is_the_same_with_checkpointing_or_without()
     assert results[1][0] == pytest.approx(results[0][0], abs=1e-4)  # the same arithmetic, done twice
 
 
-def test_checkpoints_are_written_where_asked_and_can_be_loaded(tmp_path, monkeypatch):
+def stopped_run(folder, monkeypatch, *, examples, steps, **adapter):
+    """A run that is stopped at its fourth batch, with checkpoints every two steps."""
     monkeypatch.setattr(finetune.tuning, "CHECKPOINT_STEPS", 2)
-    loaded = student()
-    finetune.tune(loaded, TWO, steps=2, batch_size=2, checkpoints=tmp_path)
-    again = finetune.load_adapter(load("tiny-mistral", bits=4), tmp_path / "checkpoint-2")
-    assert torch.equal(logits(again), logits(loaded))
+    batches, collate = [], finetune.tuning.collate
+
+    def collate_three(rows, **settings):
+        batches.append(rows)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return collate(rows, **settings)
+
+    loaded = student(**adapter)
+    monkeypatch.setattr(finetune.tuning, "collate", collate_three)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.tune(loaded, examples, steps=steps, batch_size=4, checkpoints=folder)
+    monkeypatch.setattr(finetune.tuning, "collate", collate)
+
+
+@pytest.mark.parametrize(("name", "targets"), [("tiny-mistral", "attention"), ("tiny-mixtral", "all")])
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, name, targets):
+    examples, asked = letters(TRAIN, 10), {"name": name, "targets": targets}
+    whole = student(**asked)
+    uninterrupted = finetune.tune(whole, examples, steps=5, batch_size=4)
+    stopped_run(tmp_path, monkeypatch, examples=examples, steps=5, **asked)
+    halfway = tmp_path / "checkpoint-4"  # as if the power had gone while it was written
+    halfway.mkdir()
+    (halfway / finetune.resuming.STATE).write_text('{"global_step": 4', encoding="utf-8")
+    resumed = student(**asked)
+    record = finetune.tune(resumed, examples, steps=5, batch_size=4, checkpoints=tmp_path)
+    assert record.losses == uninterrupted.losses
+    assert record.optimiser_bytes == uninterrupted.optimiser_bytes
+    assert same(weights_of(resumed), weights_of(whole))
+    again = finetune.load_adapter(load(name, bits=4), tmp_path / "checkpoint-5")
+    assert torch.equal(logits(again), logits(whole))
+    with pytest.raises(FileExistsError, match=r"this run is complete: load_adapter\(\.\.\., '.*checkpoint-5'\)"):
+        finetune.tune(student(**asked), examples, steps=5, batch_size=4, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": 6}, "steps was 5, now it is 6"),
+        ({"learning_rate": 0.1}, "learning_rate was 0.01, now it is 0.1"),
+        ({"seed": 1}, "seed was 0, now it is 1"),
+        ({"examples": TWO}, "examples was "),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path, monkeypatch, changed, said):
+    examples = letters(TRAIN, 10)
+    stopped_run(tmp_path, monkeypatch, examples=examples, steps=5)
+    kept = sorted(tmp_path.rglob("*"))
+    asked = {"examples": examples, "steps": 5, "batch_size": 4} | changed
+    with pytest.raises(FileExistsError, match=rf"another run: {said}.*; give another folder"):
+        finetune.tune(student(), asked.pop("examples"), checkpoints=tmp_path, **asked)
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_checkpoints_of_another_rank_or_of_nobody_are_refused(tmp_path, monkeypatch):
+    stopped_run(tmp_path, monkeypatch, examples=TWO * 5, steps=5)
+    with pytest.raises(FileExistsError, match="another run: adapter was"):
+        finetune.tune(student(rank=4), TWO * 5, steps=5, batch_size=4, checkpoints=tmp_path)
+    (tmp_path / finetune.resuming.RUN).unlink()
+    with pytest.raises(FileExistsError, match="unknown run: give another folder"):
+        finetune.tune(student(), TWO * 5, steps=5, batch_size=4, checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -84,7 +84,7 @@ def add_adapter(loaded, *, rank: int = 8, targets: str | Sequence[str] = "attent
         task_type="CAUSAL_LM",
     )
     devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices), _separate_experts(loaded.model):
+    with torch.random.fork_rng(devices), separate_experts(loaded.model):
         torch.manual_seed(seed)
         model = peft.get_peft_model(loaded.model, settings)
     settings.base_model_name_or_path = loaded.name  # not the folder it lies in, which names one machine
@@ -135,7 +135,7 @@ def load_adapter(loaded, folder: str | os.PathLike):
     names = target_names(loaded.config, sorted(settings["target_modules"]))
     _check_separate_experts(loaded, names)
     _check_shapes(loaded, folder)
-    with _separate_experts(loaded.model):
+    with separate_experts(loaded.model):
         model = peft.PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=True)
     _check_complete(loaded, model, names)
     return replace(loaded, model=model.eval())
@@ -148,7 +148,7 @@ def adapted(model) -> dict[str, LoraLayer]:
 
 
 @contextmanager
-def _separate_experts(model) -> Iterator[None]:
+def separate_experts(model) -> Iterator[None]:
     """Hide from PEFT that this is a Mixtral: it would send adapters of w1, w2 and w3 to fused tensors of transformers,
     which a model in four bits does not have, both when it adds and when it loads them."""
     model.config.model_type = "a mixture with separate experts"

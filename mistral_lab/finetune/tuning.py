@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .._checks import check_count
-from .adapters import _check_adapted
+from .adapters import _check_adapted, separate_experts
 from .examples import SEPARATOR, Example, collate, tokenise
+from .resuming import fingerprint, newest_checkpoint
 
 CHECKPOINT_STEPS = 50
 
@@ -24,7 +26,8 @@ CHECKPOINT_STEPS = 50
 class Tuning:
     """What a training run did: the loss of every step in nats a token of answer, the seconds, what was trained.
 
-    `optimiser_bytes` is what the optimiser's state held at the end.
+    `optimiser_bytes` is what the optimiser's state held at the end. Of a run that was stopped and gone on with, the
+    losses are those of all steps, the seconds those of its last part.
     """
 
     losses: tuple[float, ...]
@@ -78,9 +81,11 @@ def tune(
         checkpointing: keep only what enters each layer, and compute the rest again for the gradients: less memory, more
             time.
         seed: of the order. PyTorch's random state is put back.
-        checkpoints: a folder in which the adapter is written every 50 steps; `load_adapter` reads each. None: nowhere.
+        checkpoints: a folder in which the run is written down every 50 steps and at its end; `load_adapter` reads each
+            checkpoint. The same call, in a new process too, goes on from the last one. None: nowhere.
 
     Raises:
+        FileExistsError: the folder holds checkpoints of another run, or this one is complete there.
         TypeError, ValueError: a model without an adapter, no example, one that is longer than the context (said before
             anything is trained), or a count below 1.
     """
@@ -88,7 +93,11 @@ def tune(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("examples", len(examples))):
         check_count(name, value)
     rows = [tokenise(loaded.tokenizer, example, max_tokens=loaded.config.max_positions) for example in examples]
-    model = loaded.model
+    model, stopped_at = loaded.model, None
+    if checkpoints is not None:
+        run = {"model": loaded.name, "adapter": _shapes(model), "examples": fingerprint(rows)}
+        run |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+        stopped_at = newest_checkpoint(Path(checkpoints), run)
     devices = range(torch.cuda.device_count())
     with (
         TemporaryDirectory() as unused,
@@ -123,7 +132,8 @@ def tune(
         )
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
-        trainer.train()
+        with separate_experts(model):  # where the Trainer puts a checkpoint's adapter back
+            trainer.train(resume_from_checkpoint=stopped_at)
         seconds = time.perf_counter() - started
     state = trainer.optimizer.state_dict()["state"]
     return Tuning(
@@ -132,6 +142,11 @@ def tune(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         optimiser_bytes=sum(tensor.nbytes for entry in state.values() for tensor in entry.values()),
     )
+
+
+def _shapes(model) -> dict[str, list[int]]:
+    """What is trained, by name."""
+    return {name: list(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @contextmanager
