@@ -32,15 +32,17 @@ _BADGE = (
     "(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb)"
 )
 
-# On Colab torch, numpy, transformers and ipywidgets are there already: --no-deps leaves them as they are.
+# On Colab torch, numpy, transformers and ipywidgets are there already: --no-deps leaves them as they are. PEFT is, as a
+# rule, and lesson 8 needs it.
 _SETUP = """\
 # Installs the lab where it is missing, as on Colab, and changes nothing else.
 from importlib.util import find_spec
 
 if find_spec("mistral_lab") is None:
     %pip install --quiet --no-deps git+{address}
-    if find_spec("bitsandbytes") is None:
-        %pip install --quiet --no-deps bitsandbytes"""
+    for package in ("bitsandbytes", "peft"):
+        if find_spec(package) is None:
+            %pip install --quiet --no-deps {{package}}"""
 
 
 def lessons() -> list[Path]:
