@@ -103,6 +103,18 @@ def test_what_the_font_cannot_draw_is_escaped(recwarn):
     assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
 
 
+def test_what_a_reader_writes_is_no_formula():
+    priced = ["$5", "$\\frac$", "a$b$c"]  # matplotlib would fail on the second, and set b in italics
+    drawn = [
+        figures.plot_next_tokens(PROBABILITIES, tokens=priced).get_yticklabels(),
+        figures.plot_labels(priced, np.array([False, True, True])).texts,
+        figures.plot_head_weights(np.eye(2, 3), shared=np.array([0, 0]), tokens=priced).get_xticklabels(),
+    ]
+    for texts in drawn:
+        texts[0].figure.canvas.draw()
+        assert not any(text.get_parse_math() for text in texts)
+
+
 def test_no_token_is_called_left_out_where_nothing_filters():
     assert figures.plot_next_tokens(PROBABILITIES, tokens=TOKENS).get_xlabel() == "probability"
 

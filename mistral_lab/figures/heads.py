@@ -83,7 +83,8 @@ def plot_head_weights(
     for row in np.flatnonzero(np.diff(shared)):
         ax.axhline(row + 0.5, color="white", linewidth=3)
     ax.set_yticks(range(len(shared)), [f"query head {head} (KV head {target})" for head, target in enumerate(shared)])
-    ax.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", rotation_mode="anchor")
+    look = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
+    ax.set_xticks(range(len(tokens)), tokens, **look)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(title)

@@ -87,7 +87,7 @@ def plot_next_tokens(
         if chosen.any():
             bars = ax.barh(rows[chosen], probabilities[chosen], height=0.74, **look)
             ax.bar_label(bars, [f"{value:.2f}" for value in probabilities[chosen]], padding=3, fontsize=9)
-    ax.set_yticks(rows, [_quoted(token) for token in tokens])
+    ax.set_yticks(rows, [_quoted(token) for token in tokens], parse_math=False)
     ax.set_ylim(len(tokens) - 0.4, -0.6)
     ax.set_xlim(0, max(ax.get_xlim()[1], 1.25 * probabilities.max()))  # room for the number beside the longest bar
     ax.set_xlabel(label)

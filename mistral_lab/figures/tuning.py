@@ -54,7 +54,7 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
         ax.add_patch(Rectangle((left, row - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
         ax.text(
             left + width / 2, row, label, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono",
-            color=readable_on(colour),
+            color=readable_on(colour), parse_math=False,
         )  # fmt: skip
     ax.set_xlim(-0.5, WIDTH + 0.5)
     ax.set_ylim(line + 0.6, -0.6)
