@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import reference
+import test_checks_tuning_machines as tuning_machines
 import torch
 
 from mistral_lab import checks, masks, nf4
@@ -139,6 +140,7 @@ RIGHT = {
     "kept_sets": lambda before, after: np.mean(
         [set(a) == set(b) for a, b in zip(before.tolist(), after.tolist(), strict=True)]
     ),
+    **tuning_machines.RIGHT,
 }
 
 
@@ -154,7 +156,10 @@ def in_float32(function):
     return narrow
 
 
-@pytest.mark.parametrize("name", ["draw_probabilities", "grouped_attention", "prefill_in_chunks", "rms_normed"])
+IN_FLOAT32 = ["draw_probabilities", "grouped_attention", "merged_weight", "partial_output", "prefill_in_chunks"]
+
+
+@pytest.mark.parametrize("name", [*IN_FLOAT32, "rms_normed"])
 def test_a_right_answer_in_float32_passes(name, capsys):
     answer = functools.wraps(parts_of(name)["answer"])(in_float32(parts_of(name)["answer"]))
     assert said(name, answer, capsys) == "passed"
@@ -397,6 +402,7 @@ WRONG = [
     ("kept_sets", lambda a, b: (a.sort(0).values == b.sort(0).values).all(1).double().mean(), "along the tokens"),
     ("kept_sets", any_kept, "one shared expert is not enough"),
     ("kept_sets", lambda a, b: (a == b).double().mean(), "you count single choices"),
+    *tuning_machines.WRONG,
 ]
 
 

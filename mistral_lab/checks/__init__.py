@@ -5,20 +5,28 @@ from .experts import balance_by_layer, chosen_experts, tokens_to_touch
 from .four_bits import bits_a_weight, round_trip, unpacked_numbers
 from .heads import grouped_attention, longest_text, shared_heads
 from .layers import fused_feed_forward, layer_output, rms_normed
+from .machines import all_reduce_bytes, fullest_device, partial_output
 from .sampling import draw_probabilities, least_time, whole_characters
+from .tuning import adapter_bytes, answer_labels, merged_weight
 from .windows import prefill_in_chunks, ring_slots, window_mask
 
 __all__ = [
+    "adapter_bytes",
+    "all_reduce_bytes",
+    "answer_labels",
     "balance_by_layer",
     "bits_a_weight",
     "chosen_experts",
     "draw_probabilities",
+    "fullest_device",
     "fused_feed_forward",
     "grouped_attention",
     "kept_sets",
     "layer_output",
     "least_time",
     "longest_text",
+    "merged_weight",
+    "partial_output",
     "plain_call_bytes",
     "prefill_in_chunks",
     "ring_slots",
