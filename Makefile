@@ -29,7 +29,7 @@ test-browser: $(INSTALLED) ## Open and run every lesson in JupyterLab in Chromiu
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py
 
-train: $(INSTALLED) ## Train the two bundled models again
+train: $(INSTALLED) ## Train the two bundled models again, with the records beside them
 	$(BIN)/python -m mistral_lab.training
 
 picture: $(INSTALLED) ## Draw the README's picture again

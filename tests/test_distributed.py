@@ -15,7 +15,7 @@ from mistral_lab import loading
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.distributed import exchange_bytes, experts_of_rank, launch, load_rank
 from mistral_lab.loading import load
-from mistral_lab.memory import weights_by_device
+from mistral_lab.memory import traffic_bytes, weights_by_device
 
 BUNDLED = loading.locate("tiny-mixtral").path
 TINY = ModelConfig.from_pretrained("tiny-mixtral")
@@ -129,8 +129,10 @@ def checkpoint(folder, change):
     return str(folder)
 
 
-def model_on_ranks(folders, quantised, few):
+def model_on_ranks(folders, quantised, few, bundled):
     import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     from mistral_lab.distributed import Traffic, load_rank
     from mistral_lab.four_bit import audit
@@ -157,6 +159,11 @@ def model_on_ranks(folders, quantised, few):
             dict(received),
             model.generate(tokens[:, :9], max_length=20),
         )
+    split = DistributedConfig(tp_size=2)
+    model = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32, distributed_config=split).eval()
+    with Traffic() as traffic:
+        model(tokens)
+    found["tensors"] = sum(traffic.received_bytes.values())
     return found
 
 
@@ -178,7 +185,7 @@ def models(tmp_path_factory):
     config = (BUNDLED / "config.json").read_text(encoding="utf-8")
     config = config.replace('"num_local_experts": 8', '"num_local_experts": 1').replace('tok": 2', 'tok": 1')
     (few / "config.json").write_text(config, encoding="utf-8")
-    return launch(model_on_ranks, folders, str(base / "quantised"), str(few), ranks=2)
+    return launch(model_on_ranks, folders, str(base / "quantised"), str(few), str(BUNDLED), ranks=2)
 
 
 @pytest.mark.parametrize("origin", ["16 bits", "4 bits"])
@@ -210,6 +217,13 @@ def test_what_crosses_is_the_closed_form_and_nothing_but_broadcasts(models):
     received = [found["16 bits"][3] for found in models]
     assert {name for counts in received for name in counts} == {"broadcast"}
     assert sum(counts["broadcast"] for counts in received) == 64 * exchange_bytes(TINY, ranks=2)
+
+
+def test_the_prediction_of_the_memory_room_is_what_is_counted(models):
+    experts = sum(found["16 bits"][3]["broadcast"] for found in models)
+    assert experts == 64 * traffic_bytes(TINY, devices=2, split="experts")
+    tensors = sum(found["tensors"] for found in models)
+    assert tensors == 64 * traffic_bytes(TINY, devices=2, split="tensors", bytes_per_value=4)
 
 
 def test_a_model_with_fewer_experts_than_ranks_is_refused_before_its_weights_are_read(models):

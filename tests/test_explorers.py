@@ -1,8 +1,10 @@
 """Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
 
 import io
+import json
 import warnings
 from html import unescape
+from importlib.resources import files
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -42,6 +44,11 @@ def by_depth(dense):
     return [*early, out.logits[0]], tokens
 
 
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((files("mistral_lab") / "bundled" / "traces" / "ranks.json").read_text(encoding="utf-8"))
+
+
 MAKERS = {
     "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
     "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
@@ -51,6 +58,8 @@ MAKERS = {
     "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),
     "four_bits": lambda get: explorers.four_bits(),
     "memory_plan": lambda get: explorers.memory_plan(),
+    "adapter_rank": lambda get: explorers.adapter_rank(get("record")),
+    "split_model": lambda get: explorers.split_model(),
 }
 
 
@@ -220,6 +229,17 @@ def test_offer_keeps_what_is_still_offered_and_else_takes_the_largest_below():
     assert control.value == 6
     base.offer_choices(control, [7])
     assert control.value == 7
+
+
+def test_offer_takes_the_nearest_name_where_the_chosen_one_is_not_offered():
+    order = ["a", "b", "c", "d"]
+    control = base.choice_list("letter", "b", order)
+    base.offer_names(control, ["a", "b"], order=order)
+    assert control.value == "b"
+    base.offer_names(control, ["c", "d"], order=order)
+    assert control.value == "c"
+    base.offer_names(control, ["a"], order=order)
+    assert control.value == "a"
 
 
 # --- what each of them says
@@ -522,6 +542,18 @@ def test_bad_arrays_raise_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_in_bars_cover_lines_and_leave_out_what_has_no_room():
+    ax = a_panel()
+    figures.plot_budget(
+        np.array([[6.0, 0.5], [0.0, 6.5]]), names=["a", "b"], parts=["c", "d"], limits={"e": 9.0}, unit="", ax=ax
+    )
+    explore.keep_numbers_readable(ax, narrow=0.1)
+    assert [text.get_text() for text in ax.texts] == ["6", "", "", "6.5"]
+    for text, bar in ((ax.texts[0], ax.containers[0][0]), (ax.texts[3], ax.containers[1][1])):
+        assert text.get_bbox_patch().get_facecolor() == bar.get_facecolor()
+        assert text.get_zorder() > ax.lines[0].get_zorder()
 
 
 def test_a_bare_figure_is_as_wide_as_the_page_and_unknown_to_pyplot():

@@ -31,6 +31,10 @@ def traffic(ax=None):
     return figures.plot_traffic(RANKS, RECEIVED, names=["tensors", "experts", "layers"], unit="KiB", ax=ax)
 
 
+def received(ax=None):
+    return figures.plot_received([4.0, 0.0, 1500.5], names=["layers", "b", "c"], chosen="c", unit="KiB", ax=ax)
+
+
 def drawn(ax):
     """Cell (row, column) -> the colours of its rectangles, from the top."""
     cells = {}
@@ -76,8 +80,20 @@ def test_traffic_is_drawn_where_it_is_known():
     assert list(ax.get_xticks()) == RANKS
 
 
-def test_traffic_draws_where_it_is_told():
-    check_drawn_in_place(traffic)
+def test_what_is_received_has_its_number_and_the_chosen_way_its_colour():
+    ax = received()
+    assert [bar.get_width() for bar in ax.containers[0]] == [4.0, 0.0, 1500.5]
+    assert [text.get_text() for text in ax.texts] == ["4", "0", "1,500"]  # half to even
+    assert [to_hex(bar.get_facecolor()) for bar in ax.containers[0]] == [style.FADED, style.FADED, style.PREDICTED]
+    assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["normal", "normal", "bold"]
+    assert ax.yaxis_inverted()
+    none = figures.plot_received([0.0], names=["a"], chosen="a", unit="KiB")
+    assert none.get_xlim() == (0, 1)
+
+
+@pytest.mark.parametrize("plot", [traffic, received])
+def test_what_crosses_is_drawn_where_it_is_told(plot):
+    check_drawn_in_place(plot)
 
 
 def test_no_text_leaves_the_figure_or_covers_another():
@@ -85,9 +101,9 @@ def test_no_text_leaves_the_figure_or_covers_another():
     legend = axes[0].figure.legends[0].get_texts()
     check_whole(axes[0], lambda ax: [ax.title, ax.xaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels(), *legend])
     check_apart([*(ax._left_title for ax in axes), *legend, *(ax.xaxis.label for ax in axes)])
-    ax = traffic()
-    check_whole(ax, lambda ax: [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()])
-    check_apart(ax.get_legend().get_texts())
+    for ax in (traffic(), received()):
+        check_whole(ax, lambda ax: [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()])
+        check_apart([*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +126,8 @@ def test_no_text_leaves_the_figure_or_covers_another():
             r"received has shape \(3, 3\): expected \(1, 3\)",
         ),
         (lambda: figures.plot_traffic(RANKS, 0 * RECEIVED, names=list("abc"), unit=""), "an amount is 0, negative"),
+        (lambda: figures.plot_received([1.0], names=["a"], chosen="b", unit=""), "chosen is 'b': expected one of a"),
+        (lambda: figures.plot_received([-1.0], names=["a"], chosen="a", unit=""), "an amount is negative"),
         (lambda: figures.plot_traffic([2], np.ones((5, 1)), names=list("abcde"), unit=""), "5 ways: expected at most"),
     ],
 )

@@ -52,7 +52,23 @@ def by_rank(ax=None):
     return figures.plot_ranks(RANKS, SHARES, SHARES - 0.05, SHARES + 0.01, unit="right, %", ax=ax)
 
 
-PLOTS = pytest.mark.parametrize("plot", [labels, adapter, amounts, training, before_after, by_rank])
+def choice(chosen, ax=None):
+    return figures.plot_rank_choice(
+        RANKS, SHARES, SHARES - 0.05, SHARES + 0.01, chosen=chosen, offered=(1, 2, 4, 8, 16, 32, 64), unit="", ax=ax
+    )
+
+
+def measured_choice(ax=None):
+    return choice(8, ax)
+
+
+def unmeasured_choice(ax=None):
+    return choice(64, ax)
+
+
+PLOTS = pytest.mark.parametrize(
+    "plot", [labels, adapter, amounts, training, before_after, by_rank, measured_choice, unmeasured_choice]
+)
 
 
 def test_tokens_stand_in_reading_order_and_those_that_count_are_filled():
@@ -123,6 +139,25 @@ def test_shares_by_rank_are_per_cent_with_their_intervals():
     assert ax.get_ylim() == (0, 104)
 
 
+@pytest.mark.parametrize("chosen", RANKS)
+def test_the_chosen_rank_is_ringed_where_it_was_measured(chosen):
+    ax = choice(chosen)
+    upright, ring = ax.lines[-2:]
+    assert upright.get_xdata()[0] == ring.get_xdata()[0] == chosen
+    assert ring.get_ydata()[0] == 100 * SHARES[RANKS.index(chosen)]
+    assert not ax.texts
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+@pytest.mark.parametrize("chosen", [4, 64])
+def test_a_rank_without_a_measurement_is_marked_with_words(chosen):
+    ax = choice(chosen)
+    assert ax.lines[-1].get_xdata()[0] == chosen
+    assert len(ax.lines) == len(by_rank().lines) + 1
+    [words] = ax.texts
+    assert (words.get_text(), words.xy[0]) == ("not measured", chosen)
+
+
 @PLOTS
 def test_no_text_leaves_the_figure_or_covers_another(plot):
     ax = plot()
@@ -155,6 +190,7 @@ def test_plots_draw_where_they_are_told(plot):
             r"shape \(1, 3\): expected \(2, 3\)",
         ),
         (lambda: figures.plot_ranks(RANKS, SHARES, SHARES, SHARES - 0.1, unit=""), "a mean lies outside its interval"),
+        (lambda: choice(3), "chosen is 3: expected one of 1, 2, 4, 8"),
         (lambda: figures.plot_ranks(RANKS, 2 * SHARES, SHARES, 2 * SHARES, unit=""), r"a share is 1\.96"),
     ],
 )

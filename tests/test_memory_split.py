@@ -16,6 +16,7 @@ from mistral_lab.memory import (
     kv_cache_bytes,
     plan,
     split_evenly,
+    traffic_bytes,
     weight_parts,
     weights_by_device,
 )
@@ -121,6 +122,45 @@ def test_with_layers_of_unequal_number_the_first_device_is_the_fullest():
     made = plan(MIXTRAL, precision="bfloat16", context=8, device_bytes=GIB, devices=3, split="layers")
     first = weights_by_device(MIXTRAL, "bfloat16", devices=3, split="layers")[0]
     assert made.weights_bytes == sum(part.total for part in first.values())
+
+
+def sent_by_hand(config, devices, split):
+    """Values that arrive for a token, sent one by one."""
+    arrived = [0] * devices
+    if split == "layers":
+        for device in range(1, devices):  # from the one before
+            arrived[device] += config.dim
+    elif split == "experts":
+        for layer in range(config.n_layers):
+            for choice in range(config.num_experts_per_tok):
+                owner = (5 * layer + 3 * choice) % devices  # whichever it is
+                for device in set(range(devices)) - {owner}:
+                    arrived[device] += config.dim
+    else:
+        sums = 1 + 2 * config.n_layers
+        for _ in range(sums):
+            for _ in range(2 * (devices - 1)):  # turns of a ring: partial sums round, then whole ones
+                arrived = [before + config.dim // devices for before in arrived]
+        for device in range(devices):
+            arrived[device] += (devices - 1) * config.vocab_size // devices
+    return sum(arrived)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("width", [2, 4])
+def test_traffic_is_what_arrives_when_everything_is_sent_one_by_one(split, devices, width):
+    for config in (MIXTRAL, replace(MIXTRAL, num_experts_per_tok=3), *([MISTRAL] if split != "experts" else [])):
+        received = traffic_bytes(config, devices=devices, split=split, bytes_per_value=width)
+        assert received == width * sent_by_hand(config, devices, split)
+
+
+def test_one_device_receives_nothing_and_an_impossible_split_has_no_traffic():
+    assert traffic_bytes(MIXTRAL, devices=1, split=None) == 0
+    with pytest.raises(ValueError, match="n_kv_heads is 8: expected a multiple of the 3 devices"):
+        traffic_bytes(MIXTRAL, devices=3, split="tensors")
+    with pytest.raises(ValueError, match="bytes_per_value is 0: expected at least 1"):
+        traffic_bytes(MIXTRAL, devices=2, split="layers", bytes_per_value=0)
 
 
 @pytest.mark.parametrize(

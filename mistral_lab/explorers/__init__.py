@@ -3,12 +3,15 @@
 from .base import Explorer
 from .experts import routed_text
 from .four_bits import four_bits
+from .machines import split_model
 from .prediction import guesses_by_layer, next_token
 from .sizes import head_groups, memory_plan
+from .tuning import adapter_rank
 from .windows import mask_and_reach, ring_cache
 
 __all__ = [
     "Explorer",
+    "adapter_rank",
     "four_bits",
     "guesses_by_layer",
     "head_groups",
@@ -17,4 +20,5 @@ __all__ = [
     "next_token",
     "ring_cache",
     "routed_text",
+    "split_model",
 ]

@@ -126,6 +126,25 @@ def offer_choices(control: widgets.SelectionSlider, options: Sequence[int]) -> N
     control.value = max((option for option in options if option <= chosen), default=options[0])
 
 
+def offer_names(control: widgets.Dropdown, options: Sequence[str], *, order: Sequence[str]) -> None:
+    """Offer these names; where the chosen one is none of them, choose the nearest to it in the order of all."""
+    place = order.index(control.value)
+    control.options = options
+    control.value = min(options, key=lambda option: abs(order.index(option) - place))
+
+
+def binary_unit(most: int) -> tuple[str, int]:
+    """The largest unit of which there is at least one, and its bytes."""
+    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    return next(((unit, size) for unit, size in units.items() if most >= size), ("bytes", 1))
+
+
+def bytes_text(amount: int) -> str:
+    """An amount in its unit, in four digits."""
+    unit, size = binary_unit(amount)
+    return f"{amount / size:,.4g} {unit}"
+
+
 FULL = {"description_width": "initial"}
 WIDE = {"width": "24em"}
 

@@ -8,7 +8,7 @@ from ..config import PRESETS
 from ..figures import bare_figure, plot_budget, plot_head_groups, plot_parameters
 from ..figures.style import legend_above
 from ..memory import DEVICES, PRECISIONS, kv_cache_bytes, nearest_fit, plan
-from .base import Explorer, choice_list, choice_slider, count_slider, offer_choices
+from .base import Explorer, binary_unit, bytes_text, choice_list, choice_slider, count_slider, offer_choices
 
 HEADS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 WIDTHS = (32, 64, 96, 128, 256)
@@ -34,14 +34,14 @@ def head_groups() -> Explorer:
         scheme = "multi-head" if K == H else "multi-query" if K == 1 else "grouped-query"
         figure, axes = bare_figure(2, 1, height_in=4.0, heights=[1, 1])
         plot_head_groups(np.repeat(np.arange(K), H // K), scheme=scheme, ax=axes[0, 0])
-        unit, size = _unit(max(caches))
+        unit, size = binary_unit(max(caches))
         halves = [[cache / 2 / size] * 2 for cache in caches]
         plot_parameters(halves, models=BARS, parts=["keys", "values"], unit=f"cache, {unit}", ax=axes[1, 0])
         fewer = "as much as" if K == H else f"{H // K} times less than"
         return figure, (
             f"{scheme.capitalize()} attention with H = {H} and K = {K}: a key and value head serves {H // K} query "
             f"head{'s' * (H > K)}. With D = {D}, L = {layers} and {context:,} tokens the cache takes "
-            f"{_text(caches[0])} at 16 bits a value, {fewer} multi-head attention."
+            f"{bytes_text(caches[0])} at 16 bits a value, {fewer} multi-head attention."
         )
 
     controls = {
@@ -95,14 +95,3 @@ def memory_plan() -> Explorer:
         "card": choice_list("card", "RTX 4090", list(DEVICES)),
     }
     return Explorer(controls, view, adapt=adapt)
-
-
-def _unit(most: int) -> tuple[str, int]:
-    """The largest unit of which there is at least one."""
-    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
-    return next(((unit, size) for unit, size in units.items() if most >= size), ("bytes", 1))
-
-
-def _text(amount: int) -> str:
-    unit, size = _unit(amount)
-    return f"{amount / size:,.4g} {unit}"

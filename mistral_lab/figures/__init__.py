@@ -5,6 +5,7 @@ from .experts import plot_balance, plot_loads, plot_repeats, plot_route, plot_to
 from .explore import (
     bare_figure,
     drawable,
+    keep_numbers_readable,
     plot_code_shares,
     plot_coloured_tokens,
     plot_expert_loads,
@@ -26,10 +27,18 @@ from .four_bits import (
 )
 from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
 from .layers import plot_added, plot_block, plot_part_times, plot_stream
-from .machines import plot_placement, plot_traffic
+from .machines import plot_placement, plot_received, plot_traffic
 from .model import plot_next_tokens, plot_parameters, plot_times
 from .style import COLOURS, WIDTH_IN, new_figure, show
-from .tuning import plot_adapter, plot_before_after, plot_bytes, plot_labels, plot_ranks, plot_training
+from .tuning import (
+    plot_adapter,
+    plot_before_after,
+    plot_bytes,
+    plot_labels,
+    plot_rank_choice,
+    plot_ranks,
+    plot_training,
+)
 from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_slots
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "WIDTH_IN",
     "bare_figure",
     "drawable",
+    "keep_numbers_readable",
     "new_figure",
     "plot_adapter",
     "plot_added",
@@ -72,7 +82,9 @@ __all__ = [
     "plot_placement",
     "plot_positions",
     "plot_quantiles",
+    "plot_rank_choice",
     "plot_ranks",
+    "plot_received",
     "plot_repeats",
     "plot_ring",
     "plot_rounded_block",

@@ -269,6 +269,21 @@ def plot_expert_loads(load: np.ndarray, *, ax: Axes) -> Axes:
     return ax
 
 
+def keep_numbers_readable(ax: Axes, *, narrow: float) -> None:
+    """Keep the numbers in stacked bars readable where lines cross them, and leave out those that have no room.
+
+    Args:
+        ax: of `plot_budget` or `plot_parameters`.
+        narrow: a segment of a smaller share of the axis has no room for its number.
+    """
+    bars = [bar for container in ax.containers for bar in container]
+    for bar, number in zip(bars, ax.texts, strict=True):
+        if bar.get_width() < narrow * ax.get_xlim()[1]:
+            number.set_text("")
+        elif number.get_text():
+            number.set_bbox({"facecolor": bar.get_facecolor(), "edgecolor": "none", "pad": 1})
+
+
 def drawable(text: str) -> str:
     """The text as it can be drawn: line breaks and what the font lacks as escapes, and not too long.
 

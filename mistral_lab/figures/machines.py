@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, STYLE, decade_axis, legend_above, new_figure
+from .style import COLOURS, FADED, PREDICTED, STYLE, as_amounts, decade_axis, legend_above, new_figure
 
 FIRST, SECOND, BOTH = COLOURS[4], COLOURS[9], COLOURS[7]
 WAYS = (COLOURS[5], COLOURS[6], COLOURS[8], COLOURS[3])
@@ -105,4 +106,35 @@ def plot_traffic(
     ax.set(xlabel="ranks", ylabel=unit)
     ax.grid(axis="y")
     legend_above(ax, columns=len(names))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_received(
+    received: np.ndarray, *, names: Sequence[str], chosen: str, unit: str, ax: Axes | None = None
+) -> Axes:
+    """Draw what each way is predicted to bring to a device, a bar a way with its number, one of them in colour.
+
+    Args:
+        received: (ways,), in `unit`.
+        names: of the ways, the first on top.
+        chosen: the one in colour.
+        unit: the label of the axis.
+    """
+    received = as_amounts(received, (len(names),))
+    if chosen not in names:
+        raise ValueError(f"chosen is {chosen!r}: expected one of {', '.join(names)}")
+    ax = new_figure(height_in=1.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
+    bars = ax.barh(
+        names, received, height=0.62, color=[PREDICTED if name == chosen else FADED for name in names], linewidth=0
+    )
+    ax.bar_label(bars, [f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}" for amount in received], padding=4)
+    ax.get_yticklabels()[list(names).index(chosen)].set_fontweight("bold")
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, 1.5 * received.max() or 1)  # room for the longest bar's number
+    ax.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))  # a number at the end could leave the picture
+    ax.xaxis.set_major_formatter("{x:,g}")
+    ax.set_xlabel(unit)
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
     return ax

@@ -226,3 +226,41 @@ def plot_ranks(
     ax.set_ylabel(unit)
     ax.grid(axis="y")
     return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_rank_choice(
+    ranks: Sequence[int],
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    *,
+    chosen: int,
+    offered: Sequence[int],
+    unit: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what `plot_ranks` draws, and mark one rank: in a ring where it was measured, else with the words that it
+    was not.
+
+    Args:
+        ranks, means, lows, highs, unit: as in `plot_ranks`.
+        chosen: the rank to mark, one of those offered.
+        offered: rising; the axis shows them all.
+    """
+    if chosen not in offered:
+        raise ValueError(f"chosen is {chosen}: expected one of {', '.join(map(str, offered))}")
+    ax = plot_ranks(ranks, means, lows, highs, unit=unit, ax=ax)
+    doubling_axis(ax, offered)
+    ax.set_xlim(offered[0] / 1.3, offered[-1] * 1.3)
+    measured = chosen in ranks
+    ax.axvline(chosen, color=INK, linewidth=1.2, linestyle="--" if measured else ":", zorder=0)
+    if measured:
+        height = 100 * means[list(ranks).index(chosen)]
+        ax.plot(chosen, height, "o", markersize=14, color=INK, fillstyle="none", clip_on=False)
+    else:
+        ax.annotate(
+            "not measured", (chosen, 4), xytext=(-4, 0), textcoords="offset points", rotation=90, ha="right",
+            va="bottom",
+        )  # fmt: skip
+    return ax

@@ -1,4 +1,4 @@
-"""What each of several devices holds, for the three ways to cut a model into pieces."""
+"""What each of several devices holds, and what they receive, for the three ways to cut a model into pieces."""
 
 from dataclasses import replace
 
@@ -85,6 +85,45 @@ def cache_by_device(
     elif split == "tensors":
         shares = [replace(config, n_heads=config.n_heads // devices, n_kv_heads=config.n_kv_heads // devices)] * devices
     return [kv_cache_bytes(share, tokens, batch=batch, bytes_per_value=bytes_per_value) for share in shares]
+
+
+def traffic_bytes(config: ModelConfig, *, devices: int, split: str | None, bytes_per_value: int = 2) -> int:
+    """Bytes that all devices together receive for a token; a device receives one R-th of it on average.
+
+    Equation, for R devices, L layers, d the width of the residual stream, A experts a token, V the vocabulary and b
+    bytes a value:
+
+        layers   (R - 1) · d·b                    the stream goes on to every device but the first
+        experts  (R - 1) · L·A·d·b                each answer goes to every device but its own
+        tensors  (R - 1) · ((2L + 1)·2d + V)·b    in a ring: all-reduces of the embedding, of attention and of the
+                                                  feed-forward network of each layer; an all-gather of the logits
+
+    Source: arXiv:1909.08053, section 3 (two sums a layer); Patarasu and Yuan, "Bandwidth optimal all-reduce
+    algorithms", 2009 (the ring); `mistral_lab.distributed`, whose `Traffic` counts it, for experts.
+
+    Args:
+        devices, split: as in `weights_by_device`.
+        bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
+
+    Returns:
+        bytes of activations. What a program sends beside them, such as the angles of rotary positions that
+        `device_map` hands to every layer, is not counted.
+
+    >>> from mistral_lab.config import PRESETS
+    >>> mixtral = PRESETS["mixtral-8x7b-v0.1"]
+    >>> [traffic_bytes(mixtral, devices=2, split=split) // 2**10 for split in SPLITS]
+    [8, 512, 1102]
+    """
+    _check(config, devices, split)
+    check_count("bytes_per_value", bytes_per_value)
+    if devices == 1:
+        return 0
+    values = {
+        "layers": config.dim,
+        "experts": config.n_layers * (config.num_experts_per_tok or 1) * config.dim,
+        "tensors": (2 * config.n_layers + 1) * 2 * config.dim + config.vocab_size,
+    }
+    return (devices - 1) * values[split] * bytes_per_value
 
 
 def _some_layers(config: ModelConfig, precision: str, device: int, devices: int) -> dict[str, WeightBytes]:

@@ -1,4 +1,4 @@
-"""`python -m mistral_lab.training`: train the bundled models, trace the router, measure, write the model card."""
+"""`python -m mistral_lab.training`: train the bundled models, trace the router, try ranks, measure, write the card."""
 
 import argparse
 import json
@@ -19,6 +19,7 @@ from ..measure import processor
 from . import card
 from .corpus import KINDS
 from .evaluation import held_out
+from .ranks import as_json, measure_ranks
 from .recipes import RECIPES, SHAPE, TRACES, Recipe
 from .tokenizer import train_tokenizer
 from .traces import LoadTrace
@@ -65,7 +66,7 @@ def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
 def main(arguments: list[str] | None = None) -> None:
     """Train what is asked for, then measure both models and write the card."""
     parser = argparse.ArgumentParser(prog="python -m mistral_lab.training", description=__doc__)
-    parser.add_argument("--only", choices=[*RECIPES, "traces", "card"], help="do one part (default: all)")
+    parser.add_argument("--only", choices=[*RECIPES, "traces", "ranks", "card"], help="do one part (default: all)")
     parser.add_argument(
         "--work", type=Path, default=Path("build/training"), help="where checkpoints go (default: %(default)s)"
     )
@@ -88,6 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
             with TemporaryDirectory() as folder:  # minutes long: an interrupted one starts again
                 train(recipe, tokenizer, Path(folder), callbacks=[trace], save_steps=recipe.steps)
             write_whole(BUNDLED / "traces" / f"{name}.json", trace.as_json())
+    if options.only in (None, "ranks"):
+        (BUNDLED / "traces").mkdir(exist_ok=True)
+        write_whole(BUNDLED / "traces" / "ranks.json", as_json(measure_ranks()))  # minutes, too
     if options.only in (None, "card"):
         write_whole(BUNDLED / "README.md", card.render(card.measure(BUNDLED), json.loads(runs.read_text())))
 
