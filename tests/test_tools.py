@@ -1,5 +1,6 @@
 """The commands behind `make lessons`, `make outputs` and `make address`."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -148,9 +149,12 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("01_trial.ipynb", "old")]
 
 
-def test_the_set_up_cell_installs_two_packages_and_nothing_they_depend_on():
-    installs = re.findall(r"%pip install (.*)", template.setup_source("https://github.com/a/b"))
-    assert installs == ["--quiet --no-deps git+https://github.com/a/b", "--quiet --no-deps bitsandbytes"]
+def test_the_set_up_cell_installs_three_packages_and_nothing_they_depend_on(monkeypatch):
+    ran = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # a machine that has none of them
+    source = re.sub(r"%pip install (.*)", r"ran.append(f'\1')", template.setup_source("https://github.com/a/b"))
+    exec(source, {"ran": ran})
+    assert ran == [f"--quiet --no-deps {name}" for name in ("git+https://github.com/a/b", "bitsandbytes", "peft")]
 
 
 @pytest.mark.parametrize(
