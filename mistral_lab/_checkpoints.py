@@ -24,7 +24,8 @@ PINNED = dict(ALIASES.values())
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Mistral's own format (consolidated*) lies beside the same weights and would double the download.
-WANTED, UNWANTED = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"], ["consolidated*", "*/*"]
+WANTED = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*", "NOTICE*"]
+UNWANTED = ["consolidated*", "*/*"]
 
 
 @dataclass(frozen=True)

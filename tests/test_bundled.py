@@ -13,6 +13,7 @@ from mistral_lab.loading import load
 from mistral_lab.training import evaluation
 from mistral_lab.training.__main__ import BUNDLED
 from mistral_lab.training.recipes import RECIPES
+from mistral_lab.training.trainer import export
 
 NAMES = list(RECIPES)
 
@@ -48,6 +49,19 @@ def test_is_small_safe_and_shaped_as_promised(name):
     assert config.n_heads > config.n_kv_heads > 1
     assert config.sliding_window == {"tiny-mistral": 64, "tiny-mixtral": None}[name]
     assert config.num_experts == {"tiny-mistral": None, "tiny-mixtral": 8}[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_licence_lies_beside_the_weights_and_stays_when_they_are_trained_again(name, tmp_path):
+    licence = (BUNDLED / name / "LICENSE").read_bytes()
+    assert licence == (BUNDLED.parents[1] / "LICENSE").read_bytes()
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "LICENSE").write_bytes(licence)
+    loaded = load(name)
+    export(loaded.model, loaded.tokenizer, folder)
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "LICENSE").read_bytes() == licence
 
 
 @pytest.mark.parametrize("name", NAMES)

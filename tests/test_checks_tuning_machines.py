@@ -237,7 +237,7 @@ def test_answer_labels_are_those_of_the_lab(capsys):
         def tokenizer(text, add_special_tokens=True):  # a token is a number
             return SimpleNamespace(input_ids=list(map(int, text.split())))
 
-        tokenizer.eos_token_id = end
+        tokenizer.eos_token_id, tokenizer.all_special_tokens = end, []
         example = finetune.Example(*(" ".join(map(str, tokens)) for tokens in (prompt, answer)))
         row = finetune.tokenise(tokenizer, example, max_tokens=100)
         return row["input_ids"], row["labels"]

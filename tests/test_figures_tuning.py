@@ -98,6 +98,31 @@ def test_an_adapter_is_drawn_to_scale():
     assert to_hex(A.get_facecolor()) == to_hex(B.get_facecolor()) != to_hex(W.get_facecolor())
 
 
+@pytest.mark.parametrize("sides", [(256, 128, 8), (4, 4, 1000), (64, 2560, 128)])
+def test_an_adapter_reads_as_its_formula_and_is_whole_at_any_rank(sides):
+    ax = figures.plot_adapter(*sides)
+    middles = [box.get_y() + box.get_height() / 2 for box in ax.patches]
+    assert middles == [0, 0, 0]
+    W, B, A = ax.patches
+    assert A.get_x() - (B.get_x() + B.get_width()) < B.get_x() - (W.get_x() + W.get_width())  # A and B belong together
+    signs = [text for text in ax.texts if text.get_position()[1] == 0 and ":" not in text.get_text()]
+    assert ["alpha" in sign.get_text() for sign in signs] == [True, False]
+    for box in ax.patches:
+        assert ax.get_xlim()[0] < box.get_x() < box.get_x() + box.get_width() < ax.get_xlim()[1]
+        assert ax.get_ylim()[0] < box.get_y() < box.get_y() + box.get_height() < ax.get_ylim()[1]
+    check_whole(ax, lambda ax: ax.texts)
+
+
+def test_a_long_token_is_cut():
+    ax = figures.plot_labels(["x" * 40, "y" * 41, "\u672a" * 20], [True, True, False])
+    assert [text.get_text() for text in ax.texts] == [
+        f"'{'x' * 40}'",
+        f"'{'y' * 39}…'",
+        "'" + (r"\u672a" * 7)[:39] + "…'",
+    ]
+    assert all(box.get_x() + box.get_width() <= tuning.WIDTH for box in ax.patches)
+
+
 def test_bytes_stand_in_megabytes_and_the_unmeasured_is_left_blank():
     ax = amounts()
     predicted, measured = (np.ma.filled(points.get_offsets(), np.nan) for points in ax.collections)
@@ -189,6 +214,19 @@ def test_plots_draw_where_they_are_told(plot):
             lambda: figures.plot_before_after(MEANS[:1], MEANS, MEANS, rows=KINDS, times=["a", "b"], unit=""),
             r"shape \(1, 3\): expected \(2, 3\)",
         ),
+        (
+            lambda: figures.plot_before_after(MEANS, MEANS, MEANS, rows=KINDS, times=["a"], unit=""),
+            "times has 1 names: expected two",
+        ),
+        (
+            lambda: figures.plot_before_after([[1, 2, 3], [1, 2]], MEANS, MEANS, rows=KINDS, times=["a", "b"], unit=""),
+            "a row of numbers has 2 of them: expected 3, one for each name",
+        ),
+        (
+            lambda: figures.plot_ranks((1, 8, 2, 32), SHARES, SHARES, SHARES, unit=""),
+            "ranks are 1, 8, 2, 32: expected them rising",
+        ),
+        (lambda: figures.plot_ranks((1, 2, 2, 32), SHARES, SHARES, SHARES, unit=""), "expected them rising"),
         (lambda: figures.plot_ranks(RANKS, SHARES, SHARES, SHARES - 0.1, unit=""), "a mean lies outside its interval"),
         (lambda: choice(3), "chosen is 3: expected one of 1, 2, 4, 8"),
         (lambda: figures.plot_ranks(RANKS, 2 * SHARES, SHARES, 2 * SHARES, unit=""), r"a share is 1\.96"),

@@ -25,6 +25,7 @@ from .style import (
 
 LEARNT = COLOURS[2]  # what counts in the loss, and what is trained
 WIDTH, ROW, GAP = 100.0, 1.0, 0.8  # of the page of tokens, in characters and lines
+LONGEST = 40  # characters that are shown of a token, in its quotes
 MARKERS = "os"
 
 
@@ -33,13 +34,13 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
     """Draw the tokens of an example as boxes in reading order, those that the loss counts filled.
 
     Args:
-        tokens: the text of each, in quotes; what the font cannot draw as escapes.
+        tokens: the text of each, in quotes; what the font cannot draw as escapes, what is long cut.
         counted: (tokens,) bool.
     """
     counted = np.asarray(counted, bool)
     if counted.shape != (len(tokens),) or not len(tokens):
         raise ValueError(f"counted has shape {counted.shape}: expected ({len(tokens)},), one for each of some tokens")
-    labels = [_quoted(token) for token in tokens]
+    labels = [_shortened(_quoted(token)) for token in tokens]
     places, left, line = [], 0.0, 0
     for label in labels:
         width = len(label) + 2.0
@@ -63,6 +64,10 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
     return ax
 
 
+def _shortened(label: str) -> str:
+    return label if len(label) <= LONGEST + 2 else f"{label[:LONGEST]}…{label[-1]}"
+
+
 def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
     """Whether the box that is drawn next is the first of its kind, which names it in the legend."""
     return len(ax.patches) == int(np.flatnonzero(counted == learnt)[0])
@@ -70,27 +75,34 @@ def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
 
 @mpl.rc_context(STYLE)
 def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
-    """Draw a frozen matrix and, beside it, the two of its adapter, all to one scale.
+    """Draw a frozen matrix and, beside it, the two of its adapter with the number that scales them: W + (α / r) · B A.
+
+    All sides are to one scale, and the three stand at one height.
 
     Args:
         rows, columns: of the frozen matrix: its outputs and inputs.
-        rank: columns of B and rows of A.
+        rank: columns of B and rows of A; it may be larger than the sides of the matrix.
     """
     if min(rows, columns, rank) < 1:
         raise ValueError(f"a side is below 1: rows {rows}, columns {columns}, rank {rank}")
     ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
-    space = 0.28 * max(rows, columns)
+    space, tall = 0.32 * max(rows, columns, rank), max(rows, rank)
+    left_B = columns + 1.6 * space
+    left_A = left_B + rank + space
     for left, width, height, colour, label in (
         (0, columns, rows, FADED, f"W: {rows:,} × {columns:,}\nfour bits, frozen"),
-        (columns + space, rank, rows, LEARNT, f"B: {rows:,} × {rank}\ntrained"),
-        (columns + rank + 2 * space, columns, rank, LEARNT, f"A: {rank} × {columns:,}\ntrained"),
+        (left_B, rank, rows, LEARNT, f"B: {rows:,} × {rank:,}\ntrained"),
+        (left_A, columns, rank, LEARNT, f"A: {rank:,} × {columns:,}\ntrained"),
     ):
-        ax.add_patch(Rectangle((left, -height), width, height, facecolor=colour, edgecolor=INK, linewidth=0.8))
-        ax.text(left + width / 2, -height - 0.05 * rows, label, ha="center", va="top", fontsize=10)
-    for left, sign in ((columns + space / 2, "+"), (columns + rank + 1.5 * space, "×")):
-        ax.text(left, -rows / 2, sign, ha="center", va="center", fontsize=14)
-    ax.set_xlim(-0.05 * columns, 2.05 * columns + rank + 2 * space)
-    ax.set_ylim(-1.4 * rows, 0.05 * rows)
+        ax.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor=INK, linewidth=0.8))
+        ax.annotate(
+            label, (left + width / 2, -height / 2), xytext=(0, -7), textcoords="offset points", ha="center", va="top",
+            fontsize=10,
+        )  # fmt: skip
+    for place, sign in ((columns + 0.8 * space, r"$+\ \dfrac{\alpha}{r}\ \cdot$"), (left_A - space / 2, "×")):
+        ax.text(place, 0, sign, ha="center", va="center", fontsize=14)
+    ax.set_xlim(-0.05 * left_A, left_A + columns + 0.05 * left_A)
+    ax.set_ylim(-0.9 * tall, 0.55 * tall)
     ax.set_aspect("equal")
     ax.set_axis_off()
     return ax
@@ -172,6 +184,10 @@ def plot_before_after(
         times: names of the two.
         unit: the label of the axis.
     """
+    if len(times) != 2:
+        raise ValueError(f"times has {len(times)} names: expected two")
+    if wrong := {len(values) for table in (means, lows, highs) for values in table} - {len(rows)}:
+        raise ValueError(f"a row of numbers has {min(wrong)} of them: expected {len(rows)}, one for each name")
     means, lows, highs = (as_amounts(values, (2, len(rows))) for values in (means, lows, highs))
     if (lows > means).any() or (means > highs).any():
         raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
@@ -210,6 +226,8 @@ def plot_ranks(
         means, lows, highs: (ranks,), from 0 to 1.
         unit: the label of the upright axis, in %.
     """
+    if list(ranks) != sorted(set(ranks)):
+        raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected them rising")
     means, lows, highs = (as_amounts(values, (len(ranks),)) for values in (means, lows, highs))
     if (lows > means).any() or (means > highs).any():
         raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")

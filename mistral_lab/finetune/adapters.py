@@ -1,6 +1,5 @@
-"""Low-rank adapters beside four-bit matrices: put on, saved, and loaded on the model they belong to."""
+"""Low-rank adapters beside four-bit matrices: where they go, and how they are put on."""
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,12 @@ from pathlib import Path
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 
+from .._checkpoints import locate
 from .._checks import check_count
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSE, EXPERTS = ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3")
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 
 def target_names(config, targets: str | Sequence[str]) -> tuple[str, ...]:
@@ -25,7 +23,8 @@ def target_names(config, targets: str | Sequence[str]) -> tuple[str, ...]:
 
     Args:
         config: a ModelConfig.
-        targets: "attention"; "all", which adds the feed-forward network or every expert; or names of matrices.
+        targets: "attention"; "all", which adds the feed-forward network or every expert; or names of matrices, each
+            of which counts once.
 
     >>> from mistral_lab.config import PRESETS
     >>> target_names(PRESETS["mixtral-8x7b-v0.1"], "all")
@@ -36,7 +35,7 @@ def target_names(config, targets: str | Sequence[str]) -> tuple[str, ...]:
     known = ATTENTION + (EXPERTS if config.num_experts else DENSE)
     if targets == "all":
         return known
-    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    names = (targets,) if isinstance(targets, str) else tuple(dict.fromkeys(targets))
     for name in names:
         if name not in known:
             raise ValueError(
@@ -74,9 +73,7 @@ def add_adapter(loaded, *, rank: int = 8, targets: str | Sequence[str] = "attent
     """
     check_count("rank", rank)
     names = target_names(loaded.config, targets)
-    if isinstance(loaded.model, peft.PeftModel):
-        raise ValueError(f"{loaded.name} has an adapter already: load the model again for another one")
-    _check_separate_experts(loaded, names)
+    check_can_take_adapter(loaded, names)
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
@@ -87,57 +84,8 @@ def add_adapter(loaded, *, rank: int = 8, targets: str | Sequence[str] = "attent
     with torch.random.fork_rng(devices), separate_experts(loaded.model):
         torch.manual_seed(seed)
         model = peft.get_peft_model(loaded.model, settings)
-    settings.base_model_name_or_path = loaded.name  # not the folder it lies in, which names one machine
-    _check_complete(loaded, model, names)
-    return replace(loaded, model=model.eval())
-
-
-def save_adapter(loaded, folder: str | os.PathLike) -> int:
-    """Write the adapter alone, as PEFT does: the name of its model, and A and B of every matrix.
-
-    Args:
-        loaded: of `add_adapter` or `load_adapter`.
-        folder: made where it is missing.
-
-    Returns:
-        bytes of the weights file.
-    """
-    _check_adapted(loaded)
-    loaded.model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub about the vocabulary
-    Path(folder, "README.md").unlink(missing_ok=True)  # a form with nothing filled in
-    return Path(folder, WEIGHTS).stat().st_size
-
-
-def load_adapter(loaded, folder: str | os.PathLike):
-    """Put a saved adapter on the model that it was trained with.
-
-    Args:
-        loaded: of `load(..., bits=4)`, without an adapter; its model is changed in place.
-        folder: of `save_adapter`.
-
-    Returns:
-        the same, with a `peft.PeftModel` as its model; it can be trained further.
-
-    Raises:
-        FileNotFoundError: no adapter in the folder.
-        ValueError: an adapter for another model, by its name or by the shape of a matrix.
-    """
-    folder = Path(folder)
-    for file in (SETTINGS, WEIGHTS):
-        if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder} has no {file}: expected a folder that save_adapter wrote")
-    if isinstance(loaded.model, peft.PeftModel):
-        raise ValueError(f"{loaded.name} has an adapter already: load the model again for another one")
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    owner = settings.get("base_model_name_or_path")
-    if owner != loaded.name:
-        raise ValueError(f"the adapter in {folder} was trained for {owner}, and this is {loaded.name}")
-    names = target_names(loaded.config, sorted(settings["target_modules"]))
-    _check_separate_experts(loaded, names)
-    _check_shapes(loaded, folder)
-    with separate_experts(loaded.model):
-        model = peft.PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=True)
-    _check_complete(loaded, model, names)
+    settings.base_model_name_or_path = base_name(loaded)
+    check_complete(loaded, model, names)
     return replace(loaded, model=model.eval())
 
 
@@ -160,7 +108,19 @@ def separate_experts(model) -> Iterator[None]:
         del model.config.model_type  # the class has it
 
 
-def _check_separate_experts(loaded, names: Sequence[str]) -> None:
+def base_name(loaded) -> str:
+    """The name by which an adapter knows its model: of a folder the last part, because the rest names one machine."""
+    try:
+        path = locate(loaded.name).path
+    except (FileNotFoundError, ValueError):  # moved since it was loaded
+        path = Path(loaded.name)
+    return Path(os.path.abspath(path)).name if path else loaded.name
+
+
+def check_can_take_adapter(loaded, names: Sequence[str]) -> None:
+    """Refuse a model that has an adapter, even under the name that it had before, and experts that are fused."""
+    if _has_adapter(loaded.model):
+        raise ValueError(f"{loaded.name} has an adapter already: load the model again for another one")
     present = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
     if missing := [name for name in names if name not in present]:
         raise NotImplementedError(
@@ -169,32 +129,22 @@ def _check_separate_experts(loaded, names: Sequence[str]) -> None:
         )
 
 
-def _check_complete(loaded, model, names: Sequence[str]) -> None:
+def check_complete(loaded, model, names: Sequence[str]) -> None:
+    """Count what got an adapter: PEFT passes over what it does not find."""
     config = loaded.config
     expected = config.n_layers * sum(1 if name not in EXPERTS else config.num_experts for name in names)
     if len(adapted(model)) != expected:
         raise RuntimeError(f"{len(adapted(model))} matrices got an adapter, expected {expected}")
 
 
-def _check_adapted(loaded) -> None:
-    if not isinstance(loaded.model, peft.PeftModel):
-        raise ValueError(f"{loaded.name} has no adapter: add one with add_adapter, or load one with load_adapter")
+def check_adapted(loaded) -> None:
+    """Refuse a model without an adapter, and the name that a model had before it got one."""
+    if isinstance(loaded.model, peft.PeftModel):
+        return
+    if _has_adapter(loaded.model):
+        raise ValueError(f"this is {loaded.name} from before: use what add_adapter or load_adapter returned")
+    raise ValueError(f"{loaded.name} has no adapter: add one with add_adapter, or load one with load_adapter")
 
 
-def _check_shapes(loaded, folder: Path) -> None:
-    """Compare the width of every A, and the height of every B, with the matrix beside which they are to stand."""
-    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - a handle of safetensors is no dict
-            matrix, _, part = name.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".")
-            side = 1 if part == "lora_A" else 0
-            try:
-                module = loaded.model.get_submodule(matrix)
-            except AttributeError:
-                raise ValueError(f"the adapter in {folder} is for another model: there is no {matrix} here") from None
-            expected = module.in_features if side else module.out_features
-            found = tensors.get_slice(name).get_shape()[side]
-            if found != expected:
-                raise ValueError(
-                    f"the adapter in {folder} is for another model: its {matrix} has {found} "
-                    f"{'inputs' if side else 'outputs'}, here it has {expected}"
-                )
+def _has_adapter(model) -> bool:
+    return any(isinstance(module, LoraLayer) for module in model.modules())

@@ -85,8 +85,8 @@ def tuning_bytes(
     L · dim · b, with the last norm, the loss, the angles and the positions. The layer whose gradients
     are being computed takes its part again; that is not counted.
 
-    Source: arXiv:2305.14314, section 2 (paged optimisers, where checkpointing rules); arXiv:1604.06174, section 3
-    (checkpointing); the forward passes of transformers 5.23.0 and PEFT 0.21.2.
+    Source: arXiv:2305.14314 (activations outweigh the adapter); arXiv:1604.06174, section 3 (checkpointing); the
+    forward passes of transformers 5.23.0 and PEFT 0.21.2.
 
     Args:
         config: a ModelConfig.
@@ -95,8 +95,8 @@ def tuning_bytes(
         tokens: of each, without padding.
 
     Returns:
-        bytes, exact where the model computes in 16 bits and attention needs no mask of its own: no padding, and no
-        text longer than the window, which take some more.
+        bytes, exact where the model computes in 16 bits and attention needs no mask of its own: no padding, and every
+        text shorter than the window. Otherwise it takes some more.
     """
     check_count("batch", batch)
     check_count("tokens", tokens)
@@ -105,6 +105,7 @@ def tuning_bytes(
     L, H, K, D = config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim
     norm, loss = WIDE * config.dim + WIDE, WIDE * config.vocab_size + INDEX
     once = tokens * 2 * D * NARROW + INDEX  # the angles; the number of labels that count
+    once += INDEX if batch == 1 else 0  # the labels of one sequence are shifted without a copy: the first stays
     if checkpointing:
         a_token = L * config.dim * NARROW + norm + loss
         once += tokens * INDEX  # positions, from which a layer is computed again

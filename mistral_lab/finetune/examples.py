@@ -1,5 +1,6 @@
 """Examples to learn from: read with every line checked, tokenised with the loss on the answer alone."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import torch
 KEYS = ("prompt", "answer")
 SEPARATOR = "\n"  # between prompt and answer, in training as when asked
 IGNORED = -100  # the label that PyTorch's cross-entropy passes over
+SHOWN = 60  # characters of what was wrong
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
             is {"prompt": "...", "answer": "..."}; empty lines and further keys are passed over.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
         TypeError: neither a path nor text.
         ValueError: with the number of the first wrong line and what is wrong there; or fewer than two examples, with
             which nothing would be left to ask.
@@ -40,13 +43,18 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
     ('6', 2)
     """
     examples, wrong = [], []
-    for number, line in enumerate(_lines(source), 1):
+    text = _read(source)
+    for number, line in enumerate(text.split("\n" if isinstance(text, str) else b"\n"), 1):
         if not line.strip():
             continue
         try:
             examples.append(_example(line, number))
         except ValueError as error:
             wrong.append(f"line {number}: {error}")
+        except RecursionError:
+            wrong.append(f"line {number}: nested too deeply: expected an object with the keys prompt and answer")
+    if wrong and _is_list(text):
+        raise ValueError("a JSON list: write one object a line, without brackets around them and commas between them")
     if wrong:
         raise ValueError(wrong[0] + (f" ({len(wrong) - 1} more lines are wrong)" if wrong[1:] else ""))
     if not examples:
@@ -58,12 +66,32 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
     return examples
 
 
-def _lines(source) -> list[bytes | str]:
+def _read(source) -> bytes | str:
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source is a {type(source).__name__}: expected a path, or the text itself")
-    if isinstance(source, str) and (not source.strip() or "\n" in source or source.lstrip().startswith("{")):
-        return source.split("\n")
-    return Path(source).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # Windows writes a mark in front
+    if isinstance(source, str):
+        text = source.removeprefix("\ufeff")  # Windows writes a mark in front, in a file as three bytes
+        if not text.strip() or "\n" in text or text.lstrip().startswith(("{", "[{")):
+            return text
+    try:
+        return Path(source).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{_cut(repr(str(source)))} is a folder: expected a file, or the text itself") from None
+    except (OSError, ValueError) as error:  # ValueError: of a NUL in a path
+        if isinstance(error, OSError) and error.errno not in NO_FILE:
+            raise
+        raise FileNotFoundError(f"no file {_cut(repr(str(source)))}: expected a path, or the text itself") from None
+
+
+def _is_list(text: bytes | str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def _example(line: bytes | str, number: int) -> Example:
@@ -81,11 +109,16 @@ def _example(line: bytes | str, number: int) -> Example:
         raise ValueError(f"a JSON {type(entry).__name__}: expected an object with the keys prompt and answer")
     for key in KEYS:
         if key not in entry:
-            raise ValueError(f"the key {key!r} is missing; there is {', '.join(map(repr, entry)) or 'none'}")
+            raise ValueError(f"the key {key!r} is missing; there is {_cut(', '.join(map(repr, entry))) or 'none'}")
         if not isinstance(entry[key], str):
-            raise ValueError(f"{key!r} is {entry[key]!r}: expected text")
+            raise ValueError(f"{key!r} is {_cut(repr(entry[key]))}: expected text")
         if not entry[key].strip():
             raise ValueError(f"{key!r} is empty")
+        try:
+            entry[key].encode()
+        except UnicodeEncodeError as error:
+            half = entry[key][error.start]
+            raise ValueError(f"{key!r} holds {half!a}, half of a character: expected both halves, or neither") from None
     return Example(entry["prompt"], entry["answer"], number)
 
 
@@ -105,12 +138,19 @@ def tokenise(tokenizer, example: Example, *, max_tokens: int) -> dict[str, list[
         "input_ids" and "labels", of one length.
 
     Raises:
-        ValueError: more tokens than the context, with the example's line.
+        ValueError: more tokens than the context, or the text of a control token, which would be one; with the
+            example's line.
     """
+    where = f"line {example.line}" if example.line else f"the example {example.prompt[:40]!r}"
+    for key in KEYS:
+        for control in tokenizer.all_special_tokens:
+            if control in getattr(example, key):
+                raise ValueError(
+                    f"{where}: {key!r} holds {control}, which the model reads as a control token: leave it out"
+                )
     asked = tokenizer(example.prompt + SEPARATOR).input_ids
     answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     if len(asked) + len(answer) > max_tokens:
-        where = f"line {example.line}" if example.line else f"the example {example.prompt[:40]!r}"
         raise ValueError(
             f"{where}: the prompt takes {len(asked):,} tokens and the answer {len(answer):,}, together more than the "
             f"model's context of {max_tokens:,}: shorten it or leave it out"

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .._checkpoints import locate
 from ..four_bit import ExactLinear4bit
-from .adapters import _check_adapted, adapted
+from .adapters import adapted, base_name, check_adapted
+from .saving import unfinished
 
 SHARD_BYTES = 2 * 2**30
 DTYPE = torch.bfloat16
@@ -24,7 +26,7 @@ def export(loaded, folder: str | os.PathLike) -> Path:
 
     The four-bit weights are written out and not quantised again, so nothing of the adapter is lost to sixteen values.
     Beside the weights it writes a tokenizer, and CHANGES.md: section 4(b) of the Apache License 2.0 asks that changed
-    files say so. Where the model came from a folder, its LICENSE and NOTICE files are copied, as 4(a) and 4(d) ask.
+    files say so. LICENSE and NOTICE files that lie beside the model's own weights are copied, as 4(a) and 4(d) ask.
 
     Args:
         loaded: of `add_adapter` or `load_adapter`, in four bits; it stays as it is.
@@ -40,26 +42,23 @@ def export(loaded, folder: str | os.PathLike) -> Path:
 
     Differs: `merge_and_unload` of PEFT quantises the sum to four bits again, which rounds the adapter away in part.
     """
-    _check_adapted(loaded)
+    check_adapted(loaded)
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: choose another name, or delete it first")
     if not any(isinstance(module, ExactLinear4bit) for module in loaded.model.modules()):
         raise ValueError(f"{loaded.name} is not in four bits: merge it with loaded.model.merge_and_unload()")
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        _write_weights(merged(loaded), unfinished)
+    with unfinished(folder) as place:
+        _write_weights(merged(loaded), place)
         config = copy.deepcopy(loaded.model.config)
         del config.quantization_config
         config.dtype = DTYPE
-        config.save_pretrained(unfinished)
-        loaded.tokenizer.save_pretrained(unfinished)
-        _write_changes(loaded, unfinished)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        config.save_pretrained(place)
+        loaded.tokenizer.save_pretrained(place)
+        _write_changes(loaded, place)
+        for file in _licences(loaded):
+            shutil.copyfile(file, place / file.name)
+        place.rename(folder)
     return folder
 
 
@@ -78,19 +77,13 @@ def merged(loaded) -> Iterator[tuple[str, torch.Tensor]]:
     for name, module in model.named_modules():
         if isinstance(module, ExactLinear4bit):
             place = name.removesuffix(".base_layer")
-            weight = _written_out(module)
+            weight = module.dequantized().float()
             if place in beside:
                 weight += beside[place].get_delta_weight("default").float()
             yield _checkpoint_name(loaded, f"{place}.weight"), weight.to(DTYPE).cpu()
-        elif ".lora_" not in name:
+        elif ".lora_" not in name and not (name == "lm_head" and loaded.config.tied_embeddings):
             for key, parameter in module.named_parameters(recurse=False):
                 yield _checkpoint_name(loaded, f"{name}.{key}"), parameter.to(DTYPE).cpu()
-
-
-def _written_out(module: ExactLinear4bit) -> torch.Tensor:
-    """The four-bit weight as float32 numbers, (out_features, in_features)."""
-    module.unpack()  # where a fused kernel used it, its scales are rounded
-    return module.dequantized().float()
 
 
 def _checkpoint_name(loaded, name: str) -> str:
@@ -127,13 +120,18 @@ def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) ->
 def _write_changes(loaded, folder: Path) -> None:
     settings = loaded.model.peft_config["default"]
     (folder / "CHANGES.md").write_text(
-        f"These weights are a changed version of {loaded.name}.\n\n"
+        f"These weights are a changed version of {base_name(loaded)}.\n\n"
         "Changed: its matrices were rounded to four bits (NF4) and written out in bfloat16,\n"
         f"and a low-rank adapter of rank {settings.r}, trained beside\n"
         f"{', '.join(sorted(settings.target_modules))}, was added to them.\n",
         encoding="utf-8",
     )
-    origin = Path(loaded.model.config.name_or_path)
-    for pattern in ("LICENSE*", "NOTICE*"):
-        for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
-            shutil.copyfile(file, folder / file.name)
+
+
+def _licences(loaded) -> list[Path]:
+    """What lies beside the original; the folder from which weights were read may be the lab's own copy in four bits."""
+    try:
+        origin = locate(loaded.name).config_folder()
+    except (OSError, ValueError):  # moved since, or out of reach: no reason to lose what was trained
+        return []
+    return [file for pattern in ("LICENSE*", "NOTICE*") for file in sorted(origin.glob(pattern)) if file.is_file()]

@@ -1,5 +1,6 @@
 """Training an adapter with transformers' Trainer, and asking whether the answers are right."""
 
+import math
 import os
 import time
 import warnings
@@ -15,7 +16,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from .._checks import check_count
-from .adapters import _check_adapted, separate_experts
+from .adapters import base_name, check_adapted, separate_experts
 from .examples import SEPARATOR, Example, collate, tokenise
 from .resuming import fingerprint, newest_checkpoint
 
@@ -67,17 +68,17 @@ def tune(
 ) -> Tuning:
     """Train the adapter of a model on the answers of some examples; everything else stays as it is.
 
-    AdamW without weight decay; the learning rate rises over a tenth of the steps and falls to 0 along a line; gradients
-    are clipped to length 1.
+    AdamW without weight decay; the learning rate starts at 0, so that the first step changes nothing, rises over a
+    tenth of the steps and falls to 0 along a line; gradients are clipped to length 1.
 
     Source: arXiv:2106.09685, section 4.2 (training the adapter alone).
 
     Args:
         loaded: of `add_adapter` or `load_adapter`; its adapter is changed in place.
         examples: shuffled, and gone through again and again until the steps are done.
-        steps: of the optimiser.
+        steps: of the optimiser, at least 2.
         batch_size: examples a step.
-        learning_rate: the highest.
+        learning_rate: the highest, above 0.
         checkpointing: keep only what enters each layer, and compute the rest again for the gradients: less memory, more
             time.
         seed: of the order. PyTorch's random state is put back.
@@ -86,16 +87,19 @@ def tune(
 
     Raises:
         FileExistsError: the folder holds checkpoints of another run, or this one is complete there.
-        TypeError, ValueError: a model without an adapter, no example, one that is longer than the context (said before
-            anything is trained), or a count below 1.
+        TypeError, ValueError: a model without an adapter, fewer than two examples, one that is longer than the context
+            (said before anything is trained), or another argument outside its range.
     """
-    _check_adapted(loaded)
+    check_adapted(loaded)
     for name, value in (("steps", steps), ("batch_size", batch_size), ("examples", len(examples))):
         check_count(name, value)
+    _check_learns(steps, learning_rate)
+    if len(examples) == 1:
+        raise ValueError("there is only one example: expected two or more, so that one can be kept for asking")
     rows = [tokenise(loaded.tokenizer, example, max_tokens=loaded.config.max_positions) for example in examples]
     model, stopped_at = loaded.model, None
     if checkpoints is not None:
-        run = {"model": loaded.name, "adapter": _shapes(model), "examples": fingerprint(rows)}
+        run = {"model": base_name(loaded), "adapter": _shapes(model), "examples": fingerprint(rows)}
         run |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
         stopped_at = newest_checkpoint(Path(checkpoints), run)
     devices = range(torch.cuda.device_count())
@@ -144,6 +148,15 @@ def tune(
     )
 
 
+def _check_learns(steps: int, learning_rate: float) -> None:
+    if steps < 2:
+        raise ValueError(f"steps is {steps}: expected at least 2, as the rate starts at 0 and one step learns nothing")
+    if not isinstance(learning_rate, int | float) or isinstance(learning_rate, bool):
+        raise TypeError(f"learning_rate is {learning_rate!r}: expected a number above 0")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {learning_rate}: expected a finite number above 0")
+
+
 def _shapes(model) -> dict[str, list[int]]:
     """What is trained, by name."""
     return {name: list(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
@@ -165,6 +178,7 @@ def training_mode(model, *, checkpointing: bool) -> Iterator[None]:
         finally:
             if checkpointing:
                 model.gradient_checkpointing_disable()
+                model.disable_input_require_grads()  # or the first norm would go on being kept for its gradient
             model.config.use_cache = cached
             model.eval()
 
@@ -180,10 +194,15 @@ def exact_match(loaded, examples: Sequence[Example], *, batch_size: int = 50) ->
     Returns:
         answers in the order of the examples. Each has room for as many tokens as the longest expected answer of its
         batch, and for the end token; an answer that does not end there is wrong.
+
+    Raises:
+        TypeError, ValueError: no example, one that `tokenise` refuses (said before any is asked), or a count below 1.
     """
     check_count("examples", len(examples))
     check_count("batch_size", batch_size)
     tokenizer, answers = loaded.tokenizer, []
+    for example in examples:
+        tokenise(tokenizer, example, max_tokens=loaded.config.max_positions)
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         asked = tokenizer(

@@ -146,7 +146,7 @@ def train(
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model and tokenizer in bfloat16 as a plain Hugging Face folder, which appears whole or not at all.
 
-    The model itself becomes bfloat16 too.
+    The model itself becomes bfloat16 too. A licence in the folder that it replaces stays.
     """
     model.config.use_cache = True  # the Trainer turns it off
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -155,6 +155,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     with full_disk_in_one_line(folder.parent):
         model.to(torch.bfloat16).save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        for file in folder.glob("LICENSE*"):
+            shutil.copyfile(file, fresh / file.name)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)

@@ -1,0 +1,137 @@
+"""An adapter as files: saved whole, and loaded on the model that it belongs to."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+from safetensors import SafetensorError, safe_open
+
+from .._checkpoints import ALIASES
+from .adapters import base_name, check_adapted, check_can_take_adapter, check_complete, separate_experts, target_names
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+
+
+def save_adapter(loaded, folder: str | os.PathLike) -> int:
+    """Write the adapter alone, as PEFT does: the name of its model, and A and B of every matrix.
+
+    Args:
+        loaded: of `add_adapter` or `load_adapter`.
+        folder: made where it is missing. An adapter in it is replaced when the new one is whole; other files stay.
+
+    Returns:
+        bytes of the weights file.
+    """
+    check_adapted(loaded)
+    folder = Path(folder)
+    with unfinished(folder / WEIGHTS) as place:
+        # Left to itself, PEFT would ask the hub about the vocabulary. Its README is a form with nothing filled in.
+        loaded.model.save_pretrained(place, save_embedding_layers=False)
+        for file in (WEIGHTS, SETTINGS):
+            (place / file).replace(folder / file)
+    return (folder / WEIGHTS).stat().st_size
+
+
+def load_adapter(loaded, folder: str | os.PathLike):
+    """Put a saved adapter on the model that it was trained with.
+
+    Args:
+        loaded: of `load(..., bits=4)`, without an adapter; its model is changed in place.
+        folder: of `save_adapter`.
+
+    Returns:
+        the same, with a `peft.PeftModel` as its model; it can be trained further.
+
+    Raises:
+        FileNotFoundError: no adapter in the folder.
+        ValueError: an adapter for another model, by its name or by its matrices and their shapes; or damaged files.
+    """
+    folder = Path(folder)
+    for file in (SETTINGS, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} has no {file}: expected a folder that save_adapter wrote")
+    owner, targets, rank = _read_settings(folder / SETTINGS)
+    here = base_name(loaded)
+    if ALIASES.get(owner, (owner,))[0] != ALIASES.get(here, (here,))[0]:
+        raise ValueError(f"the adapter in {folder} was trained for {owner}, and this is {here}")
+    names = target_names(loaded.config, targets)
+    check_can_take_adapter(loaded, names)
+    _check_tensors(folder, _expected_shapes(loaded.model, names, rank))
+    with separate_experts(loaded.model):
+        model = peft.PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=True)
+    check_complete(loaded, model, names)
+    return replace(loaded, model=model.eval())
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """Give a new folder on the disk of a file or folder to be, and afterwards leave nothing of it: nor, where nothing
+    came of it, of the folders that were made for it."""
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as private:
+            place = Path(private, target.name)  # the temporary folder itself is closed to other users
+            place.mkdir()
+            yield place
+    finally:
+        for folder in made:
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
+
+
+def _read_settings(file: Path) -> tuple[str, list[str], int]:
+    """The name of the model, the names of the matrices and the rank."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return settings["base_model_name_or_path"], sorted(settings["target_modules"]), settings["r"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is damaged: copy it again, or save the adapter again") from None
+
+
+def _expected_shapes(model, names: Sequence[str], rank: int) -> dict[str, tuple[int, int]]:
+    """Every tensor that an adapter for these matrices has, with its shape."""
+    shapes = {}
+    for matrix, module in model.named_modules():
+        if matrix.rpartition(".")[2] in names:
+            shapes[f"base_model.model.{matrix}.lora_A.weight"] = (rank, module.in_features)
+            shapes[f"base_model.model.{matrix}.lora_B.weight"] = (module.out_features, rank)
+    return shapes
+
+
+def _check_tensors(folder: Path, expected: dict[str, tuple[int, int]]) -> None:
+    """Compare names, shapes and numbers with what there has to be: PEFT fills what is missing with random numbers."""
+    foreign = f"the adapter in {folder} is for another model"
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+            found = set(tensors.keys())
+            for name in sorted(found - expected.keys()):
+                raise ValueError(f"{foreign}: there is no {_matrix(name)} here that its settings name")
+            for name in sorted(expected.keys() - found):
+                raise ValueError(f"{foreign}, or incomplete: it has no {name}")
+            for name, shape in expected.items():
+                _check_shape(folder, foreign, name, tuple(tensors.get_slice(name).get_shape()), shape)
+                if not tensors.get_tensor(name).isfinite().all():
+                    raise ValueError(f"the adapter in {folder} holds numbers that are not finite, in {name}")
+    except SafetensorError:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: copy it again, or save the adapter again") from None
+
+
+def _check_shape(folder: Path, foreign: str, name: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
+    own, outer = (0, 1) if ".lora_A." in name else (1, 0)  # the side that is the rank, and that of the matrix
+    if len(found) != 2 or found[own] != expected[own]:
+        raise ValueError(
+            f"the adapter in {folder} is damaged: by its settings {name} has shape {expected}, in its file {found}"
+        )
+    if found[outer] != expected[outer]:
+        side = "inputs" if outer else "outputs"
+        raise ValueError(f"{foreign}: its {_matrix(name)} has {found[outer]} {side}, here it has {expected[outer]}")
+
+
+def _matrix(name: str) -> str:
+    return name.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".")[0]
