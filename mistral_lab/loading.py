@@ -179,10 +179,15 @@ def _choose_dtype(device: torch.device, bits: int | None, config: ModelConfig) -
     if bits == 8 or device.type == "mps":
         return torch.float16
     if device.type == "cuda":
-        # Not `torch.cuda.is_bf16_supported()`: it is true on a T4 (7.5), which emulates bfloat16 slowly.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return dtype_of_card(device)
     small = bits is None and weight_bytes(config, "float32") <= SMALL_BYTES
     return torch.float32 if small else torch.bfloat16
+
+
+def dtype_of_card(device: torch.device) -> torch.dtype:
+    """The 16-bit dtype in which a CUDA card multiplies fast: bfloat16 from compute capability 8.0 on, else float16."""
+    # Not `torch.cuda.is_bf16_supported()`: it is true on a T4 (7.5), which emulates bfloat16 slowly.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def _check_dtype(dtype, bits: int | None) -> torch.dtype:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cache": {"config"},
     "checks": {"attention", "masks", "cache", "moe", "nf4"},
     "config": {"_checkpoints"},
-    "distributed": {"_checkpoints", "four_bit", "memory", "config"},
+    "distributed": {"_checkpoints", "four_bit", "loading", "memory", "config"},
     "explorers": {
         "figures",
         "config",
@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "finetune",  # the arithmetic of its cost alone
     },
     "figures": set(),
-    "finetune": {"four_bit", "memory"},
+    "finetune": {"_checkpoints", "four_bit", "memory"},
     "four_bit": set(),
     "loading": {"_checkpoints", "_generation", "four_bit", "memory", "config"},
     "masks": set(),

@@ -603,7 +603,8 @@ def hub(mistral, monkeypatch, tmp_path):
             if refusal:
                 self.answer(*refusal)
             elif "/tree/" in self.path:
-                files = [("model.safetensors", 1), *((f.name, f.stat().st_size) for f in mistral.glob("*.json"))]
+                others = [*mistral.glob("*.json"), *mistral.glob("LICENSE*")]
+                files = [("model.safetensors", 1), *((f.name, f.stat().st_size) for f in others)]
                 rows = [{"type": "file", "path": name, "size": size, "oid": name} for name, size in files]
                 rows += [{**rows[0], "path": name} for name in ("consolidated.safetensors", "pytorch_model.bin")]
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(rows).encode())
@@ -663,6 +664,15 @@ def test_a_hub_model_is_fetched_at_its_revision_and_then_needs_no_network(hub, m
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("owner/model", revision=COMMIT).config == loaded.config
     assert len(hub) == asked
+
+
+def test_the_licence_of_a_hub_model_comes_with_it(hub, mistral):
+    (mistral / "LICENSE.txt").write_text("Apache")
+    try:
+        load("owner/model", revision=COMMIT)
+        assert (locate("owner/model", COMMIT).config_folder() / "LICENSE.txt").read_text() == "Apache"
+    finally:
+        (mistral / "LICENSE.txt").unlink()
 
 
 def test_a_config_is_read_from_the_hub_without_the_weights(hub, mistral):

@@ -93,9 +93,10 @@ def test_the_cache_lies_where_attention_is_computed():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_plan_is_that_of_the_fullest_device_to_the_byte(split):
-    asked = {"precision": "nf4-double", "context": 700, "batch": 2, "devices": 2, "split": split}
+    precision = "bfloat16" if split == "tensors" else "nf4-double"
+    asked = {"precision": precision, "context": 700, "batch": 2, "devices": 2, "split": split}
     made = plan(MIXTRAL, **asked, device_bytes=1)
-    shares = weights_by_device(MIXTRAL, "nf4-double", devices=2, split=split)
+    shares = weights_by_device(MIXTRAL, precision, devices=2, split=split)
     assert made.weights_bytes == max(sum(part.total for part in share.values()) for share in shares)
     assert plan(MIXTRAL, **asked, device_bytes=made.total_bytes).fits
     assert not plan(MIXTRAL, **asked, device_bytes=made.total_bytes - 1).fits
@@ -171,6 +172,16 @@ def test_one_device_receives_nothing_and_an_impossible_split_has_no_traffic():
         (MIXTRAL, {"devices": 9, "split": "experts"}, "9 devices for 8 experts: expected at most one for each expert"),
         (MIXTRAL, {"devices": 33, "split": "layers"}, "33 devices for 32 layers: expected at most one for each layer"),
         (MIXTRAL, {"devices": 3, "split": "tensors"}, "n_kv_heads is 8: expected a multiple of the 3 devices"),
+        (
+            replace(MIXTRAL, hidden_dim=14_337),
+            {"devices": 2, "split": "tensors"},
+            "hidden_dim is 14337: expected a multiple of the 2 devices",
+        ),
+        (
+            replace(MIXTRAL, vocab_size=32_001),
+            {"devices": 2, "split": "tensors"},
+            "vocab_size is 32001: expected a multiple of the 2 devices",
+        ),
         (MISTRAL, {"devices": 2, "split": "experts"}, "split is 'experts', but the model is dense"),
         (MIXTRAL, {"devices": 0, "split": "layers"}, "devices is 0: expected at least 1"),
     ],
@@ -179,3 +190,23 @@ def test_a_split_that_cannot_be_is_refused_in_a_sentence(config, wrong, message)
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         plan(config, precision="nf4", context=8, device_bytes=GIB, **wrong)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "others"),
+    [
+        (MIXTRAL, "nf4", "'layers' or 'experts'"),
+        (MIXTRAL, "nf4-double", "'layers' or 'experts'"),
+        (MISTRAL, "nf4-double", "'layers'"),
+        (MISTRAL, "int8", "'layers'"),
+    ],
+)
+def test_quantised_matrices_are_not_cut_as_transformers_cannot(config, precision, others):
+    message = (
+        f"split is 'tensors' and precision is '{precision}': expected {others}, or precision 'bfloat16', because "
+        "transformers 5.23.0 loses the scales of a quantised matrix that it cuts"
+    )
+    asked = {"precision": precision, "context": 8, "device_bytes": 80 * GIB, "split": "tensors"}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        plan(config, **asked, devices=2)
+    assert plan(config, **asked, devices=1).fits  # nothing is cut

@@ -47,11 +47,12 @@ class Handler(BaseHTTPRequestHandler):
 def run_cell(monkeypatch, capsys, url):
     """What the cell prints; it has only the imports of the lesson's first code cell, and the address."""
     cells = {cell.id: cell.source for cell in nbformat.read(LESSON, as_version=4).cells}
-    imports = "\n".join(line for line in cells["choose"].splitlines() if line in ("import json", "import os"))
+    used = ("import http.client", "import json", "import os", "import urllib.request")
+    imports = "\n".join(line for line in cells["choose"].splitlines() if line in used)
     monkeypatch.setenv("VLLM_URL", url)
     monkeypatch.setenv("VLLM_API_KEY", "a-key")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    exec(compile(f"{imports}\nimport urllib.request\n{cells['client']}", "client", "exec"), {})
+    exec(compile(f"{imports}\n{cells['client']}", "client", "exec"), {})
     return capsys.readouterr().out
 
 
@@ -114,3 +115,29 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch, capsys):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         assert "timed out" in run_cell(monkeypatch, capsys, f"http://127.0.0.1:{silent.getsockname()[1]}/v1")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-ERR unknown command\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{",
+        b"",
+    ],
+    ids=["no HTTP", "breaks off", "breaks off in a chunk", "nothing"],
+)
+def test_what_speaks_no_whole_http_is_skipped_with_a_reason(monkeypatch, capsys, reply):
+    def answer(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(reply)
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        printed = run_cell(monkeypatch, capsys, f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
+    assert printed.startswith("skipped, no such server answers at ")
+    assert len(printed.strip().splitlines()) == 1

@@ -1,15 +1,25 @@
 """One model over several processes: whole 4-bit experts a rank, what crosses between ranks, and starting the ranks."""
 
-from .experts import ExpertsOfRank, RankConfig, experts_of_rank, load_rank
-from .launcher import launch
-from .traffic import Traffic, exchange_bytes
+from importlib import import_module
 
-__all__ = [
-    "ExpertsOfRank",
-    "RankConfig",
-    "Traffic",
-    "exchange_bytes",
-    "experts_of_rank",
-    "launch",
-    "load_rank",
-]
+_EXPORTS = {  # name -> the file it stands in, imported at first use: not every use needs bitsandbytes
+    "ExpertsOfRank": "experts",
+    "RankConfig": "experts",
+    "Traffic": "traffic",
+    "exchange_bytes": "traffic",
+    "experts_of_rank": "experts",
+    "launch": "launcher",
+    "load_rank": "experts",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

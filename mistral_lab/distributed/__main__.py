@@ -1,16 +1,15 @@
 """`torchrun --nproc_per_node 2 -m mistral_lab.distributed`: tiny-mixtral over the ranks, beside one process."""
 
+import logging
 import os
 import sys
 
 import torch
 from torch import distributed
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from ..config import ModelConfig
-from ..four_bit import audit, nf4_config
 from ..memory import weights_by_device
-from .experts import load_rank
 from .traffic import Traffic, exchange_bytes
 
 NAME = "tiny-mixtral"
@@ -19,11 +18,16 @@ NAME = "tiny-mixtral"
 @torch.no_grad()
 def main() -> None:
     """Print whether the logits are equal, and what each rank holds and receives, beside the prediction."""
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it reports an optional package as missing
+    from ..four_bit import audit, nf4_config
+    from .experts import load_rank
+
     try:
         model = load_rank(NAME)
-    except (RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
+    except (OSError, RuntimeError, ValueError) as error:
+        # Every rank says it: `torchrun` ends the others as soon as one has failed, whichever that is.
+        sys.exit(f"rank {os.environ['RANK']}: {error}" if "RANK" in os.environ else f"error: {error}")
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     held = audit(model).nbytes
     tokens = torch.arange(3, 67, device=model.device)[None]

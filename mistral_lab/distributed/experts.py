@@ -17,6 +17,7 @@ from .._checks import check_count
 from ..config import read_config
 from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
 from ..four_bit.quantizer import FourBitQuantizer
+from ..loading import dtype_of_card
 from ..memory import split_evenly
 
 METHOD = "mistral_lab.distributed"
@@ -125,7 +126,7 @@ class RankQuantizer(FourBitQuantizer):
         model._keys_to_ignore_on_load_unexpected = {r"\.experts\."}
 
 
-def load_rank(name=None, *, dtype: str | torch.dtype = "bfloat16") -> PreTrainedModel:
+def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
     """Load this rank's part of a mixture of experts in NF4 with double quantisation, ready to be called on all ranks.
 
     Every rank calls it, then calls the model with the same tokens; `generate` works too, greedily or with one seed.
@@ -135,7 +136,8 @@ def load_rank(name=None, *, dtype: str | torch.dtype = "bfloat16") -> PreTrained
     Args:
         name: as in `load`; None is "tiny-mixtral". A checkpoint in 16 bits is quantised as it is read, one that this
             lab has quantised is read as it is.
-        dtype: of the arithmetic and of what is not quantised.
+        dtype: of the arithmetic and of what is not quantised. None is what `load(name, bits=4)` takes: bfloat16, or
+            float16 on a card below compute capability 8.0.
 
     Returns:
         a model of transformers; `audit` counts what this rank holds.
@@ -162,6 +164,8 @@ def load_rank(name=None, *, dtype: str | torch.dtype = "bfloat16") -> PreTrained
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cards else "gloo")
     experts_of_rank(experts, distributed.get_world_size())
+    if dtype is None:
+        dtype = dtype_of_card(device) if on_cards else torch.bfloat16
     quantised = adopt(config)
     if quantised:
         config.quantization_config |= {"quant_method": METHOD}

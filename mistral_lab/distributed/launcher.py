@@ -1,9 +1,8 @@
-"""Start a function on several ranks, and say which rank failed or hung, and why."""
+"""Start a function on several ranks, and end them all where one fails or hangs."""
 
 import inspect
 import os
 import pickle
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,9 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from .._checks import check_count
+from .outcome import failed, failure
 
 HOST = "127.0.0.1"
 POLL_S = 0.05
+START_S = 60.0  # for the ranks to import PyTorch and to find each other
+LONGEST_S = 86_400.0  # a day; the clocks of Python and PyTorch overflow somewhere beyond
 GRACE_S = 3.0  # for the other ranks, once one has failed, to fail as well and write down why
 
 
@@ -24,22 +26,24 @@ def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, po
     """Run a function in new processes on this machine, the ranks of one process group, and bring back what it returns.
 
     The function travels as its source text, so that one written in a notebook's cell works: it imports and defines for
-    itself all it uses. `torch.distributed` is ready when it starts (NCCL where there is a card a rank, else gloo), one
-    thread a rank unless OMP_NUM_THREADS says otherwise. What the ranks print is printed when all have ended, in the
-    order of the ranks.
+    itself all it uses, from where its caller can import. `torch.distributed` is ready when it starts: NCCL where there
+    is a card a rank, else gloo, and then the ranks see the CPU alone. One thread a rank unless OMP_NUM_THREADS says
+    otherwise. What the ranks print is printed when all have ended, in the order of the ranks.
 
     Args:
-        function: a plain function, called on every rank with the same arguments.
+        function: a plain function without a decorator, called on every rank with the same arguments.
         arguments: anything that can be pickled.
         ranks: how many processes.
-        limit_s: so many seconds after its start, imports included, a rank that still runs counts as hanging.
-        port: where the ranks meet; None takes a free one.
+        limit_s: so many seconds after the function's start, a rank that still runs counts as hanging. Before that, a
+            minute is allowed for the ranks to start.
+        port: where the ranks meet, 1 to 65535; None takes a free one.
 
     Returns:
         what the function returned, rank by rank.
 
     Raises:
-        TypeError, ValueError: a function without source text, or a count below 1.
+        TypeError: a function that cannot be sent, or a number that is none.
+        ValueError: a count, a limit or a port out of range.
         OSError: the port is taken.
         RuntimeError: a rank failed, died or hung; the others were ended, and the message says which and why.
 
@@ -54,16 +58,17 @@ def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, po
     [21, 21]
     """
     check_count("ranks", ranks)
+    _check_limit(limit_s)
     source = _source(function)
     store = _meeting_point(port)  # kept while the ranks run
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "task.py").write_text(source, encoding="utf-8")
-        (Path(folder) / "task").write_bytes(pickle.dumps((function.__name__, arguments, limit_s)))
+        (Path(folder) / "task").write_bytes(pickle.dumps((function.__name__, arguments)))
         workers = []
         try:
             for rank in range(ranks):
-                workers.append(_start(Path(folder), rank, ranks, store.port))
-            _wait(workers, limit_s)
+                workers.append(_start(Path(folder), rank, ranks, store.port, limit_s))
+            _wait(Path(folder), workers, limit_s)
             codes = [worker.poll() for worker in workers]  # None: still running
         finally:
             for worker in workers:
@@ -71,20 +76,40 @@ def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, po
                 worker.wait()
         for rank in range(ranks):
             sys.stdout.write((Path(folder) / f"out-{rank}").read_text(encoding="utf-8", errors="replace"))
-        if failure := _failure(Path(folder), codes, limit_s):
-            raise RuntimeError(failure)
+        if message := failure(Path(folder), codes, limit_s, START_S):
+            raise RuntimeError(message)
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(ranks)]
 
 
+def _check_limit(limit_s: float) -> None:
+    if not isinstance(limit_s, int | float) or isinstance(limit_s, bool):
+        raise TypeError(f"limit_s is {limit_s!r}: expected a number of seconds")
+    if not 0 < limit_s <= LONGEST_S:
+        raise ValueError(f"limit_s is {limit_s}: expected seconds, above 0 and at most {LONGEST_S:,.0f}")
+
+
 def _source(function: Callable) -> str:
-    if not inspect.isfunction(function) or function.__name__ == "<lambda>" or function.__closure__:
-        raise TypeError(f"{function!r} cannot be sent to other processes: expected a plain function, made with `def`")
-    return textwrap.dedent(inspect.getsource(function))
+    source = None
+    if inspect.isfunction(function) and function.__name__ != "<lambda>" and not function.__closure__:
+        try:
+            source = textwrap.dedent(inspect.getsource(function))
+        except OSError:
+            raise TypeError(f"{function!r} has no source text: expected a function from a cell or a file") from None
+    if source is None or source.startswith("@"):
+        raise TypeError(
+            f"{function!r} cannot be sent to other processes: expected a plain function, made with def, without a "
+            "decorator and without names from a function around it"
+        )
+    return source
 
 
 def _meeting_point(port: int | None):
     from torch.distributed import TCPStore
 
+    if port is not None:
+        check_count("port", port)
+        if port > 65_535:
+            raise ValueError(f"port is {port}: expected at most 65535")
     try:
         return TCPStore(HOST, port or 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     except RuntimeError as error:
@@ -93,16 +118,22 @@ def _meeting_point(port: int | None):
     raise OSError(f"port {port} is taken by another program: give another one, or None for any that is free")
 
 
-def _start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:
-    """One rank, with the environment variables that `torchrun` sets."""
+def _start(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> subprocess.Popen:
+    """One rank, with the environment variables that `torchrun` sets, and its caller's places to import from."""
+    from torch import cuda
+
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     meeting = {"MASTER_ADDR": HOST, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     meeting["TORCHELASTIC_RESTART_COUNT"] = 0
     variables = {name: str(value) for name, value in (group | meeting).items()}
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, sys.path))  # "", as in a notebook, is the working folder
+    if cuda.device_count() < ranks:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # a library that finds a card would put every rank on it
     worker = Path(__file__).with_name("worker.py")
     with (folder / f"out-{rank}").open("w") as out, (folder / f"err-{rank}").open("w") as err:
         return subprocess.Popen(
-            [sys.executable, "-P", str(worker), str(folder)],  # -P: this folder is no place to import from
+            # -P: the worker's own folder is no place to import from.
+            [sys.executable, "-P", str(worker), str(folder), str(START_S), str(limit_s)],
             env={"OMP_NUM_THREADS": "1"} | os.environ | variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -110,45 +141,10 @@ def _start(folder: Path, rank: int, ranks: int, port: int) -> subprocess.Popen:
         )
 
 
-def _wait(workers: list[subprocess.Popen], limit_s: float) -> None:
+def _wait(folder: Path, workers: list[subprocess.Popen], limit_s: float) -> None:
     """Return when all have ended, or some time after one has failed; a rank past its limit ends itself."""
-    last = time.monotonic() + limit_s + GRACE_S
+    last = time.monotonic() + START_S + limit_s + GRACE_S
     while any(worker.poll() is None for worker in workers) and time.monotonic() < last:
-        if any(worker.poll() for worker in workers):
+        if any(failed(folder, rank, worker.poll()) for rank, worker in enumerate(workers)):
             last = min(last, time.monotonic() + GRACE_S)
         time.sleep(POLL_S)
-
-
-def _failure(folder: Path, codes: list[int | None], limit_s: float) -> str | None:
-    """One sentence on the ranks at fault, or None where all went well."""
-    if not any(code != 0 for code in codes):
-        return None
-    found = [_what_became(folder, rank, code, limit_s) for rank, code in enumerate(codes)]
-    worst = min(guilt for guilt, _ in found)
-    return "; ".join(text for guilt, text in found if guilt == worst) + "; all ranks were ended"
-
-
-def _what_became(folder: Path, rank: int, code: int | None, limit_s: float) -> tuple[int, str]:
-    """What to say of a rank, and its guilt: 0 at fault, 1 waited for others to the end, 2 failed with them, 3 none."""
-    error, stack = folder / f"error-{rank}", _text(folder / f"stack-{rank}")
-    if error.exists():
-        kind, _, message = _text(error).partition("\n")
-        return 2 if kind == "waiting" else 0, f"rank {rank} failed: {message}"
-    if stack:
-        where = re.search(r'task\.py", line (\d+) in (\w+)', stack)
-        place = f"line {where[1]} of {where[2]}" if where else "no line of the function"
-        waiting = f"torch{os.sep}distributed{os.sep}" in stack
-        did = "waited for other ranks" if waiting else "hung"
-        return int(waiting), f"rank {rank} {did}: after {limit_s:g} s it was in {place}"
-    if code is None:
-        return 1, f"rank {rank} did not end"
-    if code < 0:
-        return 0, f"rank {rank} was killed by signal {-code}"
-    if code:
-        last = _text(folder / f"err-{rank}").strip().rpartition("\n")[2]
-        return 0, f"rank {rank} ended with exit status {code}: {last or 'it printed no reason'}"
-    return 3, f"rank {rank} had ended"
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -2,9 +2,11 @@
 
 from collections import Counter
 
+import torch
 from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._checks import check_count
 from ..config import ModelConfig
 
 # What PyTorch calls a collective inside, and what it is called here. DTensor has operations of its own for two of them.
@@ -19,14 +21,14 @@ COLLECTIVES = {
 class Traffic(TorchDispatchMode):
     """Counts what collectives bring to this rank while a `with` block runs.
 
-    Bytes received, for a tensor of n bytes on each of R ranks:
+    Bytes received, for a tensor of n bytes on each of the R ranks of the collective's group:
 
         all_reduce   2 · (R - 1)/R · n   in a ring: every share of the sum comes by once, and once more when complete
         all_gather   (R - 1) · n         n of every other rank
         broadcast    n                   but 0 on the rank that sends
 
-    Source: Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms", 2009, for the ring, which sends the least
-    possible. A library may send more.
+    Source: Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009, for the
+    ring, which sends the least possible. A library may send more.
 
     Raises:
         NotImplementedError: another collective.
@@ -47,11 +49,15 @@ class Traffic(TorchDispatchMode):
 
     def _count(self, collective: str, args) -> None:
         tensors = args[0] if isinstance(args[0], list | tuple) else [args[0]]
-        size, ranks = sum(tensor.nbytes for tensor in tensors), distributed.get_world_size()
+        if isinstance(args[1], torch.ScriptObject):
+            group = distributed.ProcessGroup.unbox(args[1])
+        else:
+            group = distributed.distributed_c10d._resolve_process_group(args[2])
+        size, ranks = sum(tensor.nbytes for tensor in tensors), group.size()
         received = {
             "all_reduce": 2 * (ranks - 1) * size // ranks,
             "all_gather": (ranks - 1) * size,
-            "broadcast": 0 if collective != "broadcast" or args[2] == distributed.get_rank() else size,
+            "broadcast": 0 if collective != "broadcast" or args[2] == group.rank() else size,
         }
         self.calls[collective] += 1
         self.received_bytes[collective] += received[collective]
@@ -69,12 +75,14 @@ def exchange_bytes(config: ModelConfig, *, ranks: int, bytes_per_value: int = 2)
         bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
 
     Raises:
-        ValueError: a model without experts.
+        TypeError, ValueError: a count below 1, or a model without experts.
 
     >>> from mistral_lab.config import PRESETS
     >>> exchange_bytes(PRESETS["mixtral-8x7b-v0.1"], ranks=2)  # 32 layers, 2 answers of 4,096 values
     524288
     """
+    check_count("ranks", ranks)
+    check_count("bytes_per_value", bytes_per_value)
     if config.num_experts_per_tok is None:
         raise ValueError("the model is dense: expected one with experts")
     return config.n_layers * config.num_experts_per_tok * (ranks - 1) * config.dim * bytes_per_value

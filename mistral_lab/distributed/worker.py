@@ -10,24 +10,22 @@ from datetime import timedelta
 from pathlib import Path
 
 
-def run_task(folder: Path, rank: int) -> None:
+def run_task(folder: Path, rank: int, start_s: float, limit_s: float) -> None:
     """Call the function of the task, and write `result-RANK` or `error-RANK`.
 
-    Beyond the time limit Python writes where it stands into `stack-RANK` and ends, even if no launcher is left.
+    Beyond a time limit Python writes where it stands into `stack-RANK` and ends, even if no launcher is left.
     """
-    function, arguments, limit_s = pickle.loads((folder / "task").read_bytes())
     with (folder / f"stack-{rank}").open("w", encoding="utf-8") as stack:
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=stack)
+        faulthandler.dump_traceback_later(start_s, exit=True, file=stack)
         try:
-            from torch import cuda, distributed
-
-            on_cards = cuda.device_count() >= int(os.environ["WORLD_SIZE"])
-            if on_cards:
-                cuda.set_device(rank)
-            # Twice the limit: a rank that waits is told apart from the one it waits for by where it stands.
-            distributed.init_process_group("nccl" if on_cards else "gloo", timeout=timedelta(seconds=2 * limit_s))
+            function, arguments = pickle.loads((folder / "task").read_bytes())
+            # Longer than the limits: a rank that waits is told apart from the one it waits for by where it stands.
+            join_group(rank, timedelta(seconds=start_s + 2 * limit_s))
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=stack)  # in place of the one before
             result = runpy.run_path(str(folder / "task.py"))[function](*arguments)
             (folder / f"result-{rank}").write_bytes(pickle.dumps(result))
+            from torch import distributed
+
             distributed.barrier()  # a rank that is done does not close its connections under one that is not
             distributed.destroy_process_group()
         except Exception as error:
@@ -37,10 +35,27 @@ def run_task(folder: Path, rank: int) -> None:
             faulthandler.cancel_dump_traceback_later()
 
 
+def join_group(rank: int, timeout: timedelta) -> None:
+    """Make this process a rank: NCCL and a card of its own where there is one a rank, otherwise gloo and the CPU."""
+    import torch
+
+    on_cards = torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"])
+    if on_cards:
+        torch.cuda.set_device(rank)
+    else:
+        # transformers 5.23.0 (distributed/utils.py) places ranks on what this says, whatever the group's backend, and
+        # offers no argument for it: on Apple silicon it says mps, which carries no group of ranks.
+        torch._C._get_accelerator = lambda *_: torch.device("cpu")
+    torch.distributed.init_process_group("nccl" if on_cards else "gloo", timeout=timeout)
+
+
 def write_error(path: Path, error: Exception) -> None:
     """Two lines: whether the error came while waiting for other ranks, and what it is."""
     frames = traceback.extract_tb(error.__traceback__)
-    waiting = any(f"torch{os.sep}distributed{os.sep}" in frame.filename for frame in frames)
+    # A connection that broke is a RuntimeError. A TypeError or ValueError is a wrong argument, and this rank's own.
+    waiting = isinstance(error, RuntimeError) and any(
+        f"torch{os.sep}distributed{os.sep}" in frame.filename for frame in frames
+    )
     own = [frame for frame in frames if frame.filename.endswith("task.py")]
     where = f" (line {own[-1].lineno} of the function: {own[-1].line})" if own else ""
     message = " ".join(str(error).split())
@@ -48,4 +63,4 @@ def write_error(path: Path, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    run_task(Path(sys.argv[1]), int(os.environ["RANK"]))
+    run_task(Path(sys.argv[1]), int(os.environ["RANK"]), *map(float, sys.argv[2:]))

@@ -94,8 +94,8 @@ def plan(
         device_bytes: the device's total. What PyTorch can have is some hundreds of MiB less than what nvidia-smi prints
             (23.64 of 23.99 GiB on an RTX 4090): where the margin is thin, give `torch.cuda.mem_get_info()[1]`.
         devices: alike, each with `device_bytes`.
-        split: how the model is spread over them: "layers", "experts" or "tensors", as `weights_by_device` says. The
-            workspace of each is taken to be that of the whole model, which a split by tensors does not fill.
+        split: how the model is spread over them: "layers", "experts" or, unquantised, "tensors", as `weights_by_device`
+            says. The workspace of each is taken to be that of the whole model, which a split by tensors does not fill.
 
     Returns:
         a plan for the fullest device.

@@ -28,7 +28,7 @@ def weights_by_device(
                  device, the output layer and the last norm with the last
         experts  whole experts, as `mistral_lab.distributed` places them; all else is on every device
         tensors  an equal share of every matrix, as `DistributedConfig(tp_size=...)` of transformers places them; router
-                 and norms are on every device. In transformers 5.23.0 four bits of bitsandbytes cannot be placed so
+                 and norms are on every device
 
     Source: transformers 5.23.0, `base_model_tp_plan` of Mixtral, and `embedding_rowwise` and `colwise_gather_output`
     for the two ends.
@@ -42,7 +42,8 @@ def weights_by_device(
         for each device a dict with the keys of `weight_parts`.
 
     Raises:
-        ValueError: a split that is not known, or that this model cannot be given to so many devices by.
+        ValueError: a split that is not known, or that this model cannot be given to so many devices by; 4 or 8 bits
+            split by tensors, of which transformers 5.23.0 cuts the codes and leaves the scales behind.
 
     >>> from mistral_lab.config import PRESETS
     >>> shares = weights_by_device(PRESETS["mixtral-8x7b-v0.1"], "nf4-double", devices=2, split="experts")
@@ -51,6 +52,12 @@ def weights_by_device(
     """
     _check(config, devices, split)
     whole = weight_parts(config, precision)
+    if split == "tensors" and devices > 1 and precision not in ("float32", "bfloat16"):
+        others = "'layers' or 'experts'" if config.num_experts and precision != "int8" else "'layers'"
+        raise ValueError(
+            f"split is 'tensors' and precision is {precision!r}: expected {others}, or precision 'bfloat16', because "
+            "transformers 5.23.0 loses the scales of a quantised matrix that it cuts"
+        )
     if devices == 1:
         return [whole]
     if split == "layers":
@@ -98,8 +105,8 @@ def traffic_bytes(config: ModelConfig, *, devices: int, split: str | None, bytes
         tensors  (R - 1) · ((2L + 1)·2d + V)·b    in a ring: all-reduces of the embedding, of attention and of the
                                                   feed-forward network of each layer; an all-gather of the logits
 
-    Source: arXiv:1909.08053, section 3 (two sums a layer); Patarasu and Yuan, "Bandwidth optimal all-reduce
-    algorithms", 2009 (the ring); `mistral_lab.distributed`, whose `Traffic` counts it, for experts.
+    Source: arXiv:1909.08053, section 3 (two sums a layer); Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms
+    for clusters of workstations", 2009 (the ring); `mistral_lab.distributed`, whose `Traffic` counts it, for experts.
 
     Args:
         devices, split: as in `weights_by_device`.
