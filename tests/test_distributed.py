@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mistral_lab import loading
-from mistral_lab.config import PRESETS, ModelConfig
+from mistral_lab.config import ModelConfig
 from mistral_lab.distributed import __main__ as command
-from mistral_lab.distributed import exchange_bytes, experts_of_rank, launch, load_rank
 from mistral_lab.distributed import experts as loader
+from mistral_lab.distributed import experts_of_rank, launch, load_rank
 from mistral_lab.loading import load
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
@@ -38,20 +38,6 @@ def test_without_ranks_it_is_said_how_to_start_them(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match="this process is no rank: start it with `torchrun"):
         load_rank("tiny-mixtral")
-
-
-def test_what_crosses_grows_with_ranks_answers_width_and_layers():
-    assert exchange_bytes(PRESETS["mixtral-8x7b-v0.1"], ranks=3) == 32 * 2 * 2 * 4096 * 2
-    assert exchange_bytes(TINY, ranks=1) == 0
-    assert exchange_bytes(TINY, ranks=2, bytes_per_value=4) == 4 * 2 * 128 * 4
-    with pytest.raises(ValueError, match="the model is dense"):
-        exchange_bytes(PRESETS["mistral-7b-v0.1"], ranks=2)
-    with pytest.raises(ValueError, match="^ranks is 0: expected at least 1$"):
-        exchange_bytes(TINY, ranks=0)
-    with pytest.raises(TypeError, match="^ranks is 2.5: expected a whole number$"):
-        exchange_bytes(TINY, ranks=2.5)
-    with pytest.raises(ValueError, match="^bytes_per_value is 0: expected at least 1$"):
-        exchange_bytes(TINY, ranks=2, bytes_per_value=0)
 
 
 # A layer of random experts on three ranks: five experts, so that the ranks hold 2, 2 and 1.
@@ -238,7 +224,7 @@ def test_a_rank_reads_and_holds_its_own_experts_alone(models, origin):
 def test_what_crosses_is_the_closed_form_and_nothing_but_broadcasts(models):
     received = [found["16 bits"][3] for found in models]
     assert {name for counts in received for name in counts} == {"broadcast"}
-    assert sum(counts["broadcast"] for counts in received) == 64 * exchange_bytes(TINY, ranks=2)
+    assert sum(counts["broadcast"] for counts in received) == 64 * traffic_bytes(TINY, devices=2, split="experts")
 
 
 def test_the_prediction_of_the_memory_room_is_what_is_counted(models):

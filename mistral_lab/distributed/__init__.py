@@ -6,7 +6,6 @@ _EXPORTS = {  # name -> the file it stands in, imported at first use: not every 
     "ExpertsOfRank": "experts",
     "RankConfig": "experts",
     "Traffic": "traffic",
-    "exchange_bytes": "traffic",
     "experts_of_rank": "experts",
     "launch": "launcher",
     "load_rank": "experts",

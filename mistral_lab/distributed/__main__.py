@@ -9,8 +9,8 @@ from torch import distributed
 from transformers.utils import logging as transformers_logging
 
 from ..config import ModelConfig
-from ..memory import weights_by_device
-from .traffic import Traffic, exchange_bytes
+from ..memory import traffic_bytes, weights_by_device
+from .traffic import Traffic
 
 NAME = "tiny-mixtral"
 
@@ -51,7 +51,8 @@ def main() -> None:
                 f"(predicted {predicted:,}), received {received:,} for {tokens.numel()} tokens"
             )
         received = sum(received for _, _, received in reports)
-        predicted = tokens.numel() * exchange_bytes(config, ranks=ranks, bytes_per_value=model.dtype.itemsize)
+        a_token = traffic_bytes(config, devices=ranks, split="experts", bytes_per_value=model.dtype.itemsize)
+        predicted = tokens.numel() * a_token
         print(f"all ranks received {received:,} bytes (predicted {predicted:,})")
     distributed.destroy_process_group()
     if not equal:

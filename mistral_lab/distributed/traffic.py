@@ -1,13 +1,10 @@
-"""What crosses between ranks: counted in the collectives that run, and in closed form."""
+"""What crosses between ranks, counted in the collectives that run; `memory.traffic_bytes` predicts it."""
 
 from collections import Counter
 
 import torch
 from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from .._checks import check_count
-from ..config import ModelConfig
 
 # What PyTorch calls a collective inside, and what it is called here. DTensor has operations of its own for two of them.
 COLLECTIVES = {
@@ -61,28 +58,3 @@ class Traffic(TorchDispatchMode):
         }
         self.calls[collective] += 1
         self.received_bytes[collective] += received[collective]
-
-
-def exchange_bytes(config: ModelConfig, *, ranks: int, bytes_per_value: int = 2) -> int:
-    """Bytes that all ranks together receive for a token in the layers of whole experts a rank.
-
-    Each of the A answers goes from the rank that computed it to the R - 1 others; which rank that is does not matter.
-
-    Equation: L · A · (R - 1) · d · bytes_per_value
-
-    Args:
-        ranks: R.
-        bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
-
-    Raises:
-        TypeError, ValueError: a count below 1, or a model without experts.
-
-    >>> from mistral_lab.config import PRESETS
-    >>> exchange_bytes(PRESETS["mixtral-8x7b-v0.1"], ranks=2)  # 32 layers, 2 answers of 4,096 values
-    524288
-    """
-    check_count("ranks", ranks)
-    check_count("bytes_per_value", bytes_per_value)
-    if config.num_experts_per_tok is None:
-        raise ValueError("the model is dense: expected one with experts")
-    return config.n_layers * config.num_experts_per_tok * (ranks - 1) * config.dim * bytes_per_value
