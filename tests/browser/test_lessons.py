@@ -19,6 +19,9 @@ RUN_S = 240
 FURTHER_TRIES = 3
 EXPLORER = ".mistral-lab-explorer"
 CODE = ".jp-Notebook .jp-CodeCell"
+# From the top of the lesson to the end of its last cell; the panel itself goes on, so that one can scroll past it.
+LESSON_END = """panel => [...panel.querySelectorAll(".jp-Cell")].at(-1).getBoundingClientRect().bottom
+    - panel.getBoundingClientRect().top + panel.scrollTop"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,10 +117,12 @@ def move_explorers(page) -> int:
 
 
 def screenshot(page, name: str) -> None:
-    """The whole lesson as one picture, at most 16,000 pixels high."""
+    """The whole lesson, in pictures of at most 16,000 pixels: Chromium draws no more at once."""
     panel = page.locator(".jp-WindowedPanel-outer").last
-    height = min(16_000, panel.evaluate("panel => panel.scrollHeight") + 200)
-    page.set_viewport_size({"width": 1280, "height": height})
-    panel.evaluate("panel => panel.scrollTo(0, 0)")
-    page.wait_for_timeout(1500)
-    page.screenshot(path=SCREENS / f"{name}.png")
+    top, part = 0, 1
+    while (left := panel.evaluate(LESSON_END) - top) > 0:
+        page.set_viewport_size({"width": 1280, "height": min(16_000, int(left) + 200)})
+        panel.evaluate("(panel, top) => panel.scrollTo(0, top)", top)
+        page.wait_for_timeout(1500)  # cells are drawn when they come into view, and only then have their true height
+        page.screenshot(path=SCREENS / (f"{name}.png" if part == 1 else f"{name}_{part}.png"))
+        top, part = top + panel.evaluate("panel => panel.clientHeight"), part + 1
