@@ -66,7 +66,7 @@ def to_png(picture: PIL.Image.Image, *, small: bool) -> bytes:
     if small:
         picture.quantize(COLOURS_KEPT).save(png, format="png", optimize=True)
     else:
-        picture.save(png, format="png", compress_level=1)
+        picture.quantize(COLOURS_KEPT, PIL.Image.Quantize.FASTOCTREE).save(png, format="png", compress_level=1)
     return png.getvalue()
 
 
