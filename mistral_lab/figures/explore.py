@@ -63,10 +63,8 @@ def render(figure: Figure) -> PIL.Image.Image:
 def to_png(picture: PIL.Image.Image, *, small: bool) -> bytes:
     """The picture as PNG: in few bytes, as for a file that is kept, or else quickly, as for a screen."""
     png = BytesIO()
-    if small:
-        picture.quantize(COLOURS_KEPT).save(png, format="png", optimize=True)
-    else:
-        picture.quantize(COLOURS_KEPT, PIL.Image.Quantize.FASTOCTREE).save(png, format="png", compress_level=1)
+    picture = picture.quantize(COLOURS_KEPT, PIL.Image.Quantize.FASTOCTREE)  # faster than all of its colours, too
+    picture.save(png, format="png", optimize=small, compress_level=1)
     return png.getvalue()
 
 
