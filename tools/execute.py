@@ -3,6 +3,8 @@
 import os
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,15 @@ else:
 
 
 @dataclass(frozen=True)
+class CellRun:
+    """One code cell: its number among all cells, from 1, how long it ran, and how long it said nothing meanwhile."""
+
+    number: int
+    seconds: float
+    silence_s: float
+
+
+@dataclass(frozen=True)
 class Run:
     """What became of one lesson: the notebook with its outputs, and `error` in one line where a cell failed."""
 
@@ -34,6 +45,7 @@ class Run:
     seconds: float
     peak_bytes: int | None
     error: str | None
+    cells: tuple[CellRun, ...] = ()
 
 
 def bundled_environment() -> dict[str, str]:
@@ -42,48 +54,80 @@ def bundled_environment() -> dict[str, str]:
     return chosen | {"HF_HUB_OFFLINE": "1"}
 
 
-def execute(path: Path, *, environment: dict[str, str]) -> Run:
+class _Client(NotebookClient):
+    """A client that notes when the running cell last said something: a line, a picture or a step of a progress bar."""
+
+    heard = longest_silence_s = 0.0
+
+    def process_message(self, msg, cell, cell_index):
+        """Note the time, then do what every client does."""
+        self.listen()
+        return super().process_message(msg, cell, cell_index)
+
+    def listen(self) -> None:
+        """Count the time since the last word."""
+        now = time.perf_counter()
+        self.longest_silence_s, self.heard = max(self.longest_silence_s, now - self.heard), now
+
+    def begin(self) -> None:
+        """Start to count anew."""
+        self.heard, self.longest_silence_s = time.perf_counter(), 0.0
+
+
+def execute(
+    path: Path,
+    *,
+    environment: dict[str, str],
+    timeout_s: float = CELL_TIMEOUT_S,
+    watch: Callable[[int], AbstractContextManager] = lambda pid: nullcontext(),
+) -> Run:
     """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
 
     Args:
         path: the lesson; it is read, not written. The kernel works in its folder, as in JupyterLab.
         environment: the kernel's environment variables.
+        timeout_s: for each cell.
+        watch: called with the kernel's process id; what it returns is entered before the first cell, and left after the
+            last.
     """
     notebook = nbformat.read(path, as_version=4)
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for _, cell in code:
         cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
+    client = _Client(
         notebook,
         kernel_name="python3",
-        timeout=CELL_TIMEOUT_S,
+        timeout=timeout_s,
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
     )
-    error = peak_bytes = None
+    error, peak_bytes, cells = None, None, []
     began = time.perf_counter()
     # What the kernel's own log says is not the lesson's; what cells print to standard error goes to their outputs.
-    with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL):
+    with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL), watch(client.km.provisioner.pid):
         for index, cell in code:
             place = f"{path.stem}, cell {index + 1} of {len(notebook.cells)}"
             print(f"{place} ...", end="", flush=True)
             cell_began = time.perf_counter()
+            client.begin()
             try:
                 client.execute_cell(cell, index)
             except CellExecutionError as failure:
                 error = f"{place}: {failure.ename}: {failure.evalue.strip().partition(chr(10))[0]}"
             except CellTimeoutError:
-                error = f"{place}: took more than {CELL_TIMEOUT_S} s"
+                error = f"{place}: took more than {timeout_s} s"
             except DeadKernelError:
                 error = f"{place}: the kernel died, perhaps for want of memory"
-            print(f" {'failed after ' if error else ''}{time.perf_counter() - cell_began:.1f} s", flush=True)
+            client.listen()
+            cells.append(CellRun(index + 1, time.perf_counter() - cell_began, client.longest_silence_s))
+            print(f" {'failed after ' if error else ''}{cells[-1].seconds:.1f} s", flush=True)
             if error:
                 break
         else:
             peak_bytes = _peak_bytes(client)
-    return Run(path.stem, notebook, len(code), time.perf_counter() - began, peak_bytes, error)
+    return Run(path.stem, notebook, len(code), time.perf_counter() - began, peak_bytes, error, tuple(cells))
 
 
 def _peak_bytes(client: NotebookClient) -> int:

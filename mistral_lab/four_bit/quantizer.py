@@ -11,7 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from .linear import ExactLinear4bit
+from .linear import ExactLinear4bit, pack_at_first_forward
 from .pieces import quantize_matrix
 
 # Stands in the config.json of a saved model. transformers prints it where the name means nothing to it.
@@ -229,6 +229,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
             for entry in model._weight_conversions
             if not any(isinstance(operation, Bnb4bitDeserialize) for operation in getattr(entry, "operations", ()))
         ]
+        pack_at_first_forward(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 
     def get_quantize_ops(self):

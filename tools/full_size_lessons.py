@@ -1,0 +1,191 @@
+"""`make test-full-size`: run each lesson that offers its 7B tier on a CPU at full size, on seeded random weights.
+
+A lesson passes if every cell runs, all of it in `MINUTES`, no cell is silent for longer than `SILENCE_S`, and the
+kernel gets along in the memory that the lesson's table of tiers names: it is held to that by a memory cgroup, which
+counts the pages of mapped files too, where this system lets us make one. Each lesson starts without a quantised copy.
+
+What was measured goes into benchmarks/results/lessons-7b.json; tables of tiers and README quote it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+import template
+from execute import Run, execute
+from full_size import write
+from mistral_lab import PRESETS
+from mistral_lab.measure import Machine
+
+MODEL = "mistral-7b-v0.1"
+RECORDS = template.ROOT / "benchmarks" / "results" / "lessons-7b.json"
+FOLDER = template.ROOT / "build" / "full-size"
+NEEDED_BYTES = 25 * 10**9  # on disk: the weights in 16 bits, a quantised copy, room to write
+
+MEMORY_GIB = {"01": 8, "02": 8, "03": 8, "06": 20}  # lesson: what its table of tiers asks of a CPU
+MINUTES = 15
+SILENCE_S = 20
+SAMPLE_S = 0.1
+
+
+class Held:
+    """A process in a memory cgroup of its own, watched: what it takes of its own, and with the files that it maps."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.anonymous_bytes = self.resident_bytes = 0
+        self.held = False
+
+    @contextmanager
+    def __call__(self, pid: int) -> Iterator["Held"]:
+        """Hold and watch a process, by its id."""
+        done = threading.Event()
+        sampler = threading.Thread(target=self._sample, args=(psutil.Process(pid), done), daemon=True)
+        with _memory_limit(pid, self.limit_bytes) as self.held:
+            sampler.start()
+            try:
+                yield self
+            finally:
+                done.set()
+                sampler.join()
+
+    def _sample(self, process: psutil.Process, done: threading.Event) -> None:
+        while not done.wait(SAMPLE_S):
+            try:
+                memory = process.memory_info()
+            except psutil.NoSuchProcess:
+                return
+            self.resident_bytes = max(self.resident_bytes, memory.rss)
+            self.anonymous_bytes = max(self.anonymous_bytes, memory.rss - getattr(memory, "shared", 0))
+
+
+@contextmanager
+def _memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
+    """Hold a process to so much memory, the page cache of its files included; yields whether that could be done."""
+    for root, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):  # cgroups of version 1, and of 2
+        group = Path("/sys/fs/cgroup") / root / f"mistral-lab-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(limit_bytes))
+            (group / "cgroup.procs").write_text(str(pid))
+            break
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+    else:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        for left in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(left)
+        group.rmdir()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One lesson at full size."""
+
+    minutes: float
+    memory_gib: int
+    held: bool
+    anonymous_bytes: int
+    resident_bytes: int
+    longest_silence_s: float
+    cells_over_20_s: dict[str, float]
+    machine: dict
+
+
+def shortcomings(run: Run, record: Record) -> list[str]:
+    """What keeps a lesson from passing, one line each."""
+    found = [run.error] if run.error else []
+    if record.minutes > MINUTES:
+        found.append(f"{run.name} took {record.minutes:.1f} minutes: expected at most {MINUTES}")
+    found += [
+        f"{run.name}, cell {cell.number}: silent for {cell.silence_s:.0f} s: expected a word every {SILENCE_S} s"
+        for cell in run.cells
+        if cell.silence_s > SILENCE_S
+    ]
+    return found
+
+
+def run_lesson(path: Path, checkpoint: Path) -> tuple[Run, Record]:
+    """Run one lesson on the checkpoint, without a quantised copy at the start."""
+    quantised = FOLDER / "quantised"
+    shutil.rmtree(quantised, ignore_errors=True)
+    memory_gib = MEMORY_GIB[path.stem[:2]]
+    watched = Held(memory_gib * 2**30)
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "MISTRAL_LAB_MODEL": str(checkpoint),
+        "MISTRAL_LAB_CACHE": str(quantised),
+    }
+    run = execute(path, environment=environment, timeout_s=60 * MINUTES, watch=watched)
+    shutil.rmtree(quantised, ignore_errors=True)
+    record = Record(
+        minutes=round(run.seconds / 60, 1),
+        memory_gib=memory_gib,
+        held=watched.held,
+        anonymous_bytes=watched.anonymous_bytes,
+        resident_bytes=watched.resident_bytes,
+        longest_silence_s=round(max(cell.silence_s for cell in run.cells), 1),
+        cells_over_20_s={str(cell.number): round(cell.seconds, 1) for cell in run.cells if cell.seconds > 20},
+        machine=asdict(Machine.here()),
+    )
+    return run, record
+
+
+def keep(name: str, record: Record) -> None:
+    """Write one lesson's record beside the others."""
+    records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+    records[name] = asdict(record)
+    template.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    """Run the lessons named on the command line, or all; exit with 1 where one falls short."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("lessons", nargs="*", metavar="LESSON", help="its two digits, as 01 (default: all)")
+    parser.add_argument("--checkpoint", type=Path, default=FOLDER / MODEL, help="made where it is missing")
+    options = parser.parse_args()
+    chosen = options.lessons or list(MEMORY_GIB)
+    if unknown := set(chosen) - set(MEMORY_GIB):
+        parser.error(f"no 7B tier on a CPU: {', '.join(sorted(unknown))}; expected some of {', '.join(MEMORY_GIB)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if not (options.checkpoint / "config.json").is_file():  # written last
+        if (free := shutil.disk_usage(FOLDER).free) < NEEDED_BYTES:
+            sys.exit(f"the disk has {free / 1e9:.0f} GB free: full size needs {NEEDED_BYTES / 1e9:.0f} GB")
+        write(PRESETS[MODEL], options.checkpoint, bits=16)
+    failures = []
+    for path in template.lessons():
+        if path.stem[:2] in chosen:
+            run, record = run_lesson(path, options.checkpoint)
+            print(
+                f"{run.name}: {record.minutes} minutes, {record.anonymous_bytes / 2**30:.1f} GiB of its own, "
+                f"{record.resident_bytes / 2**30:.1f} GiB with mapped files, "
+                f"{'held to' if record.held else 'not held to'} {record.memory_gib} GiB",
+                flush=True,
+            )
+            found = shortcomings(run, record)
+            failures += found
+            if not found:
+                keep(run.name, record)
+    if failures:
+        sys.exit("\n".join(f"FAILED {failure}" for failure in failures))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
