@@ -1,11 +1,13 @@
 """Four bits that are four bits: what is quantised, that it computes what it says, and that it survives every use."""
 
 import copy
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -447,3 +449,17 @@ def test_another_mixture_of_experts_is_refused_by_name(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(NotImplementedError, match="Qwen2MoeForCausalLM keeps its experts in one tensor"):
         from_pretrained(tmp_path, quantization_config=nf4_config())
+
+
+def test_a_model_that_is_dropped_gives_its_memory_back_at_once():
+    model = load("tiny-mixtral", bits=4).model
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]))
+    left = [weakref.ref(module) for _, module in linears(model)]
+    gc.collect()
+    gc.disable()  # without the collector, which gigabytes of tensors do not wake
+    try:
+        del model
+        assert [ref for ref in left if ref() is not None] == []
+    finally:
+        gc.enable()

@@ -229,6 +229,11 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
             for entry in model._weight_conversions
             if not any(isinstance(operation, Bnb4bitDeserialize) for operation in getattr(entry, "operations", ()))
         ]
+        for module in model.modules():
+            if isinstance(module, ExactLinear4bit):
+                # Weight and module name each other: the memory of a model that is dropped would wait for the garbage
+                # collector, which gigabytes of tensors do not wake, and the next model would come on top of it.
+                module.weight.module = None
         pack_at_first_forward(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 

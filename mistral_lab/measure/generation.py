@@ -11,6 +11,7 @@ import torch
 from .._checks import check_count
 from .machine import Machine
 from .peaks import peak_memory
+from .progress import counted
 from .timing import Timing, waiter
 
 
@@ -152,12 +153,17 @@ def measure_generation(loaded, *, prompt_tokens: int, new_tokens: int, batch: in
         moments = [start, *clock.times[1:]]  # the streamer is handed the prompt first
         return tuple(after - before for before, after in zip(moments, moments[1:], strict=False))
 
-    peak = peak_memory(run, model.device)
+    samples_s = []
+    for number in counted(repeats + 1, "Measuring generation"):
+        if number == 0:
+            peak = peak_memory(run, model.device)
+        else:
+            samples_s.append(run())
     return Measurement(
         prompt_tokens=prompt_tokens,
         batch=batch,
         new_tokens=new_tokens,
-        samples_s=tuple(run() for _ in range(repeats)),
+        samples_s=tuple(samples_s),
         peak_bytes=peak.bytes,
         peak_reserved_bytes=peak.reserved_bytes,
         peak_of=peak.of,
