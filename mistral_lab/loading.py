@@ -136,9 +136,7 @@ def load(
     """
     if bits not in (None, 4, 8, 16, 32):
         raise ValueError(f"bits is {bits!r}: expected 4, 8, 16, 32 or None")
-    if name is None:
-        name = os.environ.get("MISTRAL_LAB_MODEL") or DEFAULT_MODEL
-    source = locate(name, revision)
+    source = locate(_named(name), revision)
     target = _choose_device(device)
     transformers_config = read_config(source.config_folder())
     config = ModelConfig.from_transformers(transformers_config)
@@ -154,6 +152,45 @@ def load(
     if bits == 4:
         _check_four_bits(model, source.name)
     return Loaded(model, tokenizer, source.name, config)
+
+
+def quantized_copy(
+    name: str | os.PathLike | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Download a checkpoint in 16 bits and write it in four bits, once, without loading the model.
+
+    It needs room for one matrix at a time. So it makes the copy also where the whole model is too large for the device,
+    as before `distributed.load_rank` spreads it over several.
+
+    Args:
+        name, revision: as in `load`, but of no bundled model, which is quantised as it is read.
+        device: what quantises; a GPU takes minutes where a CPU takes half an hour. None as in `load`.
+        dtype: of what is not quantised, and what a matrix is rounded to before. None as in `load(name, bits=4)`.
+
+    Returns:
+        the folder with the copy. It is the one that `load(name, bits=4)` makes and reads, and its path is a name for
+        `load` and `load_rank`. Of a checkpoint that is quantised already it is that checkpoint's own folder.
+
+    Raises:
+        ValueError: a bundled model.
+        Exception: what `load` raises for the other arguments, the download and the disk.
+    """
+    source = locate(_named(name), revision)
+    if source.name in BUNDLED:
+        raise ValueError(f"{source.name} is quantised as it is read and has no copy: use load({source.name!r}, bits=4)")
+    target = _choose_device(device)
+    transformers_config = read_config(source.config_folder())
+    config = ModelConfig.from_transformers(transformers_config)
+    dtype = _choose_dtype(target, 4, config) if dtype is None else _check_dtype(dtype, 4)
+    return _prepare(source, transformers_config, 4, dtype, target)[0]
+
+
+def _named(name):
+    return os.environ.get("MISTRAL_LAB_MODEL") or DEFAULT_MODEL if name is None else name
 
 
 def _choose_device(device) -> torch.device:

@@ -1,7 +1,10 @@
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mistral_lab import loading
-from mistral_lab.config import ModelConfig
+from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.distributed import __main__ as command
+from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank
 from mistral_lab.distributed import experts as loader
-from mistral_lab.distributed import experts_of_rank, launch, load_rank
 from mistral_lab.loading import load
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
@@ -110,7 +113,8 @@ def test_each_answer_is_received_once_by_every_rank_but_its_own(layers):
         assert received == case["indices"].size * 2 * 64 * 4  # N·A answers, R - 1 others, d values in float32
 
 
-# The bundled model. Of each rank's checkpoint, the other rank's experts are NaN: to quantise one raises.
+# The bundled model. Of what a rank quantises as it reads it, the other rank's experts are NaN: to quantise one raises.
+# Of what it reads in four bits they are not there: to need one raises too.
 
 
 def checkpoint(folder, change):
@@ -121,7 +125,21 @@ def checkpoint(folder, change):
     return str(folder)
 
 
-def model_on_ranks(folders, quantised, refused, bundled):
+def only(whole, folder, mine):
+    """A copy of a four-bit checkpoint with these experts alone."""
+    shutil.copytree(whole, folder)
+    expert = re.compile(r"\.experts\.(\d)\.")
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(whole / "model.safetensors").items()
+        if not (found := expert.search(name)) or found[1] in mine
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def model_on_ranks(folders, parts, plain, refused, bundled):
+    from pathlib import Path
     from unittest import mock
 
     import torch
@@ -146,9 +164,10 @@ def model_on_ranks(folders, quantised, refused, bundled):
     for label, name in refused.items():
         found[label] = refusal(name)
     with mock.patch.object(loader, "audit", return_value=mock.Mock(passed=False, verdict="two are not")):
-        found["not four bits"] = refusal(bundled)
-    for label, name in (("16 bits", folders[rank]), ("4 bits", quantised)):
-        model = load_rank(name)
+        found["not four bits"] = refusal("tiny-mixtral")
+    for label, name in (("bundled", "tiny-mixtral"), ("16 bits", plain), ("4 bits", parts[rank])):
+        with mock.patch.dict(loader.BUNDLED, {"tiny-mixtral": Path(folders[rank])}):
+            model = load_rank(name)
         held = audit(model).nbytes
         experts = sorted({key.split(".")[5] for key in model.state_dict() if ".experts." in key})
         with Traffic() as traffic:
@@ -182,6 +201,8 @@ def models(tmp_path_factory):
 
     folders = [checkpoint(base / f"{n}", without(others)) for n, others in enumerate((range(4, 8), range(4)))]
     load("tiny-mixtral", bits=4).model.save_pretrained(base / "quantised")
+    parts = [only(base / "quantised", base / f"part-{n}", mine) for n, mine in enumerate(("0123", "4567"))]
+    plain = checkpoint(base / "plain", lambda name, tensor: tensor)
     lost = "model.layers.0.block_sparse_moe.experts.5.w1.weight"
     incomplete = Path(checkpoint(base / "incomplete", lambda name, tensor: tensor))
     tensors = load_file(incomplete / "model.safetensors")
@@ -193,10 +214,14 @@ def models(tmp_path_factory):
     config = config.replace('"num_local_experts": 8', '"num_local_experts": 1').replace('tok": 2', 'tok": 1')
     (few / "config.json").write_text(config, encoding="utf-8")
     refused = {"few": str(few), "dense": "tiny-mistral", "incomplete": str(incomplete)}
-    return launch(model_on_ranks, folders, str(base / "quantised"), refused, str(BUNDLED), ranks=2, limit_s=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MISTRAL_LAB_CACHE", str(base / "cache"))
+        found = launch(model_on_ranks, folders, parts, plain, refused, str(BUNDLED), ranks=2, limit_s=120)
+    assert len(list((base / "cache").glob("plain-nf4-*"))) == 1  # what both ranks read of the one in 16 bits
+    return found
 
 
-@pytest.mark.parametrize("origin", ["16 bits", "4 bits"])
+@pytest.mark.parametrize("origin", ["bundled", "16 bits", "4 bits"])
 def test_a_model_over_ranks_is_one_process_to_the_last_bit(models, origin):
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as every rank: another number of threads may add in another order
@@ -213,7 +238,7 @@ def test_a_model_over_ranks_is_one_process_to_the_last_bit(models, origin):
         assert torch.equal(found[origin][4], text)
 
 
-@pytest.mark.parametrize("origin", ["16 bits", "4 bits"])
+@pytest.mark.parametrize("origin", ["bundled", "16 bits", "4 bits"])
 def test_a_rank_reads_and_holds_its_own_experts_alone(models, origin):
     assert [found[origin][2] for found in models] == [list("0123"), list("4567")]
     predicted = weights_by_device(TINY, "nf4-double", devices=2, split="experts")
@@ -250,6 +275,28 @@ def test_a_rank_whose_tensors_are_missing_says_so_and_the_other_loads(models):
     assert re.fullmatch(r"OSError: .*incomplete lacks 1 of this rank's tensors, .*\.5\.w1\.weight first.*", second)
 
 
+@pytest.mark.parametrize(
+    ("cards", "ranks", "said"),
+    [
+        ([15], 1, r"^a rank's card is too small \(nf4-double, .* = 23.* GiB of 15.00 GiB: does not fit\): take more"),
+        ([15, 15], 2, None),  # two T4
+        ([15, 12], 2, r"experts split over 2 devices.* of 12.00 GiB: does not fit"),  # the smaller one counts
+        ([24], 2, r"^a rank's part of the memory, 1 of 2, is too small \(.* of 8.00 GiB: does not fit\)"),
+        ([], 4, None),
+    ],
+)
+def test_ranks_that_are_too_small_are_refused_before_anything_is_read(monkeypatch, cards, ranks, said):
+    """Mixtral on cards of so many GiB, in a computer of 16 GiB, or of 40 where it has no card."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=cards[card] * 2**30)
+    )
+    memory = SimpleNamespace(total=(16 if cards else 40) * 2**30)
+    monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: memory)
+    with nullcontext() if said is None else pytest.raises(MemoryError, match=said):
+        check_room(PRESETS["mixtral-8x7b-v0.1"], ranks)
+
+
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
 def test_a_rank_takes_the_dtype_of_its_card_as_load_does(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -266,6 +313,7 @@ def dtype_on_a_card(monkeypatch, dtype):
         raise InterruptedError
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=2**34))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)

@@ -1,9 +1,11 @@
 """Training changes the adapter as it should, nothing else, and goes on where it stopped."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
+import transformers
 from bitsandbytes.functional import dequantize_4bit
 from students import MODELS, TWO, letters, logits, quantised, same, student, weights_of
 
@@ -119,6 +121,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, mon
         ({"steps": 6}, "steps was 5, now it is 6"),
         ({"learning_rate": 0.1}, "learning_rate was 0.01, now it is 0.1"),
         ({"seed": 1}, "seed was 0, now it is 1"),
+        ({"dtype": "float32"}, "dtype was bfloat16, now it is float32"),
         ({"examples": TWO}, "examples was "),
     ],
 )
@@ -127,8 +130,9 @@ def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path, monkeypatch, 
     stopped_run(tmp_path, monkeypatch, examples=examples, steps=5)
     kept = sorted(tmp_path.rglob("*"))
     asked = {"examples": examples, "steps": 5, "batch_size": 4} | changed
+    loaded = student(dtype=asked.pop("dtype", None))
     with pytest.raises(FileExistsError, match=rf"another run: {said}.*; give another folder"):
-        finetune.tune(student(), asked.pop("examples"), checkpoints=tmp_path, **asked)
+        finetune.tune(loaded, asked.pop("examples"), checkpoints=tmp_path, **asked)
     assert sorted(tmp_path.rglob("*")) == kept
 
 
@@ -255,3 +259,78 @@ def test_the_first_step_trains_nothing_and_the_second_does():
     loaded = student(dtype="float32")
     losses = finetune.tune(loaded, TWO, steps=3, batch_size=2).losses
     assert losses[0] == losses[1] != losses[2]
+
+
+class TrainerOfACard(transformers.Trainer):
+    """The Trainer as it is on a card: on a CPU accelerate leaves out what a card has for float16."""
+
+    made: ClassVar[list] = []
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.mixed_precision == "fp16":
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        self.made.append(self)
+
+
+def tuned_as_on_a_card(monkeypatch, dtype, **settings):
+    """The trained model, the losses, and the scale of each step's loss (none where nothing scales)."""
+    monkeypatch.setattr(finetune.tuning, "Trainer", TrainerOfACard)
+    loaded = student(dtype=dtype)
+    losses = finetune.tune(loaded, TWO, batch_size=2, **settings).losses
+    return loaded, losses, TrainerOfACard.made.pop().accelerator.scaler
+
+
+def test_float16_is_trained_with_a_scaled_loss_and_a_float32_adapter(monkeypatch):
+    expected, losses, nothing = tuned_as_on_a_card(monkeypatch, "float32", steps=4)
+    loaded, found, scaler = tuned_as_on_a_card(monkeypatch, "float16", steps=4)
+    assert nothing is None
+    assert scaler.get_scale() == 2**16  # where it starts: no gradient was beyond float16's range
+    assert {weight.dtype for weight in loaded.model.parameters() if weight.requires_grad} == {torch.float32}
+    # float16 rounds by 5e-4 in every operation; a step that was left out would change the loss by a tenth
+    assert found == pytest.approx(losses, rel=5e-3)
+    assert found[-1] < 0.9 * found[0]
+
+
+def test_a_step_beyond_float16_is_left_out_and_the_scale_falls(monkeypatch):
+    backward, scales = torch.amp.GradScaler.scale, []
+
+    def scale_too_far(self, loss):
+        scales.append(self.get_scale())
+        return backward(self, loss) * (torch.inf if len(scales) == 2 else 1)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", scale_too_far)
+    loaded, _, _ = tuned_as_on_a_card(monkeypatch, "float16", steps=4)
+    assert scales == [2**16, 2**16, 2**15, 2**15]
+    assert all(weight.isfinite().all() for weight in weights_of(loaded).values())
+
+
+def test_after_float16_the_model_computes_as_before(monkeypatch):
+    monkeypatch.setattr(finetune.tuning, "Trainer", TrainerOfACard)
+    loaded = student(dtype="float16", filled=True)
+    before = logits(loaded)
+    monkeypatch.setattr(TrainerOfACard, "training_step", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune.tune(loaded, TWO, steps=2, batch_size=2)
+    TrainerOfACard.made.clear()
+    after = logits(loaded)
+    assert after.dtype == torch.float16
+    assert torch.equal(after, before)
+
+
+def test_why_the_loss_is_scaled():
+    """The gradients of a mean over a million tokens: in float16 most of what they say becomes 0."""
+    loaded = student(dtype="float16")
+    rows = [finetune.tokenise(loaded.tokenizer, example, max_tokens=100) for example in TWO]
+    batch = finetune.collate(rows, pad_token_id=2)
+
+    def gradients(tokens, scale):
+        loaded.model.zero_grad()
+        (scale * loaded.model(**batch, num_items_in_batch=tokens).loss).backward()
+        trained = [weight.grad for weight in loaded.model.parameters() if weight.requires_grad]
+        return torch.cat([tokens / scale * gradient.flatten() for gradient in trained])
+
+    expected = gradients(20, 1)
+    lost, kept = (((gradients(2**20, scale) - expected).norm() / expected.norm()).item() for scale in (1, 2**16))
+    assert lost > 0.3
+    assert kept < 5e-3  # float16 rounds by 5e-4, in each of some matrices

@@ -6,6 +6,7 @@ _EXPORTS = {  # name -> the file it stands in, imported at first use: not every 
     "ExpertsOfRank": "experts",
     "RankConfig": "experts",
     "Traffic": "traffic",
+    "check_room": "experts",
     "experts_of_rank": "experts",
     "launch": "launcher",
     "load_rank": "experts",

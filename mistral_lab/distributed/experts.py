@@ -7,18 +7,19 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
+import psutil
 import torch
 from torch import distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 
-from .._checkpoints import locate
+from .._checkpoints import BUNDLED, locate
 from .._checks import check_count
-from ..config import read_config
+from ..config import ModelConfig, read_config
 from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
 from ..four_bit.quantizer import FourBitQuantizer
-from ..loading import dtype_of_card
-from ..memory import split_evenly
+from ..loading import SHORT_CONTEXT, dtype_of_card, quantized_copy
+from ..memory import plan, split_evenly
 
 METHOD = "mistral_lab.distributed"
 
@@ -126,6 +127,32 @@ class RankQuantizer(FourBitQuantizer):
         model._keys_to_ignore_on_load_unexpected = {r"\.experts\."}
 
 
+def check_room(config: ModelConfig, ranks: int, *, local_ranks: int | None = None) -> None:
+    """Refuse to spread a mixture in NF4 over ranks that are too small for it, before anything is downloaded.
+
+    Args:
+        config: of the model.
+        ranks: all of them.
+        local_ranks: those of this machine, each with a card of its own or, where there are fewer cards, with an equal
+            part of the computer's memory. None: all.
+
+    Raises:
+        MemoryError: a rank needs more for a short text than its card or its part of the memory has in all.
+        TypeError, ValueError: a count that is none, or more ranks than experts.
+    """
+    experts_of_rank(config.num_experts, ranks)
+    local_ranks = local_ranks or ranks
+    if torch.cuda.device_count() >= local_ranks:
+        place, room = "card", min(torch.cuda.get_device_properties(n).total_memory for n in range(local_ranks))
+    else:
+        place, room = f"part of the memory, 1 of {local_ranks},", psutil.virtual_memory().total // local_ranks
+    context = min(SHORT_CONTEXT, config.max_positions)
+    split = {"devices": ranks, "split": "experts"}
+    made = plan(config, precision="nf4-double", context=context, device_bytes=room, **split)
+    if not made.fits:
+        raise MemoryError(f"a rank's {place} is too small ({made}): take more ranks or larger cards")
+
+
 def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTrainedModel:
     """Load this rank's part of a mixture of experts in NF4 with double quantisation, ready to be called on all ranks.
 
@@ -134,8 +161,9 @@ def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTraine
     has a card for each of its ranks, otherwise gloo and the CPU.
 
     Args:
-        name: as in `load`; None is "tiny-mixtral". A checkpoint in 16 bits is quantised as it is read, one that this
-            lab has quantised is read as it is.
+        name: as in `load`; None is "tiny-mixtral". Of a checkpoint in 16 bits the four-bit copy of `quantized_copy` is
+            read, which is made where it is missing; one that is in four bits is read as it is, a bundled one is
+            quantised as it is read. A rank reads its own experts alone.
         dtype: of the arithmetic and of what is not quantised. None is what `load(name, bits=4)` takes: bfloat16, or
             float16 on a card below compute capability 8.0.
 
@@ -144,6 +172,7 @@ def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTraine
 
     Raises:
         RuntimeError: not one of several processes, or four bits did not come out as four bits.
+        MemoryError: the rank's part does not fit, as `check_room` says.
         OSError: an incomplete checkpoint.
         ValueError: a model without experts, or with fewer than there are ranks.
 
@@ -163,14 +192,19 @@ def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTraine
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cards else "gloo")
-    experts_of_rank(experts, distributed.get_world_size())
+    check_room(ModelConfig.from_transformers(config), distributed.get_world_size(), local_ranks=local_ranks)
     if dtype is None:
         dtype = dtype_of_card(device) if on_cards else torch.bfloat16
+    if source.name in BUNDLED or adopt(config):
+        folder = source.folder()
+    else:
+        folder = quantized_copy(name, device=device, dtype=dtype)
+        config = read_config(folder)
     quantised = adopt(config)
     if quantised:
         config.quantization_config |= {"quant_method": METHOD}
     model, loading = AutoModelForCausalLM.from_pretrained(
-        str(source.folder()),
+        str(folder),
         config=config,
         dtype=dtype,
         device_map=device,

@@ -71,7 +71,12 @@ def tune(
     AdamW without weight decay; the learning rate starts at 0, so that the first step changes nothing, rises over a
     tenth of the steps and falls to 0 along a line; gradients are clipped to length 1.
 
-    Source: arXiv:2106.09685, section 4.2 (training the adapter alone).
+    Where the model computes in float16, as on a card below compute capability 8.0, the smallest gradients would become
+    0 on their way back. There the Trainer multiplies the loss by a large number and divides the gradients of the
+    adapter, which are float32, by it again. A step with a gradient beyond float16's range is left out, and the next
+    takes a smaller number. On a CPU nothing scales the loss: load in bfloat16 or float32 there.
+
+    Source: arXiv:2106.09685, section 4.2 (training the adapter alone); arXiv:1710.03740, section 3.2 (a scaled loss).
 
     Args:
         loaded: of `add_adapter` or `load_adapter`; its adapter is changed in place.
@@ -101,6 +106,7 @@ def tune(
     if checkpoints is not None:
         run = {"model": base_name(loaded), "adapter": _shapes(model), "examples": fingerprint(rows)}
         run |= {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+        run |= {"dtype": str(model.dtype).removeprefix("torch.")}
         stopped_at = newest_checkpoint(Path(checkpoints), run)
     devices = range(torch.cuda.device_count())
     with (
@@ -117,6 +123,7 @@ def tune(
             lr_scheduler_type="linear",
             weight_decay=0.0,
             optim="adamw_torch",
+            fp16=model.dtype == torch.float16,  # scales the loss; the adapter itself stays in float32
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=False,
             seed=seed,
@@ -136,8 +143,11 @@ def tune(
         )
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
-        with separate_experts(model):  # where the Trainer puts a checkpoint's adapter back
-            trainer.train(resume_from_checkpoint=stopped_at)
+        try:
+            with separate_experts(model):  # where the Trainer puts a checkpoint's adapter back
+                trainer.train(resume_from_checkpoint=stopped_at)
+        finally:  # in float16 accelerate wraps the model's forward, and leaves it so
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         seconds = time.perf_counter() - started
     state = trainer.optimizer.state_dict()["state"]
     return Tuning(

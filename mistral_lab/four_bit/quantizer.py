@@ -205,6 +205,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         for module in model.modules():
             if self.pre_quantized and isinstance(module, ExactLinear4bit):
                 module.weight.data = module.weight.data.to(torch.uint8)  # what the checkpoint holds
+                module._is_hf_initialized = True  # what it lacks is reported; whole numbers cannot be drawn for it
 
     @staticmethod
     def _experts(config, kind: dict) -> FourBitExperts:

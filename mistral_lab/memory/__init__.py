@@ -2,6 +2,7 @@
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
 from .fit import DEVICES, PREFILL_CHUNK, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
+from .room import room_bytes
 from .split import SPLITS, cache_by_device, split_evenly, traffic_bytes, weights_by_device
 from .weights import (
     BLOCK_SIZE,
@@ -32,6 +33,7 @@ __all__ = [
     "parameter_counts",
     "plan",
     "rolling_cache_bytes",
+    "room_bytes",
     "split_evenly",
     "traffic_bytes",
     "weight_bytes",
