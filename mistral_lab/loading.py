@@ -1,6 +1,5 @@
 """One call from a name to a model that answers: bundled, local or from the hub; device, dtype and bits."""
 
-import gc
 import logging
 import os
 import warnings
@@ -9,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
 from huggingface_hub import constants
 from transformers import (
@@ -22,12 +20,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ._checkpoints import BUNDLED, Source, locate, weight_files
+from ._fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
+from ._forms import check_form, explained, instead, is_whole, offer_copy, quantised_precision
 from ._generation import Printer, check_prompt, check_sampling
+from ._placement import check_disk, free_memory, offload_folder, remove_with, spread
 from .config import ModelConfig, read_config
-from .memory import PRECISIONS, PREFILL_CHUNK, RUNTIME_BYTES, Plan, nearest_fit, plan, weight_bytes
+from .memory import PREFILL_CHUNK, weight_bytes
 
 DEFAULT_MODEL = "tiny-mistral"
-SHORT_CONTEXT = 512  # tokens with which a model must fit to be loaded
 SMALL_BYTES = 2**30  # on a CPU, weights up to this size in float32 are kept in float32
 
 
@@ -105,7 +105,9 @@ def load(
     """Load a Mistral, Mixtral or Llama model with its tokenizer, ready to generate.
 
     Weights come from safetensors files alone and no code of a checkpoint is ever run. For bundled models and folders
-    nothing goes to the network.
+    nothing goes to the network. A checkpoint in 16 bits is read, and one in 4 bits of bitsandbytes, NF4 or FP4, with
+    everything in 4 bits that its files hold so. A dense model is also read in any other form, such as int8, GPTQ or
+    AWQ, for which transformers finds the library that reads it.
 
     Args:
         name: "tiny-mistral" or "tiny-mixtral", which are in the package; "mistral-7b-v0.1", "mistral-7b-v0.3",
@@ -114,22 +116,32 @@ def load(
             else "tiny-mistral".
         bits: 4 is NF4 with double quantisation, experts included. It is made once and kept: in the folder that the
             environment variable MISTRAL_LAB_CACHE names, or else `mistral_lab` beside the hub's downloads. 8 is
-            LLM.int8(), for a dense model. 16 and 32 are unquantised, as None is, which chooses between them.
-        device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU (an unquantised model is spread over
-            all of them, and over the CPU and the disk where they are too small), otherwise the CPU.
+            LLM.int8(), for a dense model. 16 and 32 are unquantised, as None is, which chooses between them. A
+            checkpoint that is quantised already stays as it is: None takes it, and so do the bits that it has, of which
+            4 insist that all matrices of attention, feed-forward networks and experts are in 4 bits.
+        device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU, otherwise the CPU. A quantised
+            model lies whole on one device. An unquantised one is spread, with None, over all GPUs, and over memory and
+            disk where they are too small; for that the experts of a mixture are written again, to a folder beside the
+            quantised models that goes when the model does.
         dtype: of the weights, or with 4 bits of the arithmetic. None is, on a GPU, bfloat16 from compute capability 8.0
-            on and float16 below; on a CPU, float32 up to 1 GiB of weights, bfloat16 beyond that and with 4 bits. With 8
+            on and float16 below; on a CPU, float32 up to 1 GiB of weights, bfloat16 beyond that and in 4 bits. In 8
             bits it is float16, in which LLM.int8() multiplies.
         revision: branch, tag or commit on the hub. None is the commit that goes with a known name, otherwise "main".
 
     Raises:
-        FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it.
+        FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it: GGUF files alone,
+            Mistral's own format or an adapter, of which the message says what to take instead.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
         MemoryError: the device is too small, said before anything is downloaded, or memory ran out.
-        OSError: a truncated, damaged or incomplete checkpoint.
+        OSError: a truncated, damaged or incomplete checkpoint; a disk too full for the layers that go there.
         RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
-        TypeError, ValueError: any other argument that means nothing.
+        ImportError: a quantised form whose library is not installed.
+        TypeError, ValueError: a quantised form that is not read, other bits than it has, or any other argument that
+            means nothing.
+
+    Warns: before a download in 16 bits that `bits=4` needs, of its size and of a copy in 4 bits that spares it; and
+        where experts have to be written to the disk.
 
     >>> load("tiny-mixtral").config.num_experts
     8
@@ -138,17 +150,36 @@ def load(
         raise ValueError(f"bits is {bits!r}: expected 4, 8, 16, 32 or None")
     source = locate(_named(name), revision)
     target = _choose_device(device)
-    transformers_config = read_config(source.config_folder())
+    with explained(source):
+        folder = source.config_folder()
+    transformers_config = read_config(folder)
     config = ModelConfig.from_transformers(transformers_config)
-    dtype = _choose_dtype(target, bits, config) if dtype is None else _check_dtype(dtype, bits)
-    spread = device is None and target.type == "cuda" and bits in (None, 16, 32)
-    shortest = _plan(config, _precision(transformers_config, bits, dtype), target)
-    if not (spread or shortest.fits):
-        raise MemoryError(_does_not_fit(source.name, config, shortest))
-    with _quiet() if source.name in BUNDLED else nullcontext(), _memory(source.name, config, shortest):
-        folder, transformers_config, quantisation = _prepare(source, transformers_config, bits, dtype, target)
-        model = _load_model(folder, transformers_config, dtype, "auto" if spread else target, quantisation)
-        tokenizer = _load_tokenizer(folder)
+    check_form(source.name, transformers_config, bits, target)
+    stored = quantised_precision(transformers_config)
+    kept_bits = bits if stored is None else 8 if stored == "int8" else 4
+    dtype = _choose_dtype(target, kept_bits, config) if dtype is None else _check_dtype(dtype, bits)
+    shortest = plan_here(config, stored or planned_precision(bits, dtype), target)
+    if stored and is_whole(folder):
+        shortest = as_held(shortest, _fetched(source), dtype)
+    device_map, written = target, 0
+    if device is None and target.type == "cuda" and kept_bits not in (4, 8):
+        device_map, written = spread(transformers_config, dtype, free_memory())
+        check_disk(source.name, written, _cache_folder())
+    elif not shortest.fits:
+        raise MemoryError(does_not_fit(source.name, config, shortest))
+    with _quiet() if source.name in BUNDLED else nullcontext():
+        with out_of_memory_explained(source.name, config, shortest):
+            folder, transformers_config, quantisation = _prepare(
+                source, folder, transformers_config, bits, dtype, target
+            )
+        if stored and not (shortest := as_held(shortest, folder, dtype)).fits:
+            raise MemoryError(does_not_fit(source.name, config, shortest))
+        with out_of_memory_explained(source.name, config, shortest):
+            with offload_folder(_cache_folder()) if written else nullcontext() as place:
+                model = _load_model(folder, transformers_config, dtype, device_map, quantisation, place)
+                if place:
+                    remove_with(model, place)
+            tokenizer = _load_tokenizer(folder)
     if bits == 4:
         _check_four_bits(model, source.name)
     return Loaded(model, tokenizer, source.name, config)
@@ -183,10 +214,13 @@ def quantized_copy(
     if source.name in BUNDLED:
         raise ValueError(f"{source.name} is quantised as it is read and has no copy: use load({source.name!r}, bits=4)")
     target = _choose_device(device)
-    transformers_config = read_config(source.config_folder())
+    with explained(source):
+        folder = source.config_folder()
+    transformers_config = read_config(folder)
+    check_form(source.name, transformers_config, 4, target)
     config = ModelConfig.from_transformers(transformers_config)
     dtype = _choose_dtype(target, 4, config) if dtype is None else _check_dtype(dtype, 4)
-    return _prepare(source, transformers_config, 4, dtype, target)[0]
+    return _prepare(source, folder, transformers_config, 4, dtype, target)[0]
 
 
 def _named(name):
@@ -236,40 +270,40 @@ def _check_dtype(dtype, bits: int | None) -> torch.dtype:
     return chosen
 
 
-def _prepare(source: Source, config, bits: int | None, dtype: torch.dtype, device: torch.device):
-    """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
-    mixture = bool(getattr(config, "num_local_experts", None))
-    if getattr(config, "quantization_config", None):
-        from .four_bit import adopt  # imports bitsandbytes, which takes a second that most calls need not spend
+def _cache_folder() -> Path:
+    return Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab")
 
-        if bits not in (None, 4):
-            raise ValueError(f"{source.name} is quantised already: load it with bits=None")
-        if mixture and not adopt(config):
-            raise ValueError(
-                f"{source.name} is quantised in a way that this lab does not read for a mixture of experts: expected "
-                "NF4 of bitsandbytes, or a checkpoint in 16 bits"
-            )
-        return source.folder(), config, None
+
+def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device):
+    """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
+    if getattr(config, "quantization_config", None):
+        from .four_bit import adopt, check_cpu  # bitsandbytes takes a second that most calls need not spend
+
+        if adopt(config) and device.type == "cpu":
+            check_cpu()
+        return _fetched(source), config, None
     if bits == 8:
-        if mixture:
+        if getattr(config, "num_local_experts", None):
             raise NotImplementedError(
                 f"{source.name} is a mixture of experts, and bits=8 would leave its experts in 16 bits: load it with "
                 "bits=4 or bits=None"
             )
-        return source.folder(), config, BitsAndBytesConfig(load_in_8bit=True)
+        return _fetched(source), config, BitsAndBytesConfig(load_in_8bit=True)
     if bits != 4:
-        return source.folder(), config, None
+        return _fetched(source), config, None
     from .four_bit import check_cpu, nf4_config, quantized_folder
 
     if device.type == "cpu":
         check_cpu()
-    folder = source.folder()
+    if source.repo and not is_whole(there):
+        offer_copy(source, ModelConfig.from_transformers(config))
+    folder = _fetched(source)
     if source.name in BUNDLED:
         return folder, config, nf4_config()
     ready = quantized_folder(
         folder,
         weight_files(folder),
-        cache=Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab"),
+        cache=_cache_folder(),
         name=source.repo or source.path.name,
         revision=source.revision,
         dtype=dtype,
@@ -278,69 +312,26 @@ def _prepare(source: Source, config, bits: int | None, dtype: torch.dtype, devic
     return ready, read_config(ready), None
 
 
+def _fetched(source: Source) -> Path:
+    with explained(source):
+        return source.folder()
+
+
 def _check_four_bits(model: PreTrainedModel, name: str) -> None:
     from .four_bit import audit
 
     report = audit(model)
     if not report.passed:
-        raise RuntimeError(f"{name} was to be in 4 bits, but {report.verdict}")
+        raise RuntimeError(f"{name} was to be in 4 bits, but {report.verdict}; {instead(name)}")
 
 
-def _precision(transformers_config, bits: int | None, dtype: torch.dtype) -> str:
-    """The name that `memory` has for what will be loaded."""
-    if bits == 8:
-        return "int8"
-    if bits == 4 or getattr(transformers_config, "quantization_config", None):
-        return "nf4-double"
-    return "float32" if dtype == torch.float32 else "bfloat16"
-
-
-def _plan(config: ModelConfig, precision: str, device: torch.device) -> Plan:
-    """What the model takes with a short text, beside what a card has in all or a computer has free."""
-    if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[1]
-    else:  # the plan counts a process with its libraries, and this one is running already
-        room = psutil.virtual_memory().available + min(psutil.Process().memory_info().rss, RUNTIME_BYTES)
-    context = min(SHORT_CONTEXT, config.max_positions)
-    return plan(config, precision=precision, context=context, device_bytes=room)
-
-
-def _does_not_fit(name: str, config: ModelConfig, asked: Plan) -> str:
-    other = nearest_fit(
-        config,
-        precision=asked.precision,
-        context=asked.context,
-        device_bytes=asked.device_bytes,
-        precisions=[precision for precision in PRECISIONS if not (config.num_experts and precision == "int8")],
-    )
-    offer = f"the nearest that does is {other}" if other else "at no precision does it: choose a smaller model"
-    return f"{name} does not fit this device ({asked}); {offer}"
-
-
-@contextmanager
-def _memory(name: str, config: ModelConfig, asked: Plan) -> Iterator[None]:
-    """Turn running out of memory into one MemoryError with the plan, and give back what was taken."""
-    try:
-        yield
-        return
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        ran_out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-        if not ran_out:  # PyTorch's error on a CPU is a plain RuntimeError with those words
-            raise
-        # The traceback holds the half-loaded model; it is dropped before memory is given back.
-        error.__traceback__ = None
-    gc.collect()
-    torch.cuda.empty_cache()
-    taken = "other programs, or this one, hold the rest" if asked.fits else _does_not_fit(name, config, asked)
-    raise MemoryError(f"{name} ran out of memory while it was loaded ({asked}); {taken}")
-
-
-def _load_model(folder: Path, config, dtype: torch.dtype, device_map, quantisation) -> PreTrainedModel:
+def _load_model(folder: Path, config, dtype, device_map, quantisation, offload: Path | None) -> PreTrainedModel:
     model, report = AutoModelForCausalLM.from_pretrained(
         str(folder),
         config=config,
         dtype=dtype,
         device_map=device_map,
+        offload_folder=offload,
         quantization_config=quantisation,
         use_safetensors=True,
         trust_remote_code=False,

@@ -1,7 +1,10 @@
 """What transformers is told: a quantisation config, the quantiser behind it, and experts that are separate matrices."""
 
+from pathlib import Path
+
 import torch
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.activations import ACT2FN
@@ -11,6 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
+from .._files import read_header
 from .linear import ExactLinear4bit, pack_at_first_forward
 from .pieces import quantize_matrix
 
@@ -82,13 +86,17 @@ def nf4_config(*, double: bool = True, compute_dtype: torch.dtype | str | None =
 
 
 def adopt(config) -> bool:
-    """Turn the bitsandbytes entry of a Mixtral config, written when experts were separate matrices, into this room's.
+    """Have a checkpoint of bitsandbytes in 4 bits read by this module, instead of by transformers' own quantiser.
+
+    That one fails where the experts, the router or the output layer are in 4 bits, as in the copies of Mixtral that
+    were written before transformers 5.
 
     Args:
-        config: a transformers config; changed in place where it names 4-bit NF4 of bitsandbytes.
+        config: a transformers config; changed in place where it names 4 bits of bitsandbytes. Whether they are NF4 or
+            FP4, and which matrices are in 4 bits, is then taken from the files.
 
     Returns:
-        whether the checkpoint is one that this room reads, from now on or already.
+        whether the checkpoint is one that this module reads, from now on or already.
     """
     entry = getattr(config, "quantization_config", None)
     if entry is None:
@@ -96,7 +104,7 @@ def adopt(config) -> bool:
     entry = entry if isinstance(entry, dict) else entry.to_dict()
     if entry.get("quant_method") == METHOD:
         return True
-    if not entry.get("load_in_4bit") or entry.get("bnb_4bit_quant_type") != "nf4":
+    if not entry.get("load_in_4bit"):
         return False
     config.quantization_config = FourBitConfig(double=entry.get("bnb_4bit_use_double_quant", False)).to_dict()
     return True
@@ -167,6 +175,31 @@ class QuantizeMatrix(ConversionOps):
         return result
 
 
+class RestoreMatrix(Bnb4bitDeserialize):
+    """transformers' step from the parts of a 4-bit matrix to one parameter, for a router too.
+
+    transformers 5 keeps the router of a Mixtral as a bare parameter, and before it was a matrix that bitsandbytes
+    quantised: here it is written out again.
+    """
+
+    def convert(self, input_dict, model=None, full_layer_name=None, **kwargs):
+        """Gather the parts of one matrix."""
+        owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+        if len(input_dict) == 1 or isinstance(owner, Linear4bit):
+            return super().convert(input_dict, model=model, full_layer_name=full_layer_name, **kwargs)
+        parts = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
+        codes = parts.pop("weight")
+        state = QuantState.from_dict(parts, device=codes.device)
+        return {"weight": dequantize_4bit(codes, state)}
+
+
+def in_four_bits(files: list[str | Path]) -> set[str]:
+    """Name the modules, as transformers 5 calls them, of which the files of a checkpoint hold the weight in 4 bits."""
+    names = {name for file in files for name in read_header(file)}
+    found = {name.partition(".weight.quant_state.bitsandbytes__")[0] for name in names if ".quant_state." in name}
+    return {name.replace(".block_sparse_moe.", ".mlp.") for name in found}
+
+
 @register_quantizer(METHOD)
 class FourBitQuantizer(Bnb4BitHfQuantizer):
     """transformers' 4-bit quantiser, but for a model whose experts are separate matrices before weights arrive.
@@ -184,20 +217,25 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         """Compute in the model's dtype unless told otherwise."""
         if self.quantization_config.bnb_4bit_compute_dtype is None:
             self.quantization_config.bnb_4bit_compute_dtype = dtype
+        self.dtype = dtype
         return dtype
 
-    def _process_model_before_weight_loading(self, model, device_map, **kwargs):
+    def _process_model_before_weight_loading(self, model, device_map, checkpoint_files=None, **kwargs):
         config = self.quantization_config
         kind = {"compute_dtype": config.bnb_4bit_compute_dtype, "double": config.bnb_4bit_use_double_quant}
         kept = set(self.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules))
+        held = in_four_bits(checkpoint_files) if self.pre_quantized else None  # None: all that is not kept
         with torch.device("meta"):
             for name, module in list(model.named_modules()):
-                if isinstance(module, MixtralExperts):
+                if isinstance(module, MixtralExperts) and (held is None or f"{name}.0.w1" in held):
                     model.set_submodule(name, self._experts(model.config, kind))
-                elif type(module) is nn.Linear and module.bias is None and name not in kept:
+                elif type(module) is nn.Linear and module.bias is None and (
+                    name not in kept if held is None else name in held
+                ):
                     model.set_submodule(name, ExactLinear4bit(module.in_features, module.out_features, **kind))
+        self.separate_experts = any(isinstance(module, FourBitExperts) for module in model.modules())
         fused = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
-        if fused:
+        if fused and not self.pre_quantized:
             raise NotImplementedError(
                 f"{type(model).__name__} keeps its experts in one tensor ({fused[0]}), which would stay in 16 bits: "
                 "of the mixtures of experts, four bits are supported for Mixtral"
@@ -214,13 +252,23 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
 
     def update_weight_conversions(self, weight_conversions, model):
         """Drop the converters that merge experts: here they have the checkpoint's own names."""
-        merging = ("experts.gate_up_proj", "experts.down_proj")
+        merging = ("experts.gate_up_proj", "experts.down_proj") if self.separate_experts else ()
         kept = [
             entry
             for entry in weight_conversions
             if not (isinstance(entry, WeightConverter) and entry._original_target_patterns[0].endswith(merging))
         ]
         return super().update_weight_conversions(kept, model)
+
+    def get_weight_conversions(self):
+        """Gather the parts of a matrix, and write out what is no 4-bit layer here."""
+        conversions = super().get_weight_conversions()
+        for conversion in conversions:
+            conversion.operations = [
+                RestoreMatrix(self) if isinstance(operation, Bnb4bitDeserialize) else operation
+                for operation in conversion.operations
+            ]
+        return conversions
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         # save_pretrained undoes every conversion of loading, and the one that gathers a matrix's parts has no way back
@@ -235,6 +283,9 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
                 # Weight and module name each other: the memory of a model that is dropped would wait for the garbage
                 # collector, which gigabytes of tensors do not wake, and the next model would come on top of it.
                 module.weight.module = None
+        for parameter in model.parameters():  # of a quantised checkpoint transformers leaves the rest as it was stored
+            if not isinstance(parameter, Params4bit) and parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.dtype)
         pack_at_first_forward(model)
         return super()._process_model_after_weight_loading(model, **kwargs)
 

@@ -1,0 +1,100 @@
+"""Where the layers of an unquantised model go: onto the GPUs, then into the computer's memory, then onto the disk."""
+
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+Device = int | str  # the number of a GPU, "cpu" or "disk"
+USED = 0.9  # of what is free; the rest is for the cache, the workspace and what a layer takes on its way in
+
+
+def free_memory() -> dict[Device, int]:
+    """Bytes that weights may take on each GPU and in the computer's memory."""
+    free: dict[Device, int] = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())}
+    free["cpu"] = psutil.virtual_memory().available
+    return {device: int(USED * size) for device, size in free.items()}
+
+
+def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[str, Device], int]:
+    """Decide where every layer of an unquantised model lies.
+
+    Args:
+        config: of transformers.
+        dtype: of the weights.
+        room: bytes that weights may take on each device, as `free_memory` gives them. What does not fit goes to the
+            disk; room for the largest layer stays free on the first GPU, where layers from elsewhere are computed.
+
+    Returns:
+        module to device, as `from_pretrained` takes it; and the bytes that have to be written. A layer of a dense
+        model is read from its checkpoint where that lies. The experts of a mixture are not: transformers merges them.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    whole = list(model._no_split_modules)  # a decoder layer is never cut
+    room = get_balanced_memory(model, dict(room), no_split_module_classes=whole)
+    device_map = infer_auto_device_map(model, room, no_split_module_classes=whole)
+    on_disk = tuple(f"{module}." for module, device in device_map.items() if device == "disk")
+    written = sum(
+        parameter.nbytes
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and f"{name}.".startswith(on_disk)
+    )
+    return device_map, written
+
+
+def check_disk(name: str, written: int, folder: Path) -> None:
+    """Say what is written for the layers on the disk, or refuse where there is no room for it.
+
+    Args:
+        name: of the model, for the message.
+        written: bytes, of `spread`.
+        folder: in which a folder for them will be made.
+
+    Raises:
+        OSError: the disk is too full.
+
+    Warns: of what is written, and where.
+    """
+    if not written:
+        return
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < written:
+        raise OSError(
+            f"{name} needs {written / 1e9:.1f} GB in {folder} for experts that fit neither the GPUs nor the memory, "
+            f"and {free / 1e9:.1f} GB are free there: name a folder on a larger disk by MISTRAL_LAB_CACHE, or load "
+            "with bits=4"
+        )
+    warnings.warn(
+        f"{name} is larger than the GPUs and the memory: {written / 1e9:.1f} GB of its experts are written to a folder "
+        f"in {folder} for as long as the model is used, and read again for every token; bits=4 takes a quarter",
+        stacklevel=3,  # the line that called `load`
+    )
+
+
+@contextmanager
+def offload_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder of its own for the layers on the disk, in that of the cache; a failure leaves nothing of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f"offload-{os.getpid()}-", dir=folder))
+    try:
+        yield place
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def remove_with(model: PreTrainedModel, folder: Path) -> None:
+    """Remove a folder when the model goes, or the program ends."""
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
