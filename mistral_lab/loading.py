@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import constants
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ._checkpoints import BUNDLED, Source, locate, weight_files
+from ._files import Need, lab_cache
 from ._generation import Printer, check_prompt, check_sampling
 from .config import ModelConfig, read_config
 from .memory import PRECISIONS, PREFILL_CHUNK, RUNTIME_BYTES, Plan, nearest_fit, plan, weight_bytes
@@ -226,15 +226,17 @@ def _prepare(source: Source, config, bits: int | None, dtype: torch.dtype, devic
 
     if device.type == "cpu":
         check_cpu()
-    folder = source.folder()
+    copy_bytes = weight_bytes(ModelConfig.from_transformers(config), "nf4-double")
+    folder = source.folder(Need(lab_cache(), copy_bytes, "for its copy in four bits"))
     if source.name in BUNDLED:
         return folder, config, nf4_config()
+    name, commit = source.origin(folder)
     ready = quantized_folder(
         folder,
         weight_files(folder),
-        cache=Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab"),
-        name=source.repo or source.path.name,
-        revision=source.revision,
+        cache=lab_cache(),
+        name=name,
+        revision=commit,
         dtype=dtype,
         device=device,
     )
