@@ -25,6 +25,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 BUSY = (408, 429, 500, 502, 503, 504)
 AT_ONCE = 4  # files; a single connection seldom fills a fast line
 WAITS_S = (1, 2, 4, 8)  # before a request that failed for the hub's reasons is made again
+LONGEST_WAIT_S = 300  # in which the hub's count of requests begins anew
 HASHED_AT_ONCE = 2**22
 
 
@@ -39,16 +40,11 @@ class RemoteFile(NamedTuple):
 def config_file(repo: str, revision: str) -> Path:
     """Fetch `config.json` alone, or find it in the cache."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
 
     file = {"repo_id": spelled(repo), "filename": "config.json", "revision": revision}
     if not isinstance(try_to_load_from_cache(**file), str):
-        try:  # asks once, so that no network is noticed at once
-            found = get_hf_file_metadata(hf_hub_url(**file))
-        except HfHubHTTPError as error:
-            if error.response.status_code not in BUSY:
-                raise
-            found = get_hf_file_metadata(hf_hub_url(**file), retry_on_errors=True)  # for up to 23 seconds
+        # Left to itself the download would try for 23 seconds to reach a hub where there is no network.
+        found = _patiently(lambda: get_hf_file_metadata(hf_hub_url(**file)))
         # The hub answers to a name in any casing, and sends on to the right one.
         spelling = re.search(rf"/({re.escape(file['repo_id'])})/", found.location, re.IGNORECASE)
         file["repo_id"] = spelling[1] if spelling else file["repo_id"]
@@ -81,7 +77,7 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
 
     repo = spelled(repo)
     try:
-        commit, files = _listing(repo, revision)
+        repo, commit, files = _listing(repo, revision)
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
         # The branch cannot be followed; what was downloaded of it before still serves.
         try:
@@ -94,7 +90,7 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
         return folder
     storage = _storage(repo)
     folder = storage / "snapshots" / commit
-    if not _missing(folder, files):
+    if COMMIT.fullmatch(revision) and not _missing(folder, files):
         return folder
     purpose = f"to download {repo}"
     check_disk(Need(storage, _left(storage, folder, files), purpose), *beside)
@@ -110,13 +106,13 @@ def _storage(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
-def _listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
-    """The commit of a revision and its files; a commit never changes, so its list is kept."""
+def _listing(repo: str, revision: str) -> tuple[str, str, list[RemoteFile]]:
+    """The name in the hub's spelling, the commit and its files; a commit never changes, so its list is kept."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import filter_repo_objects
 
     if COMMIT.fullmatch(revision) and (files := _kept_listing(repo, revision)):
-        return revision, files
+        return repo, revision, files
     ask = functools.partial(HfApi().model_info, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
     info = _patiently(lambda: ask(repo, revision=revision))
     files = [
@@ -125,11 +121,11 @@ def _listing(repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
             info.siblings or [], allow_patterns=WANTED, ignore_patterns=UNWANTED, key=lambda file: file.rfilename
         )
     ]
-    path = _listing_path(repo, info.sha)
+    path = _listing_path(info.id, info.sha)
     with suppress(OSError):  # without it the next call asks again
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(files))
-    return info.sha, files
+    return info.id, info.sha, files
 
 
 def _kept_listing(repo: str, commit: str) -> list[RemoteFile] | None:
@@ -294,7 +290,7 @@ def _patiently(call: Callable, place: Callable[[], int] | None = None):
                 raise
             wait = WAITS_S[tries]
             if response is not None and (asked := response.headers.get("Retry-After", "")).isdigit():
-                wait = int(asked)
+                wait = min(int(asked), LONGEST_WAIT_S)
         tries += 1
         time.sleep(wait)
 

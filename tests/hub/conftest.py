@@ -46,7 +46,7 @@ class Reader:
         )
 
     def ends(self, process: subprocess.Popen) -> tuple[list[dict], str]:
-        """The outcomes of a process, each at most one sentence and nothing with the token in it, and what it printed."""
+        """The outcomes of a process and what it printed: a failure is one sentence, and nothing holds the token."""
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert TOKEN not in out + err

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PATH = re.compile(
-    r"(?P<api>/api/models)?/(?P<repo>[^/]+/[^/]+)"
+    r"(?P<api>/api/models)?/(?!api/)(?P<repo>[^/]+/[^/]+)"
     r"(/(?P<what>revision|tree|resolve|cdn)/(?P<revision>[^/]+))?(/(?P<file>[^?]+))?"
 )
 
@@ -40,6 +41,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None  # bytes of the body, then the connection is closed
     stall_after: int | None = None  # bytes of the body, then nothing comes until the client goes
+    pause_s: float = 0  # between pieces of 64 KiB
     body: bytes | None = None  # sent in place of the file
     times: int | None = None
 
@@ -49,13 +51,14 @@ class Hub:
 
     Attributes:
         repos: "owner/name" to the folder with its files.
-        faults: what is asked for ("owner/name", or "owner/name/file" for the bytes of one file) to its fault.
+        faults: what is asked for ("owner/name", or "owner/name/file" for the bytes of one file) to what goes wrong,
+            one after the other.
         log: every request so far.
     """
 
     def __init__(self):
         self.repos: dict[str, Path] = {}
-        self.faults: dict[str, Fault] = {}
+        self.faults: dict[str, list[Fault]] = {}
         self.log: list[Request] = []
         self.gone = threading.Event()  # ends what stalls
         self.arrived: defaultdict[str, threading.Event] = defaultdict(threading.Event)  # when a file's fault came true
@@ -64,6 +67,10 @@ class Hub:
         for server in self.servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def faulty(self, name: str, *faults: Fault) -> None:
+        """Let the next requests for a repository, or for the bytes of a file of it, go wrong."""
+        self.faults[name] = list(faults)
 
     def close(self) -> None:
         self.gone.set()
@@ -75,14 +82,12 @@ class Hub:
         """The requests for the bytes of a weight file."""
         return [line for line in self.log if line.method == "GET" and line.path == f"/{repo}/cdn/{COMMIT}/{file}"]
 
-    def fault(self, *names: str) -> Fault | None:
-        """The first fault that one of the names has, once less."""
-        for name in names:
-            fault = self.faults.get(name)
-            if fault and fault.times != 0:
-                fault.times = fault.times and fault.times - 1
-                return fault
-        return None
+    def fault(self, name: str) -> Fault | None:
+        """The fault that is up now, once less."""
+        fault = next((fault for fault in self.faults.get(name, []) if fault.times != 0), None)
+        if fault and fault.times:
+            fault.times -= 1
+        return fault
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -94,6 +99,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self):
             asked = PATH.fullmatch(self.path.split("?")[0].replace("/api/resolve-cache/models", "/api/models"))
+            if not asked:  # the client's own affairs
+                return self.answer(404, {})
             repo, file = asked["repo"], asked["file"]
             right = next((name for name in hub.repos if name.lower() == repo.lower()), None)
             at_cdn = asked["what"] == "cdn"
@@ -122,9 +129,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{listed["oid"]}"'}
             if "lfs" in listed:
                 linked = {"X-Linked-ETag": f'"{listed["lfs"]["oid"]}"', "X-Linked-Size": str(listed["size"])}
-                return self.answer(
-                    302, headers | linked | {"Location": f"{hub.cdn}/{repo}/cdn/{COMMIT}/{file}", "Accept-Ranges": "bytes"}
-                )
+                linked |= {"Location": f"{hub.cdn}/{repo}/cdn/{COMMIT}/{file}", "Accept-Ranges": "bytes"}
+                return self.answer(302, headers | linked)
             if "resolve-cache" not in self.path:
                 return self.answer(307, headers | {"Location": f"/api/resolve-cache/models/{repo}/{COMMIT}/{file}"})
             return self.answer(200, headers, (folder / file).read_bytes())
@@ -143,8 +149,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             end = fault.cut_after if fault.stall_after is None else fault.stall_after
             part = body[start:end] if end is not None else body[start:]
             self.begin(206 if start else 200, headers, len(part))
-            self.wfile.write(part)
-            self.wfile.flush()
+            for place in range(0, len(part), 2**16):
+                self.wfile.write(part[place : place + 2**16])
+                self.wfile.flush()
+                time.sleep(fault.pause_s)
+                if place >= len(body) // 2:
+                    hub.arrived[name].set()
             if end is not None:
                 hub.arrived[name].set()
                 self.close_connection = True
@@ -157,10 +167,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def begin(self, status: int, headers: dict[str, str], sent: int) -> None:
-            asked = self.headers
-            hub.log.append(
-                Request(self.command, self.path.split("?")[0], status, sent, asked.get("Range"), asked.get("Authorization"))
-            )
+            path, asked = self.path.split("?")[0], self.headers
+            if PATH.fullmatch(path.replace("/api/resolve-cache/models", "/api/models")):
+                line = Request(self.command, path, status, sent, asked.get("Range"), asked.get("Authorization"))
+                hub.log.append(line)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

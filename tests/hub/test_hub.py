@@ -1,11 +1,8 @@
 """The real client of the hub against a hub on this machine, which refuses, breaks off, lies and is slow."""
 
-import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
+from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, Fault
@@ -25,23 +22,23 @@ def fails(outcome: dict, kind: str, *parts: str) -> None:
 
 
 def is_whole(outcome: dict) -> None:
+    assert "result" in outcome, outcome
     for file in BUNDLED["tiny-mistral"].iterdir():
-        there = os.path.join(outcome["result"], file.name)
-        assert hashlib.sha256(open(there, "rb").read()).digest() == hashlib.sha256(file.read_bytes()).digest()
+        assert (Path(outcome["result"]) / file.name).read_bytes() == file.read_bytes()
 
 
 # What the hub refuses
 
 REFUSALS = [
-    ("gated", 401, {"X-Error-Code": "GatedRepo"}, "PermissionError", "accept its terms at https://huggingface.co/owner/"),
-    ("gated-403", 403, {"X-Error-Code": "GatedRepo"}, "PermissionError", "your account has no access: accept its terms"),
+    ("gated", 401, {"X-Error-Code": "GatedRepo"}, "PermissionError", "accept its terms at https://huggingface.co/own"),
+    ("gated-403", 403, {"X-Error-Code": "GatedRepo"}, "PermissionError", "your account has no access: accept its term"),
     ("barred", 403, {}, "PermissionError", "your access token may not read owner/barred"),
     (
         "locked", 401, {"X-Error-Message": "Invalid credentials in Authorization header"},
         "PermissionError", "the hub refused the access token: make a new one",
     ),
     ("empty", 404, {"X-Error-Code": "EntryNotFound"}, "FileNotFoundError", "no config.json in owner/empty"),
-    ("busy", 429, {"Retry-After": "7"}, "ConnectionError", "429 (too many requests) for owner/busy: wait five minutes"),
+    ("busy", 429, {"Retry-After": "7"}, "ConnectionError", "429 (too many requests) for owner/busy: wait five min"),
     ("broken", 500, {}, "ConnectionError", "the hub answered 500 for owner/broken: try again later"),
     ("away", 503, {}, "ConnectionError", "the hub answered 503 for owner/away: try again later"),
 ]  # fmt: skip
@@ -49,7 +46,7 @@ REFUSALS = [
 
 def test_what_the_hub_refuses_is_one_sentence_with_what_to_do(hub, reader):
     for name, status, headers, *_ in REFUSALS:
-        hub.faults[f"owner/{name}"] = Fault(status, headers)
+        hub.faulty(f"owner/{name}", Fault(status, headers))
     names = [f"owner/{name}" for name, *_ in REFUSALS]
     unknown = ["owner/private", "mistralai/Mistral-7B-v0.2"]
     steps = [{"do": do, "name": name} for name in [*names, *unknown] for do in ("config", "folder")]
@@ -57,7 +54,7 @@ def test_what_the_hub_refuses_is_one_sentence_with_what_to_do(hub, reader):
     outcomes = reader.does(*steps)
     expected = [row[-2:] for row in REFUSALS for _ in range(2)]
     expected += [("FileNotFoundError", "no model owner/private on the hub, or a private one")] * 2
-    expected += [("FileNotFoundError", "no model mistralai/Mistral-7B-v0.2 on the hub (did you mean mistralai/Mis")] * 2
+    expected += [("FileNotFoundError", "no model mistralai/Mistral-7B-v0.2 on the hub (did you mean mistralai/")] * 2
     expected += [("FileNotFoundError", "owner/model has no revision 'v9': see https://huggingface.co/owner/model/")]
     for step, outcome, (kind, message) in zip(steps, outcomes, expected, strict=True):
         if step["do"] == "folder" and "owner/empty" in message:
@@ -65,7 +62,7 @@ def test_what_the_hub_refuses_is_one_sentence_with_what_to_do(hub, reader):
         fails(outcome, kind, message)
     assert {line.token for line in hub.log} == {"Bearer hf_a_secret"}  # it was sent, so it could have leaked
     busy = outcomes[2 * [row[0] for row in REFUSALS].index("busy")]
-    assert busy["waited"] >= 5 * 7  # five times what the hub asked for, in which its window moves on
+    assert busy["waited"] == 4 * 7  # four times what the hub asked for, in which its window moves on
 
 
 def test_no_network_is_found_out_at_once(hub, reader):
@@ -80,19 +77,19 @@ def test_no_network_is_found_out_at_once(hub, reader):
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub, reader, status):
     for name in ("owner/model", f"owner/model/{WEIGHTS}"):
-        hub.faults[name] = Fault(status, {"Retry-After": "3"}, times=1)
+        hub.faulty(name, Fault(status, {"Retry-After": "3"}, times=1))
     config, folder = reader.does(CONFIG, FOLDER)
     assert "result" in config
     is_whole(folder)
-    assert config["waited"] >= 3 or status == 503
+    assert config["waited"] >= 3
     assert folder["waited"] >= 3
-    hub.faults["owner/model"] = Fault(status, {"Retry-After": "3"}, times=1)
+    hub.faulty("owner/model", Fault(status, {"Retry-After": "3"}, times=1))
     (again,) = reader.does(FOLDER)  # for the listing of a branch
     is_whole(again)
 
 
 def test_a_download_cut_off_goes_on_at_that_byte(hub, reader):
-    hub.faults[f"owner/model/{WEIGHTS}"] = Fault(cut_after=HALF, times=1)
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(cut_after=HALF, times=1))
     is_whole(reader.does(FOLDER)[0])
     first, second = hub.downloads("owner/model", WEIGHTS)
     begun = int(second.range.removeprefix("bytes=").removesuffix("-"))
@@ -102,47 +99,51 @@ def test_a_download_cut_off_goes_on_at_that_byte(hub, reader):
 
 
 def test_a_hub_that_stands_still_is_asked_again(hub, reader):
-    hub.faults[f"owner/model/{WEIGHTS}"] = Fault(stall_after=HALF, times=1)
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(stall_after=HALF, times=1))
     is_whole(reader.does(FOLDER)[0])
     assert [line.status for line in hub.downloads("owner/model", WEIGHTS)] == [200, 206]
 
 
-@pytest.mark.parametrize("fault", [Fault(503, times=9), Fault(cut_after=0, times=40)], ids=["503", "cut"])
-def test_a_call_that_gave_up_is_taken_up_by_the_next(hub, reader, fault):
-    hub.faults[f"owner/model/{WEIGHTS}"] = Fault(cut_after=HALF, times=1)
-    begins = reader.starts(FOLDER, REAL_WAITS="1")
-    hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
-    hub.faults[f"owner/model/{WEIGHTS}"] = Fault(fault.status, cut_after=fault.cut_after)
-    begins.kill()
-    begins.communicate()
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault(503), "the hub answered 503 for owner/model: try again later; what has arrived stays"),
+        (Fault(cut_after=0), "the connection to the hub broke while owner/model was downloaded: load again, and"),
+    ],
+    ids=["503", "cut"],
+)
+def test_a_call_that_gave_up_is_taken_up_by_the_next(hub, reader, fault, words):
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(cut_after=HALF, times=1), fault)
     (failed,) = reader.does(FOLDER)
-    words = "the connection to the hub broke while owner/model" if fault.cut_after == 0 else "the hub answered 503"
     fails(failed, "ConnectionError", words)
-    del hub.faults[f"owner/model/{WEIGHTS}"]
+    hub.faulty(f"owner/model/{WEIGHTS}")
     is_whole(reader.does(FOLDER)[0])
     last = hub.downloads("owner/model", WEIGHTS)[-1]
     assert last.status == 206
     assert last.sent <= SIZE - HALF + 2**16
 
 
-def test_a_download_that_was_killed_or_interrupted_goes_on(hub, reader):
-    for kill in (subprocess.Popen.kill, lambda process: process.send_signal(2)):
-        shutil.rmtree(reader.home, ignore_errors=True)
-        hub.log.clear()
-        hub.arrived.clear()
-        hub.faults[f"owner/model/{WEIGHTS}"] = Fault(stall_after=HALF, times=1)
-        process = reader.starts(FOLDER, REAL_WAITS="1", HF_HUB_DOWNLOAD_TIMEOUT="9")
-        assert hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
-        begun = reader.cache / "models--owner--model/blobs"
-        while not any(path.stat().st_size >= HALF - 2**16 for path in begun.glob("*.incomplete")):
-            pass  # the bytes are on their way from the socket to the disk
-        hub.gone.set()  # with SIGINT the thread that reads has to come to its end
-        kill(process)
-        process.communicate(timeout=30)
-        hub.gone.clear()
-        is_whole(reader.does(FOLDER)[0])
-        assert [line.status for line in hub.downloads("owner/model", WEIGHTS)] == [200, 206]
-        assert not list(begun.glob("*.incomplete"))
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_download_that_was_stopped_goes_on(hub, reader, kind):
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.05, times=1))
+    process = reader.starts(FOLDER)
+    assert hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
+    process.send_signal(kind)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "result" not in out
+    assert "hf_a_secret" not in err
+    is_whole(reader.does(FOLDER)[0])
+    first, second = hub.downloads("owner/model", WEIGHTS)
+    assert (first.status, second.status) == (200, 206)
+    assert second.sent < SIZE * 0.75
+    assert not list(reader.cache.glob("*/blobs/*.incomplete"))
+
+
+def test_a_slow_hub_is_waited_for(hub, reader):
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.02))
+    is_whole(reader.does(FOLDER)[0])
+    assert len(hub.downloads("owner/model", WEIGHTS)) == 1
 
 
 # What arrives wrong
@@ -158,7 +159,7 @@ def test_a_download_that_was_killed_or_interrupted_goes_on(hub, reader):
     ids=["long", "short", "damaged"],
 )
 def test_what_arrives_wrong_is_removed_and_downloaded_again(hub, reader, body, reason):
-    hub.faults[f"owner/model/{WEIGHTS}"] = Fault(body=body, times=1)
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(body=body, times=1))
     first, second = reader.does(FOLDER, FOLDER)
     fails(first, "OSError", f"{WEIGHTS} of owner/model arrived damaged and was removed ({reason}): load again")
     is_whole(second)
@@ -175,9 +176,8 @@ def test_a_model_that_is_there_is_not_asked_for_again(hub, reader):
     is_whole(reader.does(pinned)[0])
     assert len(hub.log) == asked
     reader.does(FOLDER)
-    asked = [line.path for line in hub.log[asked:]]
-    assert asked == ["/api/models/owner/model/revision/main"]
-    hub.faults["owner/model"] = Fault(503)
+    assert {line.path for line in hub.log[asked:]} == {"/api/models/owner/model/revision/main"}  # where it is now
+    hub.faulty("owner/model", Fault(503))
     for offline in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, {}):
         for outcome in reader.does(FOLDER, pinned, **offline):
             is_whole(outcome)
@@ -191,9 +191,16 @@ def test_what_is_there_in_part_is_refused_without_network(hub, reader):
 
 
 def test_a_name_in_another_casing_is_one_download(hub, reader):
-    first, second, third = reader.does(*({"do": "folder", "name": name} for name in ("Owner/MODEL", "owner/model", "OWNER/model")))
-    is_whole(first)
-    assert len(hub.downloads("owner/model", WEIGHTS)) == 1 or first["result"] == second["result"] == third["result"]
+    for do in ("config", "folder"):  # whichever comes first
+        other, own, third = (FOLDER | {"name": name} for name in ("Owner/MODEL", "owner/model", "OWNER/model"))
+        *_, first, second, third = reader.does(other | {"do": do}, other, own, third)
+        is_whole(first)
+        assert first["result"] == second["result"] == third["result"]
+        assert len(hub.downloads("owner/model", WEIGHTS)) == 1
+        assert [path.name for path in reader.cache.glob("models--*")] == ["models--owner--model"]
+        assert len(list(reader.home.glob("mistral_lab/listings/*"))) == 1
+        shutil.rmtree(reader.home)
+        hub.log.clear()
 
 
 # The disk
@@ -205,7 +212,8 @@ def free(nbytes: int) -> dict:
 
 def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, reader):
     _, refused, _, done, _, there = reader.does(free(10**6), FOLDER, free(10**7), FOLDER, free(0), FOLDER)
-    fails(refused, "OSError", "3.5 MB are needed in ", "to download owner/model), and 1.0 MB are free there: free 2.5 MB more")
+    fails(refused, "OSError", "3.5 MB are needed in ", "(3.5 MB to download owner/model), and 1.0 MB are free there")
+    fails(refused, "OSError", "free 2.5 MB more, or set HF_HOME")
     is_whole(done)
     assert there == done  # what is there needs no room
     assert len(hub.downloads("owner/model", WEIGHTS)) == 1
