@@ -4,10 +4,11 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import _hub
+from ._files import Need
 
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("tiny-mistral", "tiny-mixtral")}
 
@@ -21,11 +22,9 @@ ALIASES = {
     "mixtral-8x7b-instruct-v0.1": ("mistralai/Mixtral-8x7B-Instruct-v0.1", "eba92302a2861cdc0098cc54bc9f17cb2c47eb61"),
 }
 PINNED = dict(ALIASES.values())
+_SPELLING = {repo.lower(): repo for repo in PINNED}  # the hub reads names in any casing
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Mistral's own format (consolidated*) lies beside the same weights and would double the download.
-WANTED = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*", "NOTICE*"]
-UNWANTED = ["consolidated*", "*/*"]
 
 
 @dataclass(frozen=True)
@@ -41,77 +40,42 @@ class Source:
         """The folder with `config.json`; from the hub only that file is fetched."""
         folder = self.path
         if self.repo:
-            from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-            file = {"repo_id": self.repo, "filename": "config.json", "revision": self.revision}
-            with self._hub_errors():
-                if not isinstance(try_to_load_from_cache(**file), str):
-                    get_hf_file_metadata(hf_hub_url(**file))  # asks once, where the download retries for 23 seconds
-                folder = Path(hf_hub_download(**file)).parent
+            with self._in_one_sentence():
+                folder = _hub.config_file(self.repo, self.revision).parent
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"no config.json in {folder}: expected the folder of a Hugging Face checkpoint")
         return folder
 
-    def folder(self) -> Path:
-        """The folder with the whole checkpoint, its weight files checked."""
+    def folder(self, *beside: Need) -> Path:
+        """The folder with the whole checkpoint, its weight files checked; from the hub what is missing is fetched.
+
+        Args:
+            beside: what the caller is going to write once the checkpoint is there. A download that would leave no room
+                for it is refused before it begins.
+
+        Raises:
+            FileNotFoundError, PermissionError, ConnectionError: what the hub refuses.
+            OSError: too small a disk, or a truncated, damaged or incomplete checkpoint.
+        """
         folder = self.path
         if self.repo:
-            from huggingface_hub import snapshot_download
-
-            with self._hub_errors():
-                folder = Path(
-                    snapshot_download(
-                        self.repo, revision=self.revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
-                    )
-                )
+            with self._in_one_sentence():
+                folder = _hub.snapshot(self.repo, self.revision, *beside)
         _check_weights(folder)
         return folder
 
-    @contextmanager
-    def _hub_errors(self) -> Iterator[None]:
-        from huggingface_hub import errors
+    def origin(self, folder: Path) -> tuple[str, str | None]:
+        """The name and the commit of what lies in `folder()`, however the name was written and the branch has moved.
 
-        # The hub's own text can hold request ids and several lines: only the kind of the error is passed on.
-        try:
-            yield
-        except errors.GatedRepoError:
-            raise PermissionError(
-                f"{self.repo} is gated: accept its terms at https://huggingface.co/{self.repo}, make a token at "
-                "https://huggingface.co/settings/tokens, run `hf auth login` (or set HF_TOKEN) and load again"
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise FileNotFoundError(
-                f"no model {self.repo} on the hub{_nearest(self.repo)}, or a private one, which needs `hf auth login`"
-            ) from None
-        except errors.RevisionNotFoundError:
-            raise FileNotFoundError(
-                f"{self.repo} has no revision {self.revision!r}: see https://huggingface.co/{self.repo}/commits/main"
-            ) from None
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-            raise self._unreachable() from None
-        except errors.EntryNotFoundError:
-            raise FileNotFoundError(f"no config.json in {self.repo} on the hub: no transformers checkpoint") from None
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            if status == 401:
-                raise PermissionError(
-                    "the hub refused the access token: make a new one at https://huggingface.co/settings/tokens and "
-                    "run `hf auth login`"
-                ) from None
-            if status == 403:
-                raise PermissionError(
-                    f"your access token may not read {self.repo}: accept its terms at "
-                    f"https://huggingface.co/{self.repo} and give the token read access"
-                ) from None
-            raise ConnectionError(f"the hub answered {status} for {self.repo}: try again later") from None
-        except errors.HTTPError:  # what the HTTP library raises where no answer came
-            raise self._unreachable() from None
+        Returns:
+            of a folder its own name, and None.
+        """
+        if not self.repo:
+            return self.path.name, None
+        return _hub.spelled(self.repo), folder.name
 
-    def _unreachable(self) -> ConnectionError:
-        return ConnectionError(
-            f"{self.repo} is not on this machine and the hub cannot be reached: connect to the network (and unset "
-            "HF_HUB_OFFLINE), or use load('tiny-mistral'), which needs none"
-        )
+    def _in_one_sentence(self):
+        return _hub.in_one_sentence(self.repo, self.revision, _nearest(self.repo))
 
 
 def locate(path_or_id, revision: str | None = None) -> Source:
@@ -119,7 +83,7 @@ def locate(path_or_id, revision: str | None = None) -> Source:
 
     Args:
         path_or_id: a bundled name, an alias of a hub model, a folder, or a hub id "owner/name". A hub id with an alias
-            stands for the same commit.
+            stands for the same commit, in any casing.
         revision: branch, tag or commit on the hub. None is the pinned commit where there is one, otherwise "main".
 
     Raises:
@@ -134,7 +98,7 @@ def locate(path_or_id, revision: str | None = None) -> Source:
     name = os.fspath(path_or_id)
     path = BUNDLED.get(name, Path(name).expanduser())
     if name in ALIASES or (HUB_ID.fullmatch(name) and isinstance(path_or_id, str) and not path.exists()):
-        repo = ALIASES[name][0] if name in ALIASES else name
+        repo = ALIASES[name][0] if name in ALIASES else _SPELLING.get(name.lower(), name)
         return Source(name, repo=repo, revision=revision or PINNED.get(repo, "main"))
     if name not in BUNDLED and not (name and path.is_dir()):
         if path.is_file():

@@ -15,6 +15,9 @@ from accelerate import infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from . import _files
+from ._files import Need
+
 Device = int | str  # the number of a GPU, "cpu" or "disk"
 USED = 0.9  # of what is free; the rest is for the cache, the workspace and what a layer takes on its way in
 
@@ -68,14 +71,7 @@ def check_disk(name: str, written: int, folder: Path) -> None:
     """
     if not written:
         return
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < written:
-        raise OSError(
-            f"{name} needs {written / 1e9:.1f} GB in {folder} for experts that fit neither the GPUs nor the memory, "
-            f"and {free / 1e9:.1f} GB are free there: name a folder on a larger disk by MISTRAL_LAB_CACHE, or load "
-            "with bits=4"
-        )
+    _files.check_disk(Need(folder, written, "for experts that fit neither the GPUs nor the memory"))
     warnings.warn(
         f"{name} is larger than the GPUs and the memory: {written / 1e9:.1f} GB of its experts are written to a folder "
         f"in {folder} for as long as the model is used, and read again for every token; bits=4 takes a quarter",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ._checkpoints import BUNDLED, Source, locate, weight_files
+from ._files import Need, lab_cache
 from ._fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
 from ._forms import check_form, explained, instead, is_whole, offer_copy, quantised_precision
 from ._generation import Printer, check_prompt, check_sampling
@@ -164,7 +164,7 @@ def load(
     device_map, written = target, 0
     if device is None and target.type == "cuda" and kept_bits not in (4, 8):
         device_map, written = spread(transformers_config, dtype, free_memory())
-        check_disk(source.name, written, _cache_folder())
+        check_disk(source.name, written, lab_cache())
     elif not shortest.fits:
         raise MemoryError(does_not_fit(source.name, config, shortest))
     with _quiet() if source.name in BUNDLED else nullcontext():
@@ -175,7 +175,7 @@ def load(
         if stored and not (shortest := as_held(shortest, folder, dtype)).fits:
             raise MemoryError(does_not_fit(source.name, config, shortest))
         with out_of_memory_explained(source.name, config, shortest):
-            with offload_folder(_cache_folder()) if written else nullcontext() as place:
+            with offload_folder(lab_cache()) if written else nullcontext() as place:
                 model = _load_model(folder, transformers_config, dtype, device_map, quantisation, place)
                 if place:
                     remove_with(model, place)
@@ -270,10 +270,6 @@ def _check_dtype(dtype, bits: int | None) -> torch.dtype:
     return chosen
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab")
-
-
 def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device):
     """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
     if getattr(config, "quantization_config", None):
@@ -295,26 +291,28 @@ def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch
 
     if device.type == "cpu":
         check_cpu()
+    shape = ModelConfig.from_transformers(config)
     if source.repo and not is_whole(there):
-        offer_copy(source, ModelConfig.from_transformers(config))
-    folder = _fetched(source)
+        offer_copy(source, shape)
+    folder = _fetched(source, Need(lab_cache(), weight_bytes(shape, "nf4-double"), "for its copy in four bits"))
     if source.name in BUNDLED:
         return folder, config, nf4_config()
+    name, commit = source.origin(folder)
     ready = quantized_folder(
         folder,
         weight_files(folder),
-        cache=_cache_folder(),
-        name=source.repo or source.path.name,
-        revision=source.revision,
+        cache=lab_cache(),
+        name=name,
+        revision=commit,
         dtype=dtype,
         device=device,
     )
     return ready, read_config(ready), None
 
 
-def _fetched(source: Source) -> Path:
+def _fetched(source: Source, *beside: Need) -> Path:
     with explained(source):
-        return source.folder()
+        return source.folder(*beside)
 
 
 def _check_four_bits(model: PreTrainedModel, name: str) -> None:

@@ -13,12 +13,13 @@ PACKAGE = Path(mistral_lab.__file__).parent
 
 # room -> the rooms it may import. `training` and `__main__` use what they need (but figures), and nothing uses them.
 MAY_IMPORT = {
-    "_checkpoints": set(),
+    "_checkpoints": {"_hub"},
     "_checks": set(),
     "_files": set(),
     "_fitting": {"_checkpoints", "_forms", "config", "memory"},
     "_forms": {"_checkpoints", "config", "memory"},
     "_generation": set(),
+    "_hub": set(),
     "_placement": set(),
     "_tensors": {"_checkpoints"},
     "attention": {"masks"},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import warnings
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .._files import write_whole, written_whole
+from .._files import Need, check_disk, full_disk_in_a_sentence, one_process_at_a_time, write_whole, written_whole
 from .pieces import quantize_matrix
 from .quantizer import nf4_config
 
@@ -35,7 +36,7 @@ def quantized_folder(
     """Return a folder with the checkpoint in NF4 with double quantisation, made now or on an earlier call.
 
     One tensor at a time is read, quantised on the device and freed. A finished shard is renamed into place, so that an
-    interrupted call goes on with the shard it was at.
+    interrupted call goes on with the shard it was at. Of two processes the second waits for the first, and says so.
 
     Args:
         folder: a Mistral, Mixtral or Llama checkpoint in 16 or 32 bits.
@@ -49,7 +50,7 @@ def quantized_folder(
 
     Raises:
         ValueError: a matrix with NaN or infinity, or experts fused into one tensor.
-        OSError: the disk is full; what is finished stays.
+        OSError: the disk has too little room, said before anything is written, or it filled up; what is finished stays.
 
     Warns: of a folder that is damaged or of another origin; it is renamed and made again.
     """
@@ -57,13 +58,52 @@ def quantized_folder(
     target = cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', name).strip('-.')}-nf4-{fingerprint[:12]}"
     if _whole(target, fingerprint):
         return target
-    _set_aside_what_is_foreign(target, fingerprint)
-    target.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        if not (target / file.name).exists():
-            _quantize_file(file, target / file.name, fingerprint, dtype, device)
-    _finish(folder, files, target, fingerprint, dtype)
+    with one_process_at_a_time(
+        cache / ".locks" / f"{target.name}.lock", f"another process is quantising {name}: waiting for it to finish"
+    ):
+        if not _whole(target, fingerprint):
+            _set_aside_what_is_foreign(target, fingerprint)
+            _make(folder, files, target, name, fingerprint, dtype, device)
     return target
+
+
+def _make(
+    folder: Path, files: list[Path], target: Path, name: str, fingerprint: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Quantise the shards that are not there yet, under one progress bar over the bytes of all."""
+
+    def missing() -> list[Path]:
+        return [file for file in files if not (target / file.name).exists()]
+
+    def left() -> Need:
+        return Need(target, sum(_bytes_in_four_bits(file, dtype) for file in missing()), f"for {name} in four bits")
+
+    target.mkdir(parents=True, exist_ok=True)
+    for half in target.glob(".*.[0-9]*"):
+        half.unlink()  # the beginning of a file, from a process that was killed: no other one works here
+    check_disk(left())
+    todo = missing()
+    total = sum(file.stat().st_size for file in files)
+    done = total - sum(file.stat().st_size for file in todo)
+    with (
+        full_disk_in_a_sentence(left),
+        tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"Quantising {name}") as bar,
+    ):
+        for file in todo:
+            _quantize_file(file, target / file.name, fingerprint, dtype, device, bar)
+        _finish(folder, files, target, fingerprint, dtype)
+
+
+def _bytes_in_four_bits(file: Path, dtype: torch.dtype) -> int:
+    """What a shard will take, or a little more."""
+    nbytes = 0
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+            count = math.prod(opened.get_slice(name).get_shape())
+            # Codes, scales, the scales' scales, and at most 2 KB of tables.
+            packed = count // 2 + count // 64 + count // 4096 + 2048
+            nbytes += packed if MATRIX.search(name) else count * dtype.itemsize
+    return nbytes
 
 
 def _fingerprint(folder: Path, files: list[Path], revision: str | None, dtype: torch.dtype) -> str:
@@ -107,15 +147,19 @@ def _set_aside_what_is_foreign(target: Path, fingerprint: str) -> None:
     warnings.warn(f"{target.name}: {reason}; it is kept as {aside.name}, and quantised again", stacklevel=3)
 
 
-def _quantize_file(file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device) -> None:
+def _quantize_file(
+    file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, bar: tqdm
+) -> None:
     """Write one shard in four bits."""
     tensors = {}
     with safe_open(file, framework="pt") as opened:
-        for name in tqdm(opened.keys(), desc=f"Quantising {file.name}", leave=False):
-            tensor = opened.get_tensor(name).to(dtype)
-            if tensor.dim() == 3:
+        for name in opened.keys():  # noqa: SIM118 - it is no dictionary
+            stored = opened.get_tensor(name)
+            if stored.dim() == 3:
                 raise ValueError(f"{name} holds all experts of a layer: expected a checkpoint with a tensor an expert")
+            tensor = stored.to(dtype)
             tensors |= four_bits(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
+            bar.update(stored.nbytes)
     with written_whole(out) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "fingerprint": fingerprint})
 

@@ -1,0 +1,73 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+import mistral_lab
+from mistral_lab._checkpoints import BUNDLED
+
+CLIENT = Path(__file__).with_name("hub_client.py")
+TOKEN = "hf_a_secret"
+
+
+class Reader:
+    """A reader's machine: an empty cache, and a process for each call of `does`."""
+
+    def __init__(self, hub: Hub, home: Path):
+        self.hub, self.home = hub, home
+        self.cache = home / "hub"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        own = ("HF_", "HUGGING", "MISTRAL_LAB", "TRANSFORMERS_OFFLINE")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        return inherited | {
+            "HF_ENDPOINT": self.hub.address,
+            "HF_HOME": str(self.home),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+            "HF_HUB_ETAG_TIMEOUT": "1",
+            "PYTHONPATH": str(Path(mistral_lab.__file__).parents[1]),
+            "NO_PROXY": "127.0.0.1",
+            **more,
+        }
+
+    def starts(self, *steps: dict, before: tuple[str, ...] = (), **more: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*before, sys.executable, str(CLIENT), json.dumps(steps)],
+            env=self.environment(**more),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ends(self, process: subprocess.Popen) -> tuple[list[dict], str]:
+        """The outcomes of a process and what it printed: a failure is one sentence, and nothing holds the token."""
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert TOKEN not in out + err
+        outcomes = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        for outcome in outcomes:
+            assert "\n" not in outcome.get("message", "")
+            assert outcome.get("alone", True), "two tracebacks where one would do"
+        return outcomes, err
+
+    def does(self, *steps: dict, **more: str) -> list[dict]:
+        return self.ends(self.starts(*steps, **more))[0]
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    hub.repos["owner/model"] = BUNDLED["tiny-mistral"]
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def reader(hub, tmp_path):
+    return Reader(hub, tmp_path / "home")
