@@ -126,7 +126,7 @@ def load(
         FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
         MemoryError: the device is too small, said before anything is downloaded, or memory ran out.
-        OSError: a truncated, damaged or incomplete checkpoint.
+        OSError: too small a disk, said before anything is downloaded; a truncated, damaged or incomplete checkpoint.
         RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
         TypeError, ValueError: any other argument that means nothing.

@@ -49,7 +49,7 @@ class Reader:
 
     def ends(self, process: subprocess.Popen) -> tuple[list[dict], str]:
         """The outcomes of a process and what it printed: a failure is one sentence, and nothing holds the token."""
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert TOKEN not in out + err
         outcomes = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

@@ -263,11 +263,15 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(hub, reader, mixture):
 
 
 def test_two_downloads_at_once_are_one(hub, reader):
-    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.02))
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.1))
     first = reader.starts(FOLDER, REAL_WAITS="1")
     assert hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
-    for process in (reader.starts(FOLDER, REAL_WAITS="1"), first):
-        is_whole(reader.ends(process)[0][0])
+    second = reader.starts(FOLDER, REAL_WAITS="1")
+    for process in (second, first):
+        (outcome,), said = reader.ends(process)
+        is_whole(outcome)
+        waited = f"another process is downloading {WEIGHTS} of owner/model: waiting for it" in said
+        assert waited == (process is second)
     assert len(hub.downloads("owner/model", WEIGHTS)) == 1
 
 
