@@ -105,14 +105,12 @@ def full_disk_in_a_sentence(left: Callable[[], Need]) -> Iterator[None]:
     except Exception as error:  # safetensors has an error of its own, with the system's words in it
         if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
             raise
-    else:
-        return
-    need = left()
-    free = shutil.disk_usage(_existing(need.folder)).free
-    raise OSError(
-        f"the disk of {need.folder} is full: {need} are still needed, and {size(free)} are free; make room, or "
-        f"{LARGER_DISK}, and load again: what is finished stays and is used again"
-    )
+        need = left()
+        free = shutil.disk_usage(_existing(need.folder)).free
+        raise OSError(
+            f"the disk of {need.folder} is full: {need} are still needed, and {size(free)} are free; make room, or "
+            f"{LARGER_DISK}, and load again: what is finished stays and is used again"
+        ) from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ._files import Need, check_disk, full_disk_in_a_sentence, lab_cache, size, write_whole
+from ._files import Need, check_disk, full_disk_in_a_sentence, lab_cache, one_process_at_a_time, size, write_whole
 
 # Mistral's own format (consolidated*) lies beside the same weights and would double the download.
 WANTED = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*", "NOTICE*"]
@@ -55,7 +55,7 @@ def spelled(repo: str) -> str:
     """The name as the cache has it, where it has it in another casing: one download serves all."""
     from huggingface_hub import constants
 
-    there = {path.name: path for path in Path(constants.HF_HUB_CACHE).glob("models--*")}
+    there = {path.name for path in Path(constants.HF_HUB_CACHE).glob("models--*")}
     mine = f"models--{repo.replace('/', '--')}"
     other = next((name for name in sorted(there) if name.lower() == mine.lower()), mine)
     return repo if mine in there else other.removeprefix("models--").replace("--", "/")
@@ -95,8 +95,19 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
     purpose = f"to download {repo}"
     check_disk(Need(storage, _left(storage, folder, files), purpose), *beside)
     with full_disk_in_a_sentence(lambda: Need(storage, _left(storage, folder, files), purpose)):
-        _fetch_weights(repo, commit, storage, [file for file in _missing(folder, files) if file.sha256])
+        missing = [file for file in _missing(folder, files) if _fetched_here(file, storage)]
+        _fetch_weights(repo, commit, storage, missing)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+
+
+def _fetched_here(file: RemoteFile, storage: Path) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    # The hub sends larger files in pieces that the library alone can put together. And without links (on Windows, by
+    # default) what is fetched here would be copied where the library moves its own.
+    fits = file.sha256 is not None and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
+    return fits and are_symlinks_supported(str(storage.parent))
 
 
 def _storage(repo: str) -> Path:
@@ -196,7 +207,7 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
     """Bring one file into the cache, from the byte where an earlier call stopped; only a right one gets its name."""
     from huggingface_hub import errors, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import build_hf_headers
 
     class Share:
         """What `http_get` takes for the file's own bar: it moves the bar of all files."""
@@ -218,8 +229,7 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
     blob = storage / "blobs" / file.sha256
     begun = _begun(blob)
     lock = storage.parent / ".locks" / storage.name / f"{file.sha256}.lock"  # the library's, so that both respect it
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with one_process_at_a_time(lock, f"another process is downloading {file.name} of {repo}: waiting for it"):
         if blob.is_file() and blob.stat().st_size == file.size:
             bar.update(file.size)
             return

@@ -133,7 +133,8 @@ def load(
             Mistral's own format or an adapter, of which the message says what to take instead.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
         MemoryError: the device is too small, said before anything is downloaded, or memory ran out.
-        OSError: a truncated, damaged or incomplete checkpoint; a disk too full for the layers that go there.
+        OSError: too small a disk for the download, the copy or the layers that go there, said beforehand; a truncated,
+            damaged or incomplete checkpoint.
         RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
         ImportError: a quantised form whose library is not installed.

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ class Reader:
             "HF_HUB_ETAG_TIMEOUT": "1",
             "PYTHONPATH": str(Path(mistral_lab.__file__).parents[1]),
             "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
             **more,
         }
 
@@ -47,7 +49,7 @@ class Reader:
 
     def ends(self, process: subprocess.Popen) -> tuple[list[dict], str]:
         """The outcomes of a process and what it printed: a failure is one sentence, and nothing holds the token."""
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert TOKEN not in out + err
         outcomes = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
@@ -66,6 +68,25 @@ def hub():
     hub.repos["owner/model"] = BUNDLED["tiny-mistral"]
     yield hub
     hub.close()
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory) -> Path:
+    """tiny-mixtral in three shards, as the hub has a mixture."""
+    from safetensors.torch import load_file, save_file
+
+    bundled, folder = BUNDLED["tiny-mixtral"], tmp_path_factory.mktemp("mixture")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundled / name, folder)
+    tensors = load_file(bundled / "model.safetensors")
+    names, where = sorted(tensors), {}
+    for shard in range(3):
+        file = f"model-{shard + 1:05}-of-00003.safetensors"
+        part = names[shard * len(names) // 3 : (shard + 1) * len(names) // 3]
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
 
 
 @pytest.fixture

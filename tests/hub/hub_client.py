@@ -66,7 +66,7 @@ def do(step: dict) -> str | None:
         shutil.disk_usage = lambda _: SimpleNamespace(free=step["nbytes"])
         return None
     if what == "mount":
-        options = f"{step['options']}size={step['nbytes']}"
+        options = f"{step.get('options', '')}size={step['nbytes']}"
         Path(step["at"]).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", step["at"]], check=True)
         return None

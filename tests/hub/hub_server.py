@@ -117,7 +117,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if at_cdn:
                 return self.send_file(f"{repo}/{file}", fault, (folder / file).read_bytes())
             if asked["what"] in (None, "revision", "tree") and asked["api"] and not self.path.count("resolve-cache"):
-                files = [_listed(path) for path in sorted(folder.iterdir())]
+                files = [_listed(path) for path in sorted(folder.iterdir()) if path.is_file()]
                 info = {"id": repo, "sha": COMMIT, "siblings": [row | {"rfilename": row["path"]} for row in files]}
                 body = files if asked["what"] == "tree" else info
                 return self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())

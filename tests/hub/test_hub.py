@@ -1,7 +1,9 @@
 """The real client of the hub against a hub on this machine, which refuses, breaks off, lies and is slow."""
 
+import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -217,3 +219,84 @@ def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, reader):
     is_whole(done)
     assert there == done  # what is there needs no room
     assert len(hub.downloads("owner/model", WEIGHTS)) == 1
+
+
+def own_mounts() -> tuple[str, ...]:
+    """What starts a process that may mount a small disk, which is gone when the process ends."""
+    command = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
+    trial = "mount -t tmpfs tmpfs /tmp"
+    if not shutil.which("unshare") or subprocess.run([*command, "sh", "-c", trial], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    return command
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(hub, reader, mixture):
+    hub.repos["owner/mixture"] = mixture
+    disk, lab = str(reader.home), str(reader.home / "mistral_lab")
+    folder, four_bits = {"do": "folder", "name": "owner/mixture"}, {"do": "quantise", "name": "owner/mixture"}
+    outcomes, _ = reader.ends(
+        reader.starts(
+            free(10**9),  # as where another program takes the room in the meantime
+            {"do": "mount", "at": disk, "nbytes": 4 * 10**6},
+            folder,
+            {"do": "mount", "at": disk, "nbytes": 10**7, "options": "remount,"},
+            folder,
+            {"do": "mount", "at": lab, "nbytes": 10**6},
+            four_bits,
+            {"do": "mount", "at": lab, "nbytes": 10**7, "options": "remount,"},
+            four_bits,
+            before=own_mounts(),
+        )
+    )
+    _, _, full, _, downloaded, _, full_again, _, quantised = outcomes
+    fails(full, "OSError", f"the disk of {disk}", " MB to download owner/mixture are still needed, and ")
+    assert "make room, or set HF_HOME" in full["message"]
+    assert "result" in downloaded
+    shards = [path.name for path in mixture.glob("*.safetensors")]
+    sent = [line.sent for shard in shards for line in hub.downloads("owner/mixture", shard) if line.status == 206]
+    assert sent  # at least one shard had begun, and went on
+    fails(full_again, "OSError", f"the disk of {lab}", " MB for owner/mixture in four bits are still needed, and ")
+    assert "result" in quantised
+
+
+# Several processes
+
+
+def test_two_downloads_at_once_are_one(hub, reader):
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.1))
+    first = reader.starts(FOLDER, REAL_WAITS="1")
+    assert hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
+    second = reader.starts(FOLDER, REAL_WAITS="1")
+    for process in (second, first):
+        (outcome,), said = reader.ends(process)
+        is_whole(outcome)
+        waited = f"another process is downloading {WEIGHTS} of owner/model: waiting for it" in said
+        assert waited == (process is second)
+    assert len(hub.downloads("owner/model", WEIGHTS)) == 1
+
+
+def test_a_killed_quantisation_goes_on_and_a_second_process_waits_for_it(hub, reader, mixture):
+    hub.repos["owner/mixture"] = mixture
+    step = {"do": "quantise", "name": "owner/mixture"}
+    killed = reader.starts(step | {"pause_in": "00002"})
+    assert killed.stdout.readline() == "there\n"
+    killed.kill()
+    killed.communicate()
+    (folder,) = reader.home.glob("mistral_lab/*nf4*")
+    done = folder / "model-00001-of-00003.safetensors"
+    finished = done.stat().st_mtime_ns
+    half = f".model-00002-of-00003.safetensors.{killed.pid}"
+    assert sorted(path.name for path in folder.iterdir()) == [half, done.name]
+    first = reader.starts(step | {"pause_in": "00003"}, REAL_WAITS="1")
+    assert first.stdout.readline() == "there\n"
+    second = reader.starts(step | {"name": "Owner/Mixture"}, REAL_WAITS="1")
+    while "another process is quantising owner/mixture: waiting for it to finish" not in second.stderr.readline():
+        assert second.poll() is None
+    (one,), bar = reader.ends(first)
+    (other,), rest = reader.ends(second)
+    assert one["result"] == other["result"] == str(folder)
+    assert "Quantising owner/mixture: 100%" in bar
+    assert "Quantising" not in rest
+    assert done.stat().st_mtime_ns == finished
+    assert not list(folder.glob(".*"))
+    assert (folder / "quantized.json").exists()
