@@ -42,12 +42,13 @@ def bundled_environment() -> dict[str, str]:
     return chosen | {"HF_HUB_OFFLINE": "1"}
 
 
-def execute(path: Path, *, environment: dict[str, str]) -> Run:
+def execute(path: Path, *, environment: dict[str, str], before: str = "") -> Run:
     """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
 
     Args:
         path: the lesson; it is read, not written. The kernel works in its folder, as in JupyterLab.
         environment: the kernel's environment variables.
+        before: what the kernel runs ahead of the lesson, in a cell that the notebook does not keep.
     """
     notebook = nbformat.read(path, as_version=4)
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
@@ -66,6 +67,8 @@ def execute(path: Path, *, environment: dict[str, str]) -> Run:
     began = time.perf_counter()
     # What the kernel's own log says is not the lesson's; what cells print to standard error goes to their outputs.
     with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL):
+        if before:
+            _run_aside(client, before)
         for index, cell in code:
             place = f"{path.stem}, cell {index + 1} of {len(notebook.cells)}"
             print(f"{place} ...", end="", flush=True)
@@ -82,13 +85,15 @@ def execute(path: Path, *, environment: dict[str, str]) -> Run:
             if error:
                 break
         else:
-            peak_bytes = _peak_bytes(client)
+            # The largest resident memory that the kernel's process has had.
+            peak_bytes = int(_run_aside(client, _PEAK).outputs[0].text)
     return Run(path.stem, notebook, len(code), time.perf_counter() - began, peak_bytes, error)
 
 
-def _peak_bytes(client: NotebookClient) -> int:
-    """The largest resident memory that the kernel's process has had."""
-    probe = new_code_cell(_PEAK)
-    client.nb.cells.append(probe)
-    client.execute_cell(probe, len(client.nb.cells) - 1)
-    return int(client.nb.cells.pop().outputs[0].text)
+def _run_aside(client: NotebookClient, source: str) -> NotebookNode:
+    """Run code in a cell that the notebook does not keep."""
+    client.nb.cells.append(new_code_cell(source))
+    try:
+        return client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+    finally:
+        client.nb.cells.pop()
