@@ -47,6 +47,13 @@ def test_a_run_has_outputs_seconds_and_peak_memory(notebook_of, capsys):
     assert [line.split(" ...")[0] for line in progress] == ["01_trial, cell 2 of 3", "01_trial, cell 3 of 3"]
 
 
+def test_what_runs_before_a_lesson_is_no_part_of_it(notebook_of, capsys):
+    run = execute(notebook_of("print(answer)"), environment=bundled_environment(), before="answer = 42")
+    assert run.notebook.cells[1].outputs[0].text == "42\n"
+    assert len(run.notebook.cells) == 2
+    assert capsys.readouterr().out.startswith("01_trial, cell 2 of 2 ...")
+
+
 @pytest.mark.parametrize(
     ("source", "error"),
     [

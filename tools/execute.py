@@ -79,6 +79,7 @@ def execute(
     *,
     environment: dict[str, str],
     timeout_s: float = CELL_TIMEOUT_S,
+    before: str = "",
     watch: Callable[[int], AbstractContextManager] = lambda pid: nullcontext(),
 ) -> Run:
     """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
@@ -87,6 +88,7 @@ def execute(
         path: the lesson; it is read, not written. The kernel works in its folder, as in JupyterLab.
         environment: the kernel's environment variables.
         timeout_s: for each cell.
+        before: what the kernel runs ahead of the lesson, in a cell that the notebook does not keep.
         watch: called with the kernel's process id; what it returns is entered before the first cell, and left after the
             last.
     """
@@ -107,6 +109,8 @@ def execute(
     began = time.perf_counter()
     # What the kernel's own log says is not the lesson's; what cells print to standard error goes to their outputs.
     with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL), watch(client.km.provisioner.pid):
+        if before:
+            _run_aside(client, before)
         for index, cell in code:
             place = f"{path.stem}, cell {index + 1} of {len(notebook.cells)}"
             print(f"{place} ...", end="", flush=True)
@@ -126,13 +130,15 @@ def execute(
             if error:
                 break
         else:
-            peak_bytes = _peak_bytes(client)
+            # The largest resident memory that the kernel's process has had.
+            peak_bytes = int(_run_aside(client, _PEAK).outputs[0].text)
     return Run(path.stem, notebook, len(code), time.perf_counter() - began, peak_bytes, error, tuple(cells))
 
 
-def _peak_bytes(client: NotebookClient) -> int:
-    """The largest resident memory that the kernel's process has had."""
-    probe = new_code_cell(_PEAK)
-    client.nb.cells.append(probe)
-    client.execute_cell(probe, len(client.nb.cells) - 1)
-    return int(client.nb.cells.pop().outputs[0].text)
+def _run_aside(client: NotebookClient, source: str) -> NotebookNode:
+    """Run code in a cell that the notebook does not keep."""
+    client.nb.cells.append(new_code_cell(source))
+    try:
+        return client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
+    finally:
+        client.nb.cells.pop()

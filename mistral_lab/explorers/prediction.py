@@ -28,7 +28,7 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
     Raises:
         ValueError: logits of another rank, or not finite, or fewer than two.
     """
-    scores = torch.as_tensor(logits).detach().double().cpu().numpy()
+    scores = torch.as_tensor(logits).detach().cpu().double().numpy()  # not every device has double
     if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
         raise ValueError(f"logits has shape {scores.shape}: expected finite numbers (V,) of one position")
     order = np.argsort(-scores, kind="stable")

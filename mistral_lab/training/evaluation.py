@@ -157,8 +157,9 @@ def _score(questions: list[tuple[int, tuple, tuple]]) -> Recall:
 @torch.inference_mode()
 def chosen_experts(model: PreTrainedModel, tokens: list[int]) -> list[np.ndarray]:
     """The experts that each token of a document chose, (T, A) a layer."""
-    layers = model(input_ids=torch.tensor([tokens]), output_router_logits=True).router_logits
-    return [logits.topk(model.config.num_experts_per_tok, -1).indices.numpy() for logits in layers]
+    given = torch.tensor([tokens], device=model.device)
+    layers = model(input_ids=given, output_router_logits=True).router_logits
+    return [logits.topk(model.config.num_experts_per_tok, -1).indices.cpu().numpy() for logits in layers]
 
 
 def choices(model: PreTrainedModel, encoded: list[Encoded]) -> dict[str, np.ndarray]:

@@ -1,0 +1,60 @@
+"""The test device "elsewhere": built once, made known by `register()`, and taken by `load` after `choose()`."""
+
+import shutil
+import types
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+NAME = "elsewhere"
+SOURCE = Path(__file__).with_name("backend.cpp")
+BUILD = Path(__file__).parents[2] / "build" / "device" / f"torch-{torch.__version__}"
+
+
+def missing() -> str | None:
+    """What this machine lacks to build the device, in one sentence; None where it can."""
+    lacking = [tool for tool in ("ninja", cpp_extension.get_cxx_compiler()) if not shutil.which(tool)]
+    if lacking:
+        return f"the test device is built with {' and '.join(lacking)}, which this machine does not have: install it"
+    return None
+
+
+def register() -> torch.device:
+    """Build what is not built yet (half a minute), and make `torch.device("elsewhere")` known; once a process."""
+    if hasattr(torch, NAME):
+        return torch.device(NAME, 0)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    native = cpp_extension.load("elsewhere_backend", [str(SOURCE)], build_directory=str(BUILD), extra_cflags=["-O2"])
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, _module(native.default_generator()))
+    torch.utils.generate_methods_for_privateuse1_backend()
+    return torch.device(NAME, 0)
+
+
+def _module(generator: torch.Generator) -> types.ModuleType:
+    """What PyTorch and the libraries look for in `torch.elsewhere`, as they do in `torch.cuda`."""
+    module = types.ModuleType(f"torch.{NAME}")
+    module.is_available = lambda: True
+    module.is_initialized = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: 0
+    module.set_device = lambda device: None
+    module.synchronize = lambda device=None: None
+    module.empty_cache = lambda: None
+    module.manual_seed = generator.manual_seed
+    module.manual_seed_all = generator.manual_seed
+    module.get_rng_state = lambda device=None: generator.get_state()
+    module.set_rng_state = lambda state, device=None: generator.set_state(state)
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module._is_in_bad_fork = lambda: False
+    return module
+
+
+def choose() -> torch.device:
+    """From now on `load()` puts a model on the test device unless told where, as it takes a GPU where there is one."""
+    from mistral_lab import loading
+
+    device, choose_device = register(), loading._choose_device
+    loading._choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
+    return device
