@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -42,20 +45,27 @@ def bundled_environment() -> dict[str, str]:
     return chosen | {"HF_HUB_OFFLINE": "1"}
 
 
-def execute(path: Path, *, environment: dict[str, str]) -> Run:
+def execute(path: Path, *, environment: dict[str, str], python: str = sys.executable) -> Run:
     """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
 
     Args:
         path: the lesson; it is read, not written. The kernel works in its folder, as in JupyterLab.
         environment: the kernel's environment variables.
+        python: the kernel's interpreter, which needs ipykernel.
     """
+
+    class Kernel(AsyncKernelManager):
+        """A kernel of that interpreter, whatever kernels are registered on this machine."""
+
+        kernel_spec = KernelSpec(argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+
     notebook = nbformat.read(path, as_version=4)
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for _, cell in code:
         cell.outputs, cell.execution_count = [], None
     client = NotebookClient(
         notebook,
-        kernel_name="python3",
+        kernel_manager_class=Kernel,
         timeout=CELL_TIMEOUT_S,
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,

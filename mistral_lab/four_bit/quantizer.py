@@ -211,7 +211,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         shape = (config.hidden_size, config.intermediate_size, ACT2FN[config.hidden_act])
         return FourBitExperts([FourBitExpert(*shape, **kind) for _ in range(config.num_local_experts)])
 
-    def update_weight_conversions(self, weight_conversions, model):
+    def update_weight_conversions(self, weight_conversions, *model):
         """Drop the converters that merge experts: here they have the checkpoint's own names."""
         merging = ("experts.gate_up_proj", "experts.down_proj")
         kept = [
@@ -219,7 +219,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
             for entry in weight_conversions
             if not (isinstance(entry, WeightConverter) and entry._original_target_patterns[0].endswith(merging))
         ]
-        return super().update_weight_conversions(kept, model)
+        return super().update_weight_conversions(kept, *model)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         # save_pretrained undoes every conversion of loading, and the one that gathers a matrix's parts has no way back
