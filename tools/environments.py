@@ -26,7 +26,7 @@ COLAB = template.ROOT / "tests" / "environments" / "colab.txt"
 CONSTRAINTS = template.ROOT / "constraints.txt"
 
 RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # of the development tools, what a lesson or a test runs in
-TESTS = ["test_four_bit.py", "test_cache.py", "test_loading.py", "test_transformer.py"]  # what libraries must keep doing
+TESTS = ["test_four_bit.py", "test_cache.py", "test_loading.py", "test_transformer.py"]  # of what libraries do
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install
 
 _REMOVAL = re.compile(r"(?:Future|Deprecation|PendingDeprecation)Warning: .*|.*will be removed.*")
@@ -93,11 +93,14 @@ class Environment:
             self.folder.mkdir(parents=True, exist_ok=True)
             installed.unlink(missing_ok=True)
             (self.folder / "requirements.txt").write_text(wanted)
-            subprocess.run([sys.executable, "-m", "venv", *([] if same else ["--clear"]), ".venv"], check=True, cwd=self.folder)
+            if not same:
+                subprocess.run([sys.executable, "-m", "venv", "--clear", self.folder / ".venv"], check=True)
             self.pip("install", "--quiet", "--upgrade", "--requirement", str(self.folder / "requirements.txt"))
             installed.write_text(wanted)
         listed = {canonicalize_name(Requirement(line).name) for line in self.requirements}
-        self.pip("uninstall", "--quiet", "--yes", *sorted(SET_UP - listed))
+        brought = (SET_UP - listed) & self.versions().keys()
+        if brought:
+            self.pip("uninstall", "--quiet", "--yes", *sorted(brought))
 
     def versions(self) -> dict[str, str]:
         """What is installed, by name."""
@@ -166,7 +169,7 @@ def run_tests(environment: Environment) -> int:
 
 
 def main() -> None:
-    """Make one environment and run the lessons in it, and in all but Colab's the tests; exit with 1 where one failed."""
+    """Run the lessons in one environment, and in all but Colab's the tests; exit with 1 where one failed."""
     parser = argparse.ArgumentParser(description="Run the lessons where other versions are installed.")
     parser.add_argument("name", choices=["colab", "latest", "oldest"])
     parser.add_argument("lessons", nargs="*", type=Path, help="all, unless named")

@@ -212,7 +212,10 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         return FourBitExperts([FourBitExpert(*shape, **kind) for _ in range(config.num_local_experts)])
 
     def update_weight_conversions(self, weight_conversions, *model):
-        """Drop the converters that merge experts: here they have the checkpoint's own names."""
+        """Drop the converters that merge experts: here they have the checkpoint's own names.
+
+        transformers 5.15.0 to 5.20.2 hand over the converters alone, from 5.21.1 on the model too.
+        """
         merging = ("experts.gate_up_proj", "experts.down_proj")
         kept = [
             entry
