@@ -1,12 +1,16 @@
 # The Python that makes .venv, once; afterwards .venv is used. For another one: make lab PYTHON=python3.12
 PYTHON ?= python3
 
+# The version of torch for test-latest and test-oldest; empty is the newest and the oldest that pyproject.toml allows.
+# On Linux PyPI has those as CUDA builds of several GB: PIP_EXTRA_INDEX_URL or a version that is there spares them.
+TORCH ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lessons test test-browser outputs train picture lint address
+.PHONY: help lab lessons test test-browser test-colab test-latest test-oldest outputs train picture lint address
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +29,16 @@ test: lint ## Check the code, the docstrings' examples and every lesson's output
 
 test-browser: $(INSTALLED) ## Open and run every lesson in JupyterLab in Chromium; pictures in build/screens
 	$(BIN)/python -m pytest tests/browser
+
+# Each in an environment of its own under build/, apart from .venv, and the lessons outside the repository.
+test-colab: $(INSTALLED) ## Run every lesson where Colab's versions are, installed by its set-up cell
+	$(BIN)/python tools/environments.py colab
+
+test-latest: $(INSTALLED) ## Run every lesson and the library tests with the newest versions
+	$(BIN)/python tools/environments.py latest $(TORCH:%=--torch %)
+
+test-oldest: $(INSTALLED) ## Run every lesson and the library tests with the lowest versions in pyproject.toml
+	$(BIN)/python tools/environments.py oldest $(TORCH:%=--torch %)
 
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py

@@ -397,6 +397,8 @@ def counting():
         "all_reduce": received(lambda: torch.distributed.all_reduce(six)),
         "functional all_reduce": received(lambda: functional.all_reduce(six, "sum", group) + 1),
         "functional all_gather": received(lambda: functional.all_gather_tensor(six, 0, group) + 1),
+        "all_gather": received(lambda: torch.distributed.all_gather([torch.ones(6) for _ in range(3)], six)),
+        "joined all_gather": received(lambda: torch.distributed.all_gather_into_tensor(torch.ones(18), six)),
         "broadcast": received(lambda: torch.distributed.broadcast(six, src=1)),
     }
     pairs = [torch.distributed.new_group(pair) for pair in ([0, 1], [1, 2])]  # of which every rank must know
@@ -408,7 +410,7 @@ def counting():
         found["pair's broadcast"] = received(lambda: torch.distributed.broadcast(six, src=1, group=pairs[1]))
     try:
         with Traffic():
-            torch.distributed.all_gather([torch.ones(6) for _ in range(3)], six)
+            torch.distributed.reduce(six, dst=0)
     except NotImplementedError as error:
         found["other"] = str(error)
     return found
@@ -416,16 +418,17 @@ def counting():
 
 def test_traffic_counts_a_ring_by_hand():
     first, second, third = launch(counting, ranks=3)
-    ring = ("all_reduce", "functional all_reduce", "functional all_gather", "broadcast", "other")
+    ring = ("all_reduce", "functional all_reduce", "all_gather", "functional all_gather", "broadcast", "other")
     assert [first[name] for name in ring] == [third[name] for name in ring]
     for name, size in (("all_reduce", 32), ("all_gather", 48)):  # of 24 bytes: 2·2/3, and those of 2 other ranks
         for found in (first, second):
             assert found[f"functional {name}"] == ({name: 1}, {name: size})
     assert first["all_reduce"] == first["functional all_reduce"]
+    assert first["all_gather"] == first["joined all_gather"] == first["functional all_gather"]
     assert first["broadcast"] == ({"broadcast": 1}, {"broadcast": 24})
     assert second["broadcast"] == ({"broadcast": 1}, {"broadcast": 0})
     assert first["other"].startswith("Traffic knows ")
-    assert first["other"].endswith("and met c10d::allgather_")
+    assert first["other"].endswith("and met c10d::reduce_")
     for found in (first, second):  # in a group of two: 2·1/2 of 24 bytes, and those of 1 other rank
         assert found["pair's all_reduce"] == ({"all_reduce": 1}, {"all_reduce": 24})
         assert found["pair's functional all_gather"] == ({"all_gather": 1}, {"all_gather": 24})

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -80,6 +83,7 @@ def execute(
     environment: dict[str, str],
     timeout_s: float = CELL_TIMEOUT_S,
     before: str = "",
+    python: str = sys.executable,
     watch: Callable[[int], AbstractContextManager] = lambda pid: nullcontext(),
 ) -> Run:
     """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
@@ -89,16 +93,23 @@ def execute(
         environment: the kernel's environment variables.
         timeout_s: for each cell.
         before: what the kernel runs ahead of the lesson, in a cell that the notebook does not keep.
+        python: the kernel's interpreter, which needs ipykernel.
         watch: called with the kernel's process id; what it returns is entered before the first cell, and left after the
             last.
     """
+
+    class Kernel(AsyncKernelManager):
+        """A kernel of that interpreter, whatever kernels are registered on this machine."""
+
+        kernel_spec = KernelSpec(argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+
     notebook = nbformat.read(path, as_version=4)
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for _, cell in code:
         cell.outputs, cell.execution_count = [], None
     client = _Client(
         notebook,
-        kernel_name="python3",
+        kernel_manager_class=Kernel,
         timeout=timeout_s,
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,

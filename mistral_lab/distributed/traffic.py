@@ -7,12 +7,16 @@ from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What PyTorch calls a collective inside, and what it is called here. DTensor has operations of its own for two of them.
+# transformers 5.15.0 gathers through torch.distributed itself, 5.23.0 through DTensor.
 COLLECTIVES = {
     "c10d::allreduce_": "all_reduce",
+    "c10d::allgather_": "all_gather",
+    "c10d::_allgather_base_": "all_gather",
     "_c10d_functional::all_reduce": "all_reduce",
     "_c10d_functional::all_gather_into_tensor": "all_gather",
     "c10d::broadcast_": "broadcast",
 }
+OUTPUT_FIRST = {"c10d::allgather_", "c10d::_allgather_base_"}  # their first argument is where the result goes
 
 
 class Traffic(TorchDispatchMode):
@@ -39,7 +43,7 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.name().partition(".")[0]
         if name in COLLECTIVES:
-            self._count(COLLECTIVES[name], args)
+            self._count(COLLECTIVES[name], args[1:] if name in OUTPUT_FIRST else args)
         elif name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name and "wrap" not in name:
             raise NotImplementedError(f"Traffic knows {', '.join(COLLECTIVES)}, and met {name}")
         return operation(*args, **(kwargs or {}))

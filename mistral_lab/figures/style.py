@@ -95,7 +95,8 @@ def show(figure: Figure, alt: str) -> None:
     figure.savefig(drawn, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
     plt.close(figure)
     PIL.Image.open(drawn).convert("RGB").quantize(COLOURS_KEPT).save(png, format="png", optimize=True)
-    display(Image(png.getvalue(), width=round(figure.get_figwidth() * PAGE_DPI), alt=alt))
+    width = round(figure.get_figwidth() * PAGE_DPI)
+    display(Image(png.getvalue(), width=width, metadata={"alt": alt}))  # Colab's IPython 7.34 has no Image(alt=...)
     print(alt)
 
 

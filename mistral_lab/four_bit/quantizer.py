@@ -250,15 +250,18 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         shape = (config.hidden_size, config.intermediate_size, ACT2FN[config.hidden_act])
         return FourBitExperts([FourBitExpert(*shape, **kind) for _ in range(config.num_local_experts)])
 
-    def update_weight_conversions(self, weight_conversions, model):
-        """Drop the converters that merge experts: here they have the checkpoint's own names."""
+    def update_weight_conversions(self, weight_conversions, *model):
+        """Drop the converters that merge experts: here they have the checkpoint's own names.
+
+        transformers 5.15.0 to 5.20.2 hand over the converters alone, from 5.21.1 on the model too.
+        """
         merging = ("experts.gate_up_proj", "experts.down_proj") if self.separate_experts else ()
         kept = [
             entry
             for entry in weight_conversions
             if not (isinstance(entry, WeightConverter) and entry._original_target_patterns[0].endswith(merging))
         ]
-        return super().update_weight_conversions(kept, model)
+        return super().update_weight_conversions(kept, *model)
 
     def get_weight_conversions(self):
         """Gather the parts of a matrix, and write out what is no 4-bit layer here."""
