@@ -35,7 +35,7 @@ def test_the_copy_is_what_load_makes_and_reads(plain):
 
 def test_it_is_made_where_the_model_does_not_fit_and_no_model_is_loaded(plain, monkeypatch):
     full = memory.plan(MIXTRAL, precision="nf4-double", context=512, device_bytes=1)
-    monkeypatch.setattr(loading, "_plan", lambda *asked: full)
+    monkeypatch.setattr(loading, "plan_here", lambda *asked: full)
     with pytest.raises(MemoryError, match="does not fit"):
         load(plain, bits=4)
     monkeypatch.setattr(loading, "_load_model", None)

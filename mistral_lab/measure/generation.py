@@ -11,7 +11,7 @@ import torch
 from .._checks import check_count
 from .machine import Machine
 from .peaks import peak_memory
-from .progress import counted
+from .progress import with_progress
 from .timing import Timing, waiter
 
 
@@ -154,7 +154,7 @@ def measure_generation(loaded, *, prompt_tokens: int, new_tokens: int, batch: in
         return tuple(after - before for before, after in zip(moments, moments[1:], strict=False))
 
     samples_s = []
-    for number in counted(repeats + 1, "Measuring generation"):
+    for number in with_progress(repeats + 1, "Measuring generation"):
         if number == 0:
             peak = peak_memory(run, model.device)
         else:

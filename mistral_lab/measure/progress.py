@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 BAR_AFTER_S = 8
 
 
-def counted(count: int, what: str) -> Iterator[int]:
+def with_progress(count: int, what: str) -> Iterator[int]:
     """Yield 0 to count - 1, and where that takes longer than `BAR_AFTER_S` show how far it is.
 
     The bar is made and moved between two steps, so that it disturbs no clock inside one.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .progress import counted
+from .progress import with_progress
 
 READ_BYTES = {"cpu": 2**29, "cuda": 2**30}  # beyond the caches: an H200 has 50 MiB, a server CPU up to some 400 MiB
 
@@ -39,7 +39,7 @@ def time_callable(function: Callable[[], object], *, repeats: int = 5, device="c
         raise ValueError(f"repeats is {repeats}: expected at least 1")
     wait = waiter(device)
     runs_s = []
-    for _ in counted(repeats + 1, "Timing"):
+    for _ in with_progress(repeats + 1, "Timing"):
         wait()
         start = time.perf_counter()
         function()
@@ -61,7 +61,7 @@ def time_in_turns(functions: Mapping[Hashable, Callable[[], object]], *, repeats
         raise ValueError(f"repeats is {repeats}: expected at least 1")
     names = list(functions)
     runs_s = {name: [] for name in names}
-    for number in counted(repeats + 1, "Timing in turns"):
+    for number in with_progress(repeats + 1, "Timing in turns"):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             start = time.perf_counter()
