@@ -93,7 +93,8 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
     if COMMIT.fullmatch(revision) and not _missing(folder, files):
         return folder
     purpose = f"to download {repo}"
-    check_disk(Need(storage, _left(storage, folder, files), purpose), *beside)
+    if left := _left(storage, folder, files):
+        check_disk(Need(storage, left, purpose), *beside)
     with full_disk_in_a_sentence(lambda: Need(storage, _left(storage, folder, files), purpose)):
         missing = [file for file in _missing(folder, files) if _fetched_here(file, storage)]
         _fetch_weights(repo, commit, storage, missing)

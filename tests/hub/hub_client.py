@@ -19,8 +19,13 @@ from mistral_lab._checkpoints import locate
 from mistral_lab._files import lab_cache
 
 
-def quantise(name: str, pause_in: str | None = None) -> Path:
-    """Bring a model into four bits; with `pause_in`, say "there" and stand still once that shard is being written."""
+def quantise(name: str, pause_in: str | None = None, when_told: bool = False) -> Path:
+    """Bring a model into four bits.
+
+    Args:
+        pause_in: in which shard to say "there" and stand still, as it is being written, until a line is read.
+        when_told: begin with reading a line, once the slow imports are made.
+    """
     import torch
 
     from mistral_lab._checkpoints import weight_files
@@ -32,10 +37,12 @@ def quantise(name: str, pause_in: str | None = None) -> Path:
         if pause_in and pause_in in path.name:
             path.write_bytes(b"half")
             print("there", flush=True)
-            sys.stdin.read()
+            sys.stdin.readline()
         save(tensors, path, metadata)
 
     checkpoint.save_file = stop
+    if when_told:
+        sys.stdin.readline()
     source = locate(name)
     folder = source.folder()
     title, commit = source.origin(folder)

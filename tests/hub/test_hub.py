@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(hub, reader, mixture):
 
 
 def test_two_downloads_at_once_are_one(hub, reader):
-    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.1))
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(pause_s=0.06))
     first = reader.starts(FOLDER, REAL_WAITS="1")
     assert hub.arrived[f"owner/model/{WEIGHTS}"].wait(30)
     second = reader.starts(FOLDER, REAL_WAITS="1")
@@ -275,10 +275,17 @@ def test_two_downloads_at_once_are_one(hub, reader):
     assert len(hub.downloads("owner/model", WEIGHTS)) == 1
 
 
+def tell(process: subprocess.Popen) -> None:
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
 def test_a_killed_quantisation_goes_on_and_a_second_process_waits_for_it(hub, reader, mixture):
     hub.repos["owner/mixture"] = mixture
     step = {"do": "quantise", "name": "owner/mixture"}
     killed = reader.starts(step | {"pause_in": "00002"})
+    first = reader.starts(step | {"pause_in": "00003", "when_told": True}, REAL_WAITS="1")
+    second = reader.starts(step | {"name": "Owner/Mixture", "when_told": True}, REAL_WAITS="1")
     assert killed.stdout.readline() == "there\n"
     killed.kill()
     killed.communicate()
@@ -287,9 +294,9 @@ def test_a_killed_quantisation_goes_on_and_a_second_process_waits_for_it(hub, re
     finished = done.stat().st_mtime_ns
     half = f".model-00002-of-00003.safetensors.{killed.pid}"
     assert sorted(path.name for path in folder.iterdir()) == [half, done.name]
-    first = reader.starts(step | {"pause_in": "00003"}, REAL_WAITS="1")
+    tell(first)
     assert first.stdout.readline() == "there\n"
-    second = reader.starts(step | {"name": "Owner/Mixture"}, REAL_WAITS="1")
+    tell(second)
     while "another process is quantising owner/mixture: waiting for it to finish" not in second.stderr.readline():
         assert second.poll() is None
     (one,), bar = reader.ends(first)

@@ -92,6 +92,14 @@ def test_the_disk_is_asked_for_the_download_and_the_copy_in_four_bits_together(h
     assert not here.downloads("owner/model", "model.safetensors")
 
 
+def test_a_model_and_its_copy_that_are_there_need_no_room(here, monkeypatch):
+    load("owner/model", bits=4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    load("owner/model", bits=4)
+    load("owner/model")
+    assert len(here.downloads("owner/model", "model.safetensors")) == 1
+
+
 def test_a_branch_stands_for_the_commit_it_is_at(here):
     source = locate("Owner/MODEL")
     assert source.origin(source.folder()) == ("owner/model", COMMIT)
