@@ -47,7 +47,8 @@ def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[st
     whole = list(model._no_split_modules)  # a decoder layer is never cut
     room = get_balanced_memory(model, dict(room), no_split_module_classes=whole)
     device_map = infer_auto_device_map(model, room, no_split_module_classes=whole)
-    on_disk = tuple(f"{module}." for module, device in device_map.items() if device == "disk")
+    # Where one device takes all, accelerate names the model itself: "".
+    on_disk = tuple(f"{module}." if module else "" for module, device in device_map.items() if device == "disk")
     written = sum(
         parameter.nbytes
         for name, parameter in model.named_parameters()

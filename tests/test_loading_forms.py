@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from mistral_lab import _forms, _placement, loading
 from mistral_lab._checkpoints import ALIASES, BUNDLED, weight_files
 from mistral_lab._forms import COPIES, held_bytes, quantised_precision
-from mistral_lab.config import PRESETS, read_config
+from mistral_lab.config import PRESETS, ModelConfig, read_config
 from mistral_lab.four_bit import ExactLinear4bit, audit, quantized_folder
 from mistral_lab.loading import load
 from mistral_lab.memory import weight_bytes, weight_parts
@@ -453,6 +453,7 @@ def test_a_quantised_checkpoint_lies_whole_on_one_device(name, bits, tmp_path, p
         ("mixtral-8x7b-v0.1", {0: 22 * GIB, "cpu": 40 * GIB}, {0, "cpu", "disk"}),
         ("mixtral-8x7b-v0.1", {0: 22 * GIB, 1: 22 * GIB, "cpu": 40 * GIB}, {0, 1, "cpu", "disk"}),
         ("mixtral-8x7b-v0.1", {0: 60 * GIB, 1: 60 * GIB, "cpu": 40 * GIB}, {0, 1}),
+        ("mixtral-8x7b-v0.1", {"cpu": 2**20}, {"disk"}),
     ],
 )
 def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
@@ -460,6 +461,7 @@ def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
     device_map, written = _placement.spread(config.to_transformers(), torch.bfloat16, room)
     assert set(device_map.values()) == devices
     layers = [device for name, device in device_map.items() if name.startswith("model.layers.")]
+    layers = layers or list(devices) * config.n_layers  # all on one, which has one entry
     assert layers == sorted(layers, key=lambda device: (device == "disk", device == "cpu", str(device)))
     layer = weight_parts(config, "bfloat16")["feed_forward"].payload // config.n_layers
     for device in devices - {"disk"}:
@@ -470,7 +472,7 @@ def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
 @pytest.mark.parametrize("name", BUNDLED)
 def test_part_of_an_unquantised_model_on_the_disk(name, tmp_path, pretended_gpu, monkeypatch, whole, recwarn):
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "cache"))
-    room = {"cpu": weight_bytes(load("tiny-mistral", device="cpu").config, "float32") // 2}
+    room = {"cpu": weight_bytes(ModelConfig.from_pretrained(name), "float32") // 2}
     monkeypatch.setattr(loading, "free_memory", lambda: room)  # as if the GPU were full
     loaded = load(name, dtype="float32")
     assert {"cpu", "disk"} == set(loaded.model.hf_device_map.values())
@@ -526,7 +528,7 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     monkeypatch.setattr(loading, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
-    with pytest.warns(UserWarning) as said, pytest.raises(Fetched):
+    with pytest.warns(UserWarning, match="is quantised here, once") as said, pytest.raises(Fetched):
         load("mixtral-8x7b-v0.1", bits=4, device="cpu")
     (message,) = [str(warning.message) for warning in said]
     assert "93.4 GB in 16 bits are downloaded and 24.5 GB in 4 bits written" in message
