@@ -32,7 +32,7 @@ class Reader:
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
             "HF_HUB_ETAG_TIMEOUT": "1",
             "PYTHONPATH": str(Path(mistral_lab.__file__).parents[1]),
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
             **more,
         }

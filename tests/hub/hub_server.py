@@ -63,7 +63,9 @@ class Hub:
         self.gone = threading.Event()  # ends what stalls
         self.arrived: defaultdict[str, threading.Event] = defaultdict(threading.Event)  # when a file's fault came true
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in ("hub", "cdn")]
-        self.address, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        ports = [server.server_port for server in self.servers]
+        # Two names for this machine: to the client another port alone may not be another origin.
+        self.address, self.cdn = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
         for server in self.servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

