@@ -126,6 +126,8 @@ def test_times_stand_in_milliseconds_and_the_unmeasured_is_left_blank():
     np.testing.assert_allclose(measured[:, 0], MEASURED_S * 1e3, rtol=1e-12)  # one product
     assert [text.get_text() for text in ax.texts] == ["0.01 ms", "0.5 ms", "300 ms", "0.4 ms", "12 ms"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
+    floor = figures.plot_times(MEASURED_S, PREDICTED_S, tasks=TASKS, expected="at least")
+    assert [text.get_text() for text in floor.get_legend().get_texts()] == ["at least", "measured"]
     assert names_from_top(ax) == TASKS
     assert ax.get_xscale() == "log"
     assert ax.get_xlabel() == "milliseconds (logarithmic axis)"

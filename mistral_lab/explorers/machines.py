@@ -70,7 +70,8 @@ def split_model() -> Explorer:
             verdict = f" Nor would more devices do, up to {MOST_DEVICES}."
         crosses = "Nothing crosses"
         if devices > 1:
-            crosses = f"Predicted for a token: all devices together receive {bytes_text(received[split])}"
+            together, mean = bytes_text(received[split]), bytes_text(received[split] / devices)
+            crosses = f"Predicted for a token: all devices together receive {together}, a device on average {mean}"
         return figure, f"{model} on {card}: {made}.{verdict} {crosses}."
 
     controls = {

@@ -98,7 +98,12 @@ def plot_next_tokens(
 
 @mpl.rc_context(STYLE)
 def plot_times(
-    measured_s: np.ndarray, predicted_s: np.ndarray, *, tasks: Sequence[str], ax: Axes | None = None
+    measured_s: np.ndarray,
+    predicted_s: np.ndarray,
+    *,
+    tasks: Sequence[str],
+    expected: str = "predicted",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw measured times beside predicted ones, on a logarithmic axis.
 
@@ -106,6 +111,7 @@ def plot_times(
         measured_s: (tasks,) seconds; NaN where nothing was measured, which leaves the prediction alone.
         predicted_s: (tasks,) seconds.
         tasks: what took that long, the first on top.
+        expected: what the legend calls `predicted_s`; "at least" where it is a floor.
     """
     measured_s, predicted_s = np.asarray(measured_s, float), np.asarray(predicted_s, float)
     for name, seconds in (("measured_s", measured_s), ("predicted_s", predicted_s)):
@@ -117,7 +123,7 @@ def plot_times(
     rows = np.arange(len(tasks))
     ax.hlines(rows, predicted_s * 1e3, measured_s * 1e3, color=FADED, linewidth=3, zorder=1)
     for seconds, colour, marker, label, above in (
-        (predicted_s, PREDICTED, "D", "predicted", -1),
+        (predicted_s, PREDICTED, "D", expected, -1),
         (measured_s, MEASURED, "o", "measured", 1),
     ):
         ax.scatter(seconds * 1e3, rows, s=60, color=colour, edgecolor=INK, marker=marker, label=label)
