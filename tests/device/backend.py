@@ -1,5 +1,6 @@
 """The test device "elsewhere": built once, made known by `register()`, and taken by `load` after `choose()`."""
 
+import os
 import shutil
 import types
 from pathlib import Path
@@ -52,9 +53,10 @@ def _module(generator: torch.Generator) -> types.ModuleType:
 
 
 def choose() -> torch.device:
-    """From now on `load()` puts a model on the test device unless told where, as it takes a GPU where there is one."""
+    """From now on `load()` and training take the test device unless told where, as they take a GPU that is there."""
     from mistral_lab import loading
 
     device, choose_device = register(), loading._choose_device
     loading._choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = NAME  # where transformers' Trainer trains
     return device
