@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 import types
 from pathlib import Path
 
@@ -16,9 +17,8 @@ BUILD = Path(__file__).parents[2] / "build" / "device" / f"torch-{torch.__versio
 def missing() -> str | None:
     """What this machine lacks to build the device, in one sentence; None where it can."""
     lacking = [tool for tool in ("ninja", cpp_extension.get_cxx_compiler()) if not shutil.which(tool)]
-    if lacking:
-        return f"the test device is built with {' and '.join(lacking)}, which this machine does not have: install it"
-    return None
+    lacking += ["Python.h"] * (not Path(sysconfig.get_path("include"), "Python.h").exists())
+    return f"the test device is built with what this machine lacks: {', '.join(lacking)}" if lacking else None
 
 
 def register() -> torch.device:
