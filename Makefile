@@ -27,6 +27,13 @@ test: lint ## Check the code, the docstrings' examples and every lesson's output
 	env -u MISTRAL_LAB_MODEL HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
 
+.PHONY: test-device test-gpu
+test-device: $(INSTALLED) ## Run every lesson and the package's functions on a test device that is not the CPU
+	env -u MISTRAL_LAB_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/device -n 2 --dist worksteal
+
+test-gpu: $(INSTALLED) ## The same, with the four-bit tests among them, on this machine's CUDA card
+	env -u MISTRAL_LAB_MODEL $(BIN)/python -m pytest tests/device --device cuda
+
 test-browser: $(INSTALLED) ## Open and run every lesson in JupyterLab in Chromium; pictures in build/screens
 	$(BIN)/python -m pytest tests/browser
 

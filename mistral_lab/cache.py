@@ -102,8 +102,8 @@ class KVRing(_Store):
         return keys.transpose(1, 2), values.transpose(1, 2), positions
 
     def slot_positions(self) -> torch.Tensor:
-        """The position that each slot holds: (W,) int64, −1 in a slot never written."""
-        slots = torch.arange(self.window)
+        """The position that each slot holds: (W,) int64 on the ring's device, −1 in a slot never written."""
+        slots = torch.arange(self.window, device=self._keys.device)
         newest = self.seen - 1 - (self.seen - 1 - slots) % self.window
         return newest.clamp(min=-1)
 

@@ -179,7 +179,9 @@ class Errand {
     } else if (value.isTensorList()) {
       for (const Tensor& tensor : value.toTensorVector()) one(tensor);
     } else if (value.isOptionalTensorList()) {
-      for (const auto& index : value.toOptionalTensorVector()) any_here |= index && index->device().type() == kHere;
+      for (const auto& index : value.toOptionalTensorVector()) {
+        any_here |= index && index->defined() && index->device().type() == kHere;
+      }
     }
   }
 

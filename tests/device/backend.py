@@ -1,6 +1,8 @@
 """The test device "elsewhere": built once, made known by `register()`, and taken by `load` after `choose()`."""
 
+import os
 import shutil
+import sysconfig
 import types
 from pathlib import Path
 
@@ -15,9 +17,8 @@ BUILD = Path(__file__).parents[2] / "build" / "device" / f"torch-{torch.__versio
 def missing() -> str | None:
     """What this machine lacks to build the device, in one sentence; None where it can."""
     lacking = [tool for tool in ("ninja", cpp_extension.get_cxx_compiler()) if not shutil.which(tool)]
-    if lacking:
-        return f"the test device is built with {' and '.join(lacking)}, which this machine does not have: install it"
-    return None
+    lacking += ["Python.h"] * (not Path(sysconfig.get_path("include"), "Python.h").exists())
+    return f"the test device is built with what this machine lacks: {', '.join(lacking)}" if lacking else None
 
 
 def register() -> torch.device:
@@ -52,9 +53,10 @@ def _module(generator: torch.Generator) -> types.ModuleType:
 
 
 def choose() -> torch.device:
-    """From now on `load()` puts a model on the test device unless told where, as it takes a GPU where there is one."""
+    """From now on `load()` and training take the test device unless told where, as they take a GPU that is there."""
     from mistral_lab import loading
 
     device, choose_device = register(), loading._choose_device
     loading._choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = NAME  # where transformers' Trainer trains
     return device

@@ -8,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import template
 from execute import bundled_environment, execute
 
-CHOOSE = f"import sys; sys.path.append({str(backend.SOURCE.parent)!r}); import backend; backend.choose(); del sys, backend"
+CHOOSE = f"import sys; sys.path.append({str(backend.SOURCE.parent)!r}); import backend; backend.choose()"
 
 
 def run(path, device):
