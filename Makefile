@@ -10,10 +10,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lessons test test-browser test-colab test-latest test-oldest outputs train picture lint address
+.PHONY: help lab lessons test test-device test-gpu test-browser test-colab test-latest test-oldest test-full-size
+.PHONY: outputs train picture lint address
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
@@ -27,7 +28,6 @@ test: lint ## Check the code, the docstrings' examples and every lesson's output
 	env -u MISTRAL_LAB_MODEL HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
 
-.PHONY: test-device test-gpu
 test-device: $(INSTALLED) ## Run every lesson and the package's functions on a test device that is not the CPU
 	env -u MISTRAL_LAB_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/device -n 2 --dist worksteal
 
@@ -46,6 +46,9 @@ test-latest: $(INSTALLED) ## Run every lesson and the library tests with the new
 
 test-oldest: $(INSTALLED) ## Run every lesson and the library tests with the lowest versions in pyproject.toml
 	$(BIN)/python tools/environments.py oldest $(TORCH:%=--torch %)
+
+test-full-size: $(INSTALLED) ## Run the lessons that offer the 7B tier on a CPU at full size; 25 GB of disk, 20 minutes
+	$(BIN)/python tools/full_size_lessons.py
 
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py
