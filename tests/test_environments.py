@@ -121,10 +121,10 @@ def test_an_interrupted_install_is_no_environment(environment):
 
 def test_what_will_be_removed_is_said_once():
     warning = "/x/y.py:3: FutureWarning: `a` goes in 6.0.\n  warn()\n"
-    streams = {"stderr": f"{warning}Loaded\n{warning}", "stdout": "FutureWarning: only printed"}
+    streams = {"stderr": f"{warning}Loaded\n{warning}`b` is deprecated\n", "stdout": "FutureWarning: only printed"}
     cells = [new_code_cell("1", outputs=[new_output("stream", name=name, text=streams[name]) for name in streams])]
     run = Run("01_a", new_notebook(cells=cells), 1, 1.0, None, None)
-    assert environments.removals(run) == {"FutureWarning: `a` goes in 6.0."}
+    assert environments.removals(run) == {"FutureWarning: `a` goes in 6.0.", "`b` is deprecated"}
 
 
 def test_a_lesson_runs_on_the_interpreter_that_it_is_given(tmp_path):

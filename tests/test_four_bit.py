@@ -16,11 +16,14 @@ from bitsandbytes.nn import Params4bit
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MixtralConfig
+from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from mistral_lab import four_bit, load, memory, nf4
 from mistral_lab._checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config, pieces
+from mistral_lab.four_bit.quantizer import FourBitQuantizer
 
 TOKENS = torch.arange(3, 60)[None]
 SMALL = dict(
@@ -468,3 +471,12 @@ def test_a_model_that_is_dropped_gives_its_memory_back_at_once():
         assert [ref for ref in left if ref() is not None] == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("model", [(), ("the model",)], ids=["transformers 5.15 to 5.20", "5.21 on"])
+def test_converters_that_merge_experts_are_dropped_with_a_model_or_without(monkeypatch, model):
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "update_weight_conversions", lambda _, entries, *handed: (entries, handed))
+    merging = WeightConverter(["experts.*.w1.weight"], "mlp.experts.gate_up_proj", operations=[MergeModulelist()])
+    other = WeightRenaming("block_sparse_moe", "mlp")
+    quantizer = FourBitQuantizer(nf4_config())
+    assert quantizer.update_weight_conversions([other, merging], *model) == ([other], model)

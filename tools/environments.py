@@ -29,7 +29,10 @@ RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # of the development tools, wha
 TESTS = ["test_four_bit.py", "test_cache.py", "test_loading.py", "test_transformer.py"]  # of what libraries do
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install
 
-_REMOVAL = re.compile(r"(?:Future|Deprecation|PendingDeprecation)Warning: .*|.*will be removed.*")
+# A warning without the place that it comes from, or a line that a library logs.
+_REMOVAL = re.compile(
+    r"\b(?:Future|(?:Pending)?Deprecation)Warning: .*|^(?!.*Warning: ).*(?:deprecated|will be removed).*$", re.MULTILINE
+)
 
 
 def declared() -> list[Requirement]:
@@ -174,7 +177,7 @@ def main() -> None:
     parser.add_argument("name", choices=["colab", "latest", "oldest"])
     parser.add_argument("lessons", nargs="*", type=Path, help="all, unless named")
     parser.add_argument("--torch", help="a version of torch for latest and oldest, where theirs cannot be had")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     lines = {
         "colab": colab,
         "latest": lambda: latest(declared(), arguments.torch),
