@@ -56,7 +56,12 @@ def choose() -> torch.device:
     """From now on `load()` and training take the test device unless told where, as they take a GPU that is there."""
     from mistral_lab import loading
 
-    device, choose_device = register(), loading._choose_device
+    device, choose_device, choose_dtype = register(), loading._choose_device, loading._choose_dtype
+
+    def dtype_there(place, bits, config):  # that of a card, on which a lesson's numbers have to hold as well
+        return torch.bfloat16 if place == device and bits != 32 else choose_dtype(place, bits, config)
+
     loading._choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
+    loading._choose_dtype = dtype_there
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME  # where transformers' Trainer trains
     return device

@@ -36,7 +36,7 @@ def same(first, second):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("name", BUNDLED)
 def test_what_is_held(name, double, device):
-    model = four_bits(BUNDLED[name], device, quantization_config=nf4_config(double=double))
+    model = four_bits(BUNDLED[name], device, quantization_config=nf4_config(double=double), dtype=torch.bfloat16)
     report = audit(model)
     assert report.passed
     assert report.nbytes == memory.weight_bytes(
