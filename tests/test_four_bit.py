@@ -259,10 +259,9 @@ def test_a_checkpoint_from_when_experts_were_separate_loads(model, tmp_path, cac
     for bits in (None, 4):
         assert same(state(model), state(load(tmp_path, bits=bits, dtype=torch.bfloat16).model))
     assert not cache.exists()
-    config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"
+    config["quantization_config"]["bnb_4bit_quant_type"] = "fp4"  # what the files say counts
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="does not read for a mixture of experts: expected NF4"):
-        load(tmp_path)
+    assert same(state(model), state(load(tmp_path, dtype=torch.bfloat16).model))
 
 
 # The audit
