@@ -4,7 +4,7 @@ A lesson passes if every cell runs, all of it in `MINUTES`, no cell is silent fo
 kernel gets along in the memory that the lesson's table of tiers names: it is held to that by a memory cgroup, which
 counts the pages of mapped files too, where this system lets us make one. Each lesson starts without a quantised copy.
 
-What was measured goes into benchmarks/results/lessons-7b.json; tables of tiers and README quote it.
+What was measured goes into benchmarks/lessons-7b.json; tables of tiers and README quote it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from mistral_lab import PRESETS
 from mistral_lab.measure import Machine
 
 MODEL = "mistral-7b-v0.1"
-RECORDS = template.ROOT / "benchmarks" / "results" / "lessons-7b.json"
+RECORDS = template.ROOT / "benchmarks" / "lessons-7b.json"
 FOLDER = template.ROOT / "build" / "full-size"
 NEEDED_BYTES = 25 * 10**9  # on disk: the weights in 16 bits, a quantised copy, room to write
 

@@ -15,10 +15,11 @@ from transformers.quantizers.auto import register_quantization_config, register_
 
 from .._checkpoints import BUNDLED, locate
 from .._checks import check_count
+from .._fitting import SHORT_CONTEXT
 from ..config import ModelConfig, read_config
 from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
 from ..four_bit.quantizer import FourBitQuantizer
-from ..loading import SHORT_CONTEXT, dtype_of_card, quantized_copy
+from ..loading import dtype_of_card, quantized_copy
 from ..memory import plan, split_evenly
 
 METHOD = "mistral_lab.distributed"

@@ -227,7 +227,9 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
         held = in_four_bits(checkpoint_files) if self.pre_quantized else None  # None: all that is not kept
         with torch.device("meta"):
             for name, module in list(model.named_modules()):
-                if isinstance(module, MixtralExperts) and (held is None or f"{name}.0.w1" in held):
+                if isinstance(module, MixtralExperts) and (
+                    held is None or any(matrix.startswith(f"{name}.") for matrix in held)
+                ):
                     model.set_submodule(name, self._experts(model.config, kind))
                 elif type(module) is nn.Linear and module.bias is None and (
                     name not in kept if held is None else name in held
