@@ -114,23 +114,35 @@ def full_disk_in_a_sentence(left: Callable[[], Need]) -> Iterator[None]:
 
 
 @contextmanager
-def one_process_at_a_time(lock: Path, waiting: str) -> Iterator[None]:
+def one_process_at_a_time(
+    lock: Path, waiting: str, give_up: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Hold a lock among the processes of this machine.
 
     Args:
         lock: the lock's file; its folder is made.
         waiting: what to tell the reader where another process holds it.
+        give_up: asked every second while another holds it; True ends the wait.
+
+    Raises:
+        TimeoutError: the wait was given up.
     """
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(lock, timeout=0.1))
-        except Timeout:
-            print(waiting, file=sys.stderr, flush=True)
-            stack.enter_context(WeakFileLock(lock))
+        held, wait_s = False, 0.1
+        while not held:
+            try:
+                stack.enter_context(WeakFileLock(lock, timeout=wait_s))
+                held = True
+            except Timeout:
+                if wait_s < 1:  # the first time
+                    print(waiting, file=sys.stderr, flush=True)
+                if give_up():
+                    raise TimeoutError(f"{waiting}, in vain") from None
+                wait_s = 1
         yield
 
 

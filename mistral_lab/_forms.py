@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ._checkpoints import ALIASES, Source, weight_files
-from ._files import read_header
+from ._files import read_header, size
 from .config import ModelConfig
 from .memory import WeightBytes, weight_bytes
 
@@ -140,21 +140,21 @@ def held_bytes(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
 
 def offer_copy(source: Source, config: ModelConfig) -> None:
     """Warn, before a checkpoint in 16 bits is downloaded that is wanted in 4, what that takes and what spares it."""
-    kept = weight_bytes(config, "nf4-double") / 1e9
+    kept = size(weight_bytes(config, "nf4-double"))
     known = next((alias for alias, (repo, _) in ALIASES.items() if repo == source.repo), None)
     if known:
         other = (
-            f"load({COPIES[known]!r}) downloads some {kept:.1f} GB instead, in NF4 already, made by others and not "
+            f"load({COPIES[known]!r}) downloads some {kept} instead, in NF4 already, made by others and not "
             "checked by this lab"
         )
     else:
         other = (
             "load('owner/name') of a repository that holds this model in 4 bits already (its config.json says "
-            f"bitsandbytes) would download some {kept:.1f} GB instead"
+            f"bitsandbytes) would download some {kept} instead"
         )
     warnings.warn(
-        f"{source.name} is quantised here, once: {weight_bytes(config, 'bfloat16') / 1e9:.1f} GB in 16 bits are "
-        f"downloaded and {kept:.1f} GB in 4 bits written; {other}",
+        f"{source.name} is quantised here, once: {size(weight_bytes(config, 'bfloat16'))} in 16 bits are "
+        f"downloaded and {kept} in 4 bits written; {other}",
         stacklevel=4,  # the line that called `load`
     )
 

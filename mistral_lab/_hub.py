@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ BUSY = (408, 429, 500, 502, 503, 504)
 AT_ONCE = 4  # files; a single connection seldom fills a fast line
 WAITS_S = (1, 2, 4, 8)  # before a request that failed for the hub's reasons is made again
 LONGEST_WAIT_S = 300  # in which the hub's count of requests begins anew
+WORTH_A_WORD_S = 10
 HASHED_AT_ONCE = 2**22
 
 
@@ -81,7 +83,8 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
         # The branch cannot be followed; what was downloaded of it before still serves.
         try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            wanted = {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}  # the library knows of the other files
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **wanted))
         except errors.LocalEntryNotFoundError:
             raise error from None
         files = _kept_listing(repo, folder.name)  # None where another program has downloaded it
@@ -230,7 +233,8 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
     blob = storage / "blobs" / file.sha256
     begun = _begun(blob)
     lock = storage.parent / ".locks" / storage.name / f"{file.sha256}.lock"  # the library's, so that both respect it
-    with one_process_at_a_time(lock, f"another process is downloading {file.name} of {repo}: waiting for it"):
+    waiting = f"another process is downloading {file.name} of {repo}: waiting for it"
+    with one_process_at_a_time(lock, waiting, stop.is_set):
         if blob.is_file() and blob.stat().st_size == file.size:
             bar.update(file.size)
             return
@@ -248,14 +252,16 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
                     displayed_filename=file.name,
                     tqdm_class=Share,
                 )
-                _patiently(lambda: get(resume_size=out.tell()), out.tell)
+                _patiently(lambda: get(resume_size=out.tell()), out.tell, stop)
+        except errors.OfflineModeIsEnabled:  # an OSError too, and no fault of the file
+            raise
         except OSError as error:
             if error.errno or (isinstance(error, errors.HfHubHTTPError) and error.response.status_code != 416):
                 raise
             begun.unlink()
             raise _wrong(repo, file, f"it is not of the {file.size:,} bytes that the hub lists") from None
         bar.set_postfix_str(f"checking {file.name}")
-        if _sha256(begun) != file.sha256:
+        if _sha256(begun, stop) != file.sha256:
             begun.unlink()
             raise _wrong(repo, file, "its checksum is not the one that the hub lists")
         begun.replace(blob)
@@ -269,21 +275,24 @@ def _wrong(repo: str, file: RemoteFile, reason: str) -> OSError:
     )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, stop: threading.Event) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(HASHED_AT_ONCE):
+            if stop.is_set():
+                raise _Stopped
             digest.update(piece)
     return digest.hexdigest()
 
 
-def _patiently(call: Callable, place: Callable[[], int] | None = None):
+def _patiently(call: Callable, place: Callable[[], int] | None = None, stop: threading.Event | None = None):
     """Make a request again a few times where the hub is too busy to answer it.
 
     Args:
         call: makes the request.
         place: how far a download has come. With it a broken connection is tried again too, and progress gives all
             tries back; 429 is then left to the library, which has waited already.
+        stop: ends a wait, where another file has failed or the reader has interrupted.
     """
     from huggingface_hub import errors
 
@@ -303,7 +312,12 @@ def _patiently(call: Callable, place: Callable[[], int] | None = None):
             if response is not None and (asked := response.headers.get("Retry-After", "")).isdigit():
                 wait = min(int(asked), LONGEST_WAIT_S)
         tries += 1
-        time.sleep(wait)
+        if wait > WORTH_A_WORD_S:
+            print(f"the hub is too busy to answer: asking again in {wait} s", file=sys.stderr, flush=True)
+        for _ in range(wait):
+            if stop is not None and stop.is_set():
+                raise _Stopped
+            time.sleep(1)
 
 
 @contextmanager

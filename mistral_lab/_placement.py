@@ -57,34 +57,50 @@ def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[st
     return device_map, written
 
 
-def check_disk(name: str, written: int, folder: Path) -> None:
+def need_of_experts(folder: Path, written: int) -> Need:
+    """Room for the bytes of `spread` in a folder."""
+    return Need(folder, written, "for experts that fit neither the GPUs nor the memory")
+
+
+def check_disk(name: str, *needs: Need) -> None:
     """Say what is written for the layers on the disk, or refuse where there is no room for it.
 
     Args:
         name: of the model, for the message.
-        written: bytes, of `spread`.
-        folder: in which a folder for them will be made.
+        needs: of `need_of_experts`; none where nothing is written.
 
     Raises:
         OSError: the disk is too full.
 
     Warns: of what is written, and where.
     """
-    if not written:
-        return
-    _files.check_disk(Need(folder, written, "for experts that fit neither the GPUs nor the memory"))
-    warnings.warn(
-        f"{name} is larger than the GPUs and the memory: {written / 1e9:.1f} GB of its experts are written to a folder "
-        f"in {folder} for as long as the model is used, and read again for every token; bits=4 takes a quarter",
-        stacklevel=3,  # the line that called `load`
-    )
+    for need in needs:
+        _files.check_disk(need)
+        warnings.warn(
+            f"{name} is larger than the GPUs and the memory: {need.nbytes / 1e9:.1f} GB of its experts are written to "
+            f"a folder in {need.folder} for as long as the model is used, and read again for every token; bits=4 takes "
+            "a quarter",
+            stacklevel=3,  # the line that called `load`
+        )
 
 
 @contextmanager
-def offload_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder of its own for the layers on the disk, in that of the cache; a failure leaves nothing of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f"offload-{os.getpid()}-", dir=folder))
+def offload_folder(need: Need) -> Iterator[Path]:
+    """Make a folder of its own for the layers on the disk, in that of the cache; a failure leaves nothing of it.
+
+    Folders of processes that were killed, before they could remove them, are removed. Then the disk is looked at once
+    more: a download may have come between, and a disk that fills up under a mapped file ends the process.
+
+    Raises:
+        OSError: the disk is too full.
+    """
+    need.folder.mkdir(parents=True, exist_ok=True)
+    for left in need.folder.glob("offload-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    _files.check_disk(need)
+    place = Path(tempfile.mkdtemp(prefix=f"offload-{os.getpid()}-", dir=need.folder))
     try:
         yield place
     except BaseException:

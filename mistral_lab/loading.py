@@ -23,7 +23,7 @@ from ._files import Need, lab_cache
 from ._fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
 from ._forms import check_form, explained, instead, is_whole, offer_copy, quantised_precision
 from ._generation import Printer, check_prompt, check_sampling
-from ._placement import check_disk, free_memory, offload_folder, remove_with, spread
+from ._placement import check_disk, free_memory, need_of_experts, offload_folder, remove_with, spread
 from .config import ModelConfig, read_config
 from .memory import PREFILL_CHUNK, weight_bytes
 
@@ -162,21 +162,22 @@ def load(
     shortest = plan_here(config, stored or planned_precision(bits, dtype), target)
     if stored and is_whole(folder):
         shortest = as_held(shortest, _fetched(source), dtype)
-    device_map, written = target, 0
+    device_map, beside = target, ()
     if device is None and target.type == "cuda" and kept_bits not in (4, 8):
         device_map, written = spread(transformers_config, dtype, free_memory())
-        check_disk(source.name, written, lab_cache())
+        beside = (need_of_experts(lab_cache(), written),) if written else ()
+        check_disk(source.name, *beside)
     elif not shortest.fits:
         raise MemoryError(does_not_fit(source.name, config, shortest))
     with _quiet() if source.name in BUNDLED else nullcontext():
         with out_of_memory_explained(source.name, config, shortest):
             folder, transformers_config, quantisation = _prepare(
-                source, folder, transformers_config, bits, dtype, target
+                source, folder, transformers_config, bits, dtype, target, *beside
             )
         if stored and not (shortest := as_held(shortest, folder, dtype)).fits:
             raise MemoryError(does_not_fit(source.name, config, shortest))
         with out_of_memory_explained(source.name, config, shortest):
-            with offload_folder(lab_cache()) if written else nullcontext() as place:
+            with offload_folder(*beside) if beside else nullcontext() as place:
                 model = _load_model(folder, transformers_config, dtype, device_map, quantisation, place)
                 if place:
                     remove_with(model, place)
@@ -195,8 +196,8 @@ def quantized_copy(
 ) -> Path:
     """Download a checkpoint in 16 bits and write it in four bits, once, without loading the model.
 
-    It needs room for one matrix at a time. So it makes the copy also where the whole model is too large for the device,
-    as before `distributed.load_rank` spreads it over several.
+    On the device it needs room for one matrix at a time, and in memory for one file of the copy. So it makes the copy
+    also where the whole model is too large for the device, as before `distributed.load_rank` spreads it over several.
 
     Args:
         name, revision: as in `load`, but of no bundled model, which is quantised as it is read.
@@ -271,7 +272,7 @@ def _check_dtype(dtype, bits: int | None) -> torch.dtype:
     return chosen
 
 
-def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device):
+def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device, *beside):
     """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
     if getattr(config, "quantization_config", None):
         from .four_bit import adopt, check_cpu  # bitsandbytes takes a second that most calls need not spend
@@ -287,7 +288,7 @@ def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch
             )
         return _fetched(source), config, BitsAndBytesConfig(load_in_8bit=True)
     if bits != 4:
-        return _fetched(source), config, None
+        return _fetched(source, *beside), config, None
     from .four_bit import check_cpu, nf4_config, quantized_folder
 
     if device.type == "cpu":

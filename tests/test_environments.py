@@ -150,7 +150,7 @@ def test_workflows_run_what_make_has():
             for cell in job["strategy"]["matrix"].get("include", [{}]):
                 commands = [step["run"] for step in job["steps"] if "run" in step]
                 ran += [command.replace("${{ matrix.target }}", cell.get("target", "")) for command in commands]
-    assert ran == ["make test", "make test-colab", "make test-latest", "make test-oldest"]
+    assert ran == ["make test", "make test-device", "make test-colab", "make test-latest", "make test-oldest"]
     assert {command.removeprefix("make ") for command in ran} <= TARGETS
 
 
@@ -165,4 +165,4 @@ def test_the_local_run_checks_other_versions_too():
     script = (template.ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
     assert commands[0] == "test"
-    assert {"test-colab", "test-latest", "test-oldest"} <= set(commands) <= TARGETS
+    assert {"test-device", "test-colab", "test-latest", "test-oldest"} <= set(commands) <= TARGETS

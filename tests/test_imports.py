@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cache": {"config"},
     "checks": {"attention", "masks", "cache", "moe", "nf4"},
     "config": {"_checkpoints"},
-    "distributed": {"_checkpoints", "_fitting", "four_bit", "loading", "memory", "config"},
+    "distributed": {"_checkpoints", "_fitting", "_forms", "four_bit", "loading", "memory", "config"},
     "explorers": {
         "figures",
         "config",

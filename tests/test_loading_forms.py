@@ -2,9 +2,12 @@
 
 import gc
 import json
+import os
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,7 +222,7 @@ def test_a_form_whose_library_is_not_installed_names_it_and_what_to_take(method,
     folder = tmp_path / "Mistral-7B-Instruct-v0.1-X"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": method, "bits": 4, "group_size": 128})
-    monkeypatch.setattr(loading.Source, "folder", lambda self: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     message = refused(
         ValueError if method == "exl2" else ImportError, f"is in {kind}, which cannot be read here", name=folder
     )
@@ -331,7 +334,7 @@ def full_size(monkeypatch, double: bool, available: int):
 
 
 def test_plain_nf4_of_mixtral_is_two_gibibytes_more_and_refused_before_its_download(monkeypatch):
-    monkeypatch.setattr(loading.Source, "folder", lambda self: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     full_size(monkeypatch, double=False, available=int(23.9 * GIB))
     refused(MemoryError, "nf4, 512 tokens: weights 24.82", name="owner/mixtral-plain", device="cpu")
     full_size(monkeypatch, double=True, available=int(22.9 * GIB))
@@ -486,6 +489,22 @@ def test_part_of_an_unquantised_model_on_the_disk(name, tmp_path, pretended_gpu,
     assert not list(tmp_path.glob("cache/*"))
 
 
+def test_what_a_killed_process_left_is_removed_and_the_disk_is_looked_at_again(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, alive = tmp_path / f"offload-{ended.pid}-x", tmp_path / f"offload-{os.getppid()}-x"
+    for folder in (dead, alive):
+        folder.mkdir()
+    need = _placement.need_of_experts(tmp_path, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    with _placement.offload_folder(need) as place:
+        assert set(tmp_path.iterdir()) == {alive, place}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9 - 1))
+    full = pytest.raises(OSError, match=r"1\.0 GB are needed in .* \(1\.0 GB for experts")
+    with full, _placement.offload_folder(need):
+        pass
+
+
 def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeypatch):
     def fail(*_):
         raise InterruptedError
@@ -501,13 +520,13 @@ def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeyp
 def test_a_disk_too_full_for_the_experts_is_said_before_the_download(tmp_path, pretended_gpu, monkeypatch):
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     monkeypatch.setattr(loading.Source, "config_folder", lambda self: tmp_path)
-    monkeypatch.setattr(loading.Source, "folder", lambda self: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     monkeypatch.setattr(loading, "read_config", lambda folder: config)
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "not" / "made"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 10**9))
-    message = refused(OSError, "mixtral-8x7b-v0.1 needs ", "5.0 GB are free there", name="mixtral-8x7b-v0.1")
-    gigabytes = float(re.search(r"needs ([\d.]+) GB", message)[1])
+    message = refused(OSError, "for experts that fit neither", "5.0 GB are free there", name="mixtral-8x7b-v0.1")
+    gigabytes = float(re.match(r"([\d.]+) GB are needed", message)[1])
     assert 90.2 * 0.3 < gigabytes < 90.2  # experts are 90.2 GB in all, and at most 50 GiB lie elsewhere
 
 
@@ -518,7 +537,7 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
     class Fetched(Exception):
         pass
 
-    def fetch(self):
+    def fetch(self, *beside):
         raise Fetched
 
     monkeypatch.setattr(loading.Source, "config_folder", lambda self: tmp_path)
@@ -538,7 +557,7 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
 
 def test_nothing_is_offered_where_the_16_bits_are_there(monkeypatch, tmp_path, recwarn):
     monkeypatch.setattr(loading.Source, "config_folder", lambda self: BUNDLED["tiny-mistral"])
-    monkeypatch.setattr(loading.Source, "folder", lambda self: BUNDLED["tiny-mistral"])
+    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: BUNDLED["tiny-mistral"])
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
     load("owner/model", bits=4, device="cpu")
     assert not [warning for warning in recwarn if "download" in str(warning.message)]

@@ -75,6 +75,8 @@ def _memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
         group = Path("/sys/fs/cgroup") / root / f"mistral-lab-{os.getpid()}"
         try:
             group.mkdir()
+            if not (group / limit).is_file():
+                raise OSError(f"{group} is no cgroup")
             (group / limit).write_text(str(limit_bytes))
             (group / "cgroup.procs").write_text(str(pid))
             break
@@ -111,6 +113,9 @@ def shortcomings(run: Run, record: Record) -> list[str]:
     found = [run.error] if run.error else []
     if record.minutes > MINUTES:
         found.append(f"{run.name} took {record.minutes:.1f} minutes: expected at most {MINUTES}")
+    if not record.held and record.anonymous_bytes > record.memory_gib * 2**30:
+        taken = record.anonymous_bytes / 2**30
+        found.append(f"{run.name} took {taken:.1f} GiB of its own: expected at most {record.memory_gib}")
     found += [
         f"{run.name}, cell {cell.number}: silent for {cell.silence_s:.0f} s: expected a word every {SILENCE_S} s"
         for cell in run.cells
@@ -178,7 +183,7 @@ def main() -> None:
             )
             found = shortcomings(run, record)
             failures += found
-            if not found:
+            if not found and record.held:
                 keep(run.name, record)
     if failures:
         sys.exit("\n".join(f"FAILED {failure}" for failure in failures))

@@ -16,6 +16,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from .._checkpoints import BUNDLED, locate
 from .._checks import check_count
 from .._fitting import SHORT_CONTEXT
+from .._forms import quantised_precision
 from ..config import ModelConfig, read_config
 from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
 from ..four_bit.quantizer import FourBitQuantizer
@@ -128,7 +129,9 @@ class RankQuantizer(FourBitQuantizer):
         model._keys_to_ignore_on_load_unexpected = {r"\.experts\."}
 
 
-def check_room(config: ModelConfig, ranks: int, *, local_ranks: int | None = None) -> None:
+def check_room(
+    config: ModelConfig, ranks: int, *, local_ranks: int | None = None, precision: str = "nf4-double"
+) -> None:
     """Refuse to spread a mixture in NF4 over ranks that are too small for it, before anything is downloaded.
 
     Args:
@@ -136,6 +139,7 @@ def check_room(config: ModelConfig, ranks: int, *, local_ranks: int | None = Non
         ranks: all of them.
         local_ranks: those of this machine, each with a card of its own or, where there are fewer cards, with an equal
             part of the computer's memory. None: all.
+        precision: of the matrices, "nf4" or "nf4-double".
 
     Raises:
         MemoryError: a rank needs more for a short text than its card or its part of the memory has in all.
@@ -149,7 +153,7 @@ def check_room(config: ModelConfig, ranks: int, *, local_ranks: int | None = Non
         place, room = f"part of the memory, 1 of {local_ranks},", psutil.virtual_memory().total // local_ranks
     context = min(SHORT_CONTEXT, config.max_positions)
     split = {"devices": ranks, "split": "experts"}
-    made = plan(config, precision="nf4-double", context=context, device_bytes=room, **split)
+    made = plan(config, precision=precision, context=context, device_bytes=room, **split)
     if not made.fits:
         raise MemoryError(f"a rank's {place} is too small ({made}): take more ranks or larger cards")
 
@@ -193,7 +197,12 @@ def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTraine
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if on_cards else "gloo")
-    check_room(ModelConfig.from_transformers(config), distributed.get_world_size(), local_ranks=local_ranks)
+    check_room(
+        ModelConfig.from_transformers(config),
+        distributed.get_world_size(),
+        local_ranks=local_ranks,
+        precision="nf4" if quantised_precision(config) == "nf4" else "nf4-double",
+    )
     if dtype is None:
         dtype = dtype_of_card(device) if on_cards else torch.bfloat16
     if source.name in BUNDLED or adopt(config):

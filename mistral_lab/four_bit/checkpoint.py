@@ -35,8 +35,9 @@ def quantized_folder(
 ) -> Path:
     """Return a folder with the checkpoint in NF4 with double quantisation, made now or on an earlier call.
 
-    One tensor at a time is read, quantised on the device and freed. A finished shard is renamed into place, so that an
-    interrupted call goes on with the shard it was at. Of two processes the second waits for the first, and says so.
+    One tensor at a time is read, quantised on the device and freed there; memory holds one finished shard. A finished
+    shard is renamed into place, so that an interrupted call goes on with the shard it was at. Of two processes the
+    second waits for the first, and says so.
 
     Args:
         folder: a Mistral, Mixtral or Llama checkpoint in 16 or 32 bits.

@@ -116,18 +116,20 @@ def pack_at_first_forward(model: torch.nn.Module) -> None:
     Each matrix would pack itself when it is first used. Done together, it can be said how long the first token takes.
     """
 
-    def pack_all(module: torch.nn.Module, inputs) -> None:
-        if module.training or torch.is_grad_enabled():
-            return  # autograd needs the matrices as they are
-        first_forward.remove()
-        waiting = [part for part in module.modules() if isinstance(part, ExactLinear4bit) and part.packable]
-        size = sum(part.weight.nbytes for part in waiting)
-        bar = tqdm(
-            desc="Packing for this CPU", total=size, unit="B", unit_scale=True, delay=BAR_AFTER_S, leave=False
-        )  # fmt: skip
-        with bar:
-            for part in waiting:
-                part.pack()
-                bar.update(part.weight.nbytes)
+    model.register_forward_pre_hook(_pack_all)
+    model.waits_to_be_packed = True
 
-    first_forward = model.register_forward_pre_hook(pack_all)
+
+def _pack_all(model: torch.nn.Module, inputs) -> None:
+    """The hook: a function of the module, so that a model can be copied and pickled with it."""
+    if not model.waits_to_be_packed or model.training or torch.is_grad_enabled():
+        return  # autograd needs the matrices as they are
+    model.waits_to_be_packed = False
+    waiting = [part for part in model.modules() if isinstance(part, ExactLinear4bit) and part.packable]
+    size = sum(part.weight.nbytes for part in waiting)
+    with tqdm(
+        desc="Packing for this CPU", total=size, unit="B", unit_scale=True, delay=BAR_AFTER_S, leave=False
+    ) as bar:  # fmt: skip
+        for part in waiting:
+            part.pack()
+            bar.update(part.weight.nbytes)

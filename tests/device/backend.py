@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import sysconfig
 import types
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch.utils import cpp_extension
 
 NAME = "elsewhere"
 SOURCE = Path(__file__).with_name("backend.cpp")
+# PyPI's ninja lies beside the interpreter, which PATH may not name.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 BUILD = Path(__file__).parents[2] / "build" / "device" / f"torch-{torch.__version__}"
 
 

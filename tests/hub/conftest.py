@@ -62,10 +62,19 @@ class Reader:
         return self.ends(self.starts(*steps, **more))[0]
 
 
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory) -> Path:
+    """tiny-mistral with files that nobody needs, as every repository has some."""
+    folder = shutil.copytree(BUNDLED["tiny-mistral"], tmp_path_factory.mktemp("dense") / "repository")
+    (folder / "README.md").write_text("# A model\n")
+    (folder / "pytorch_model.bin").write_bytes(b"the same weights again")
+    return folder
+
+
 @pytest.fixture
-def hub():
+def hub(dense):
     hub = Hub()
-    hub.repos["owner/model"] = BUNDLED["tiny-mistral"]
+    hub.repos["owner/model"] = dense
     yield hub
     hub.close()
 

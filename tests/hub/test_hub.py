@@ -185,6 +185,17 @@ def test_a_model_that_is_there_is_not_asked_for_again(hub, reader):
             is_whole(outcome)
 
 
+def test_what_has_arrived_stays_where_the_next_call_is_offline(hub, reader):
+    hub.faulty(f"owner/model/{WEIGHTS}", Fault(cut_after=HALF, times=1), Fault(503))
+    pinned = FOLDER | {"revision": COMMIT}
+    reader.does(pinned)
+    hub.faulty(f"owner/model/{WEIGHTS}")
+    (offline,) = reader.does(pinned, HF_HUB_OFFLINE="1")
+    fails(offline, "ConnectionError", "owner/model is not on this machine and the hub cannot be reached")
+    is_whole(reader.does(pinned)[0])
+    assert hub.downloads("owner/model", WEIGHTS)[-1].status == 206
+
+
 def test_what_is_there_in_part_is_refused_without_network(hub, reader):
     reader.does(CONFIG)
     for step in (FOLDER, FOLDER | {"revision": COMMIT}):
