@@ -207,6 +207,8 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
     Each tensor of the checkpoint is then read, quantised and freed by itself.
     """
 
+    separate_experts = True  # unless the files hold the experts of a layer in one tensor
+
     def validate_environment(self, *args, **kwargs) -> None:
         """Refuse a CPU on which bitsandbytes has no kernels."""
         super().validate_environment(*args, **kwargs)
