@@ -22,10 +22,10 @@ lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
 lessons: $(INSTALLED) ## Run every lesson on the bundled models; copies and HTML pages in build/lessons
 	@$(BIN)/python tools/lessons.py
 
-# Two notebooks at a time, one thread each: also a check that no compared output depends on the number of threads.
+# On the CPU, a card or not: what is compared was recorded there. Two notebooks at a time, one thread each: also a check that no compared output depends on the number of threads.
 test: lint ## Check the code, the docstrings' examples and every lesson's outputs
-	$(BIN)/python -m pytest
-	env -u MISTRAL_LAB_MODEL HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	env -u MISTRAL_LAB_MODEL CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
 
 test-device: $(INSTALLED) ## Run every lesson and the package's functions on a test device that is not the CPU
