@@ -22,7 +22,8 @@ lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
 lessons: $(INSTALLED) ## Run every lesson on the bundled models; copies and HTML pages in build/lessons
 	@$(BIN)/python tools/lessons.py
 
-# On the CPU, a card or not: what is compared was recorded there. Two notebooks at a time, one thread each: also a check that no compared output depends on the number of threads.
+# On the CPU, with a card or without: what is compared was recorded there. Two notebooks at a time, one thread each: also a
+# check that no compared output depends on the number of threads.
 test: lint ## Check the code, the docstrings' examples and every lesson's outputs
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 	env -u MISTRAL_LAB_MODEL CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \

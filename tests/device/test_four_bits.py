@@ -111,7 +111,7 @@ def test_a_checkpoint_in_16_bits_is_quantised_there_once(device, tmp_path, monke
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUNDLED["tiny-mixtral"] / file, source)
     first, again = (load(source, bits=4, device=device) for _ in range(2))
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("source-*"))) == 1
     assert audit(first.model).passed
     assert same(state(first.model), state(again.model))
     assert first.model.device == device
