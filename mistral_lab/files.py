@@ -86,7 +86,8 @@ def check_disk(*needs: Need) -> None:
         if needed > free:
             raise OSError(
                 f"{decimal_size(needed)} are needed in {shared[0].folder} ({' and '.join(map(str, shared))}), and "
-                f"{decimal_size(free)} are free there: free {decimal_size(needed - free)} more, or {LARGER_DISK}; then load again"
+                f"{decimal_size(free)} are free there: free {decimal_size(needed - free)} more, or {LARGER_DISK}; "
+                "then load again"
             )
 
 
