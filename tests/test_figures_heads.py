@@ -208,7 +208,7 @@ def test_the_readers_own_style_is_left_alone(plot):
             lambda: figures.plot_decode(
                 COUNTS, MEDIAN_S, MEDIAN_S, MEDIAN_S, ways=["a", "b"], predicted_s=0 * PREDICTED_S
             ),
-            "predicted_s is .* above 0",
+            "predicted_s holds 0: expected",
         ),
         (lambda: figures.plot_intervals(MEANS, HIGHS, LOWS, names=NAMES, unit=""), "outside its interval"),
         (lambda: figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES[:1], unit=""), r"\(2,\): expected \(1,\)"),

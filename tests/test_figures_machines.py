@@ -125,7 +125,7 @@ def test_no_text_leaves_the_figure_or_covers_another():
             lambda: figures.plot_traffic(RANKS, RECEIVED, names=["a"], unit=""),
             r"received has shape \(3, 3\): expected \(1, 3\)",
         ),
-        (lambda: figures.plot_traffic(RANKS, 0 * RECEIVED, names=list("abc"), unit=""), "an amount is 0, negative"),
+        (lambda: figures.plot_traffic(RANKS, 0 * RECEIVED, names=list("abc"), unit=""), "received holds 0: expected"),
         (lambda: figures.plot_received([1.0], names=["a"], chosen="b", unit=""), "chosen is 'b': expected one of a"),
         (lambda: figures.plot_received([-1.0], names=["a"], chosen="a", unit=""), "an amount is negative"),
         (lambda: figures.plot_traffic([2], np.ones((5, 1)), names=list("abcde"), unit=""), "5 ways: expected at most"),

@@ -202,7 +202,7 @@ def test_plots_draw_where_they_are_told(plot):
         (lambda: figures.plot_labels([], []), "one for each of some tokens"),
         (lambda: figures.plot_adapter(4, 4, 0), "a side is below 1: rows 4, columns 4, rank 0"),
         (lambda: figures.plot_bytes(MEASURED[:2], PREDICTED, parts=PARTS), r"measured has shape \(2,\)"),
-        (lambda: figures.plot_bytes(MEASURED, 0 * PREDICTED, parts=PARTS), "predicted holds bytes of 0 or less"),
+        (lambda: figures.plot_bytes(MEASURED, 0 * PREDICTED, parts=PARTS), "predicted holds 0: expected"),
         (lambda: figures.plot_training([]), "expected one finite number above 0 for each step"),
         (lambda: figures.plot_training([1.0, np.nan]), "expected one finite number above 0"),
         (lambda: figures.plot_training([0.0]), "expected one finite number above 0"),

@@ -174,7 +174,7 @@ def test_the_readers_own_style_is_left_alone(plot):
         ),
         (
             lambda: figures.plot_influence(-INFLUENCE, reaches=REACHES, names=["a", "b"], unit=""),
-            "expected amounts of 0 or more",
+            "an amount is negative, infinite or NaN: expected finite amounts of 0 or more",
         ),
         (lambda: figures.plot_slots(SLOTS, written=WRITTEN[:2], window=2), r"\(3, 2\), written \(2, 2\)"),
         (
@@ -183,17 +183,17 @@ def test_the_readers_own_style_is_left_alone(plot):
         ),
         (
             lambda: figures.plot_growth(SIZES, MEASURED, 0 * PREDICTED, names=["a", "b"], x_label="", unit=""),
-            "predicted is not above 0",
+            "predicted holds 0: expected finite numbers above 0, or NaN",
         ),
         (
             lambda: figures.plot_by_range(MEANS, LOWS, HIGHS, names=["a"], ranges=["b", "c", "d"], x_label="", unit=""),
-            r"means has shape \(2, 3\): expected \(1, 3\)",
+            r"shape \(2, 3\): expected \(1, 3\)",
         ),
         (
             lambda: figures.plot_by_range(
                 MEANS, HIGHS, LOWS, names=["a", "b"], ranges=["c", "d", "e"], x_label="", unit=""
             ),
-            "does not hold its mean",
+            "a mean lies outside its interval",
         ),
     ],
 )

@@ -2,8 +2,8 @@
 
 from .base import Explorer
 from .experts import routed_text
-from .four_bits import four_bits
 from .machines import split_model
+from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
 from .sizes import head_groups, memory_plan
 from .tuning import adapter_rank

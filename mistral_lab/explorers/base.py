@@ -7,8 +7,9 @@ import ipywidgets as widgets
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..figures import render, to_png
-from ..figures.style import PAGE_DPI, STYLE, WIDTH_IN
+from ..figures import WIDTH_IN, render, to_png
+from ..figures.canvas import PAGE_DPI
+from ..figures.style import STYLE
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 CSS_CLASS = "mistral-lab-explorer"  # by which the browser test finds it

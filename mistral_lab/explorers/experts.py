@@ -7,7 +7,7 @@ import torch
 
 from ..config import ModelConfig
 from ..figures import WIDTH_IN, bare_figure, drawable, plot_coloured_tokens, plot_expert_loads, token_places
-from ..figures.explore import LINE_POINTS
+from ..figures.tokens import LINE_POINTS
 from ..moe import capture_routing, expert_load
 from .base import FULL, Explorer, count_slider
 

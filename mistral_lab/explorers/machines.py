@@ -1,5 +1,7 @@
 """The explorer of several devices: what each holds, and what crosses, for every way to split a model."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..config import PRESETS, ModelConfig
@@ -36,14 +38,16 @@ def split_model() -> Explorer:
         made = plan(config, devices=devices, **asked)
         shares = weights_by_device(config, precision, devices=devices, split=split)
         caches = cache_by_device(config, context, batch=1, bytes_per_value=value, devices=devices, split=split)
-        amounts = [
-            [
-                sum(part.total for part in share.values()),
-                cache,
-                sum(part.tables for part in share.values()) + made.workspace_bytes + made.runtime_bytes,
-            ]
+        each_plan = [
+            replace(
+                made,
+                weights_bytes=sum(part.total for part in share.values()),
+                tables_bytes=sum(part.tables for part in share.values()),
+                cache_bytes=cache,
+            )
             for share, cache in zip(shares, caches, strict=True)
         ]
+        amounts = [[p.weights_bytes, p.cache_bytes, p.overhead_bytes] for p in each_plan]
         ways = [way for way in _ways(config) if devices in _numbers(config, way)]
         received = {way: traffic_bytes(config, devices=devices, split=way, bytes_per_value=value) for way in ways}
 
