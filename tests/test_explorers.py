@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from figure_checks import check_whole
 from matplotlib.colors import to_hex
-from matplotlib.text import Text
 
 from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
 from mistral_lab.explorers import base
@@ -96,18 +96,6 @@ def drawn(explorer: Explorer):
     return explorer._drawn()[0]
 
 
-def check_whole(explorer: Explorer) -> None:
-    """Nothing that is drawn lies beyond the edge of the picture, and no text is smaller than 9 points."""
-    figure = drawn(explorer)
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox()  # in inches
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= 0, explorer.sentence
-    assert box.x1 <= width, explorer.sentence
-    assert box.y1 <= height, explorer.sentence
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
-
-
 def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
     data, metadata = untouched._repr_mimebundle_()
     assert set(data) == {VIEW, "image/png", "text/plain"}
@@ -147,7 +135,7 @@ def test_both_ends_of_every_control_can_be_drawn(explorer):
             control.value = value
             assert "cannot be drawn" not in explorer.sentence, explorer.sentence
             assert explorer.sentence in unescape(explorer._text.value)
-            check_whole(explorer)
+            check_whole(drawn(explorer))
             states.append((explorer.png, explorer.sentence))
         assert states[0] != states[1], f"{name} moves nothing"
         if not isinstance(control, widgets.SelectionSlider) or start in control.options:
@@ -304,8 +292,8 @@ def test_no_token_is_read_as_a_formula_or_too_long(token):
         def decode(self, numbers):
             return token
 
-    check_whole(explorers.next_token(torch.tensor([2.0, 1.0]), Same()))
-    check_whole(explorers.guesses_by_layer([99 * torch.eye(2)] * 3, [0, 1], Same()))
+    check_whole(drawn(explorers.next_token(torch.tensor([2.0, 1.0]), Same())))
+    check_whole(drawn(explorers.guesses_by_layer([99 * torch.eye(2)] * 3, [0, 1], Same())))
     figure, axes = figures.bare_figure()
     places = figures.token_places([token], experts=1, width_in=5.0)
     figures.plot_coloured_tokens([token], experts=[0], places=places, title="x", ax=axes[0, 0])
@@ -496,7 +484,7 @@ def test_any_text_is_drawn_without_a_missing_glyph(text, mixture):
         warnings.simplefilter("error")
         explorer.controls["text"].value = text
         assert explorer.sentence.startswith("Layer 0 sends")
-        check_whole(explorer)
+        check_whole(drawn(explorer))
     glyphs = font_letters()
     assert all(ord(letter) in glyphs for label in drawn(explorer).axes[0].texts for letter in label.get_text())
 
@@ -505,10 +493,10 @@ def test_a_long_text_is_cut_and_says_so(mixture):
     explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
     explorer.controls["text"].value = "word " * 2_000
     assert explorer.sentence.startswith("Only the first 160 of 6,002 tokens are shown. Layer 0 sends 160 tokens")
-    check_whole(explorer)
+    check_whole(drawn(explorer))
     explorer.controls["text"].value = "\n" * 10_000
     assert explorer.sentence.startswith("Only the first ")
-    check_whole(explorer)
+    check_whole(drawn(explorer))
 
 
 def test_what_the_tokenizer_refuses_becomes_a_sentence(mixture):

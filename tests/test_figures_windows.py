@@ -3,9 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_whole
+from figure_checks import check_apart, check_drawn_in_place, check_fits_the_page, check_refused, check_style_left_alone
 from matplotlib.colors import to_hex, to_rgb
-from test_figures import texts
 
 from mistral_lab import figures
 from mistral_lab.figures import style, windows
@@ -142,10 +141,7 @@ def test_drawn_on_the_given_axes_and_nowhere_else(plot):
 def test_readable_and_whole(plot):
     """No text under 9 points, none beyond the edge of the picture, no legend over the data."""
     ax = plot()
-    assert ax.figure.get_figwidth() == figures.WIDTH_IN
-    check_whole(ax, texts)
-    if legend := ax.get_legend():
-        assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5
+    check_fits_the_page(ax)
 
 
 @PLOTS
@@ -158,9 +154,7 @@ def test_texts_do_not_cover_each_other(plot):
 
 @PLOTS
 def test_the_readers_own_style_is_left_alone(plot):
-    before = dict(plt.rcParams)
-    plot()
-    assert dict(plt.rcParams) == before
+    check_style_left_alone(plot)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +192,4 @@ def test_the_readers_own_style_is_left_alone(plot):
     ],
 )
 def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-    assert plt.get_fignums() == []
+    check_refused(call, message)

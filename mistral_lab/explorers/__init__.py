@@ -1,4 +1,4 @@
-"""Pictures that a reader moves: controls around figures, and a picture with its sentence where no kernel runs."""
+"""Pictures that a reader moves: controls around a figure. Where no kernel runs, a picture and its sentence remain."""
 
 from .base import Explorer
 from .experts import routed_text

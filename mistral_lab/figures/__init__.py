@@ -1,4 +1,4 @@
-"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, shown or saved but by `show`."""
+"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, and only `show` displays one."""
 
 from .budget import plot_budget, plot_changed
 from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png

@@ -1,4 +1,4 @@
-"""From a figure to a picture: as wide as the page, drawn twice as fine, kept as PNG, shown with its sentence."""
+"""From a figure to a picture: as wide as the page, drawn twice as fine, encoded as PNG, shown with its sentence."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,7 +17,7 @@ from .style import STYLE
 PAGE_DPI = 100
 FINENESS = 2
 WIDTH_IN = 8.0
-COLOURS_KEPT = 256  # in a PNG: a third of the bytes, so that a lesson full of pictures stays below a megabyte
+COLOURS_KEPT = 256  # in a PNG, which takes a third of the bytes: a lesson full of pictures stays below a megabyte
 
 
 @mpl.rc_context(STYLE)
@@ -27,7 +27,7 @@ def new_figure(
     """Start a figure as wide as a notebook's page.
 
     Args:
-        rows, columns: of Axes.
+        rows, columns: how many of Axes.
         height_in: height of the whole figure in inches; it is 8 inches wide.
         share_x, share_y: whether all Axes have one scale.
 
@@ -55,10 +55,10 @@ def bare_figure(
     heights: Sequence[float] | None = None,
     share: bool = False,
 ) -> tuple[Figure, np.ndarray]:
-    """Start a figure as `new_figure` does, but one that pyplot does not keep: it is gone when its owner lets it go.
+    """Start a figure as `new_figure` does, but one that pyplot does not keep: it is freed when its owner drops it.
 
     Args:
-        rows, columns: of Axes.
+        rows, columns: how many of Axes.
         height_in: height of the whole figure in inches; it is 8 inches wide.
         widths, heights: of the columns and rows in proportion; None makes them equal.
         share: whether all Axes have both scales in common.
@@ -74,12 +74,12 @@ def bare_figure(
 
 
 def axes_or_new(ax: Axes | None, *, height_in: float) -> Axes:
-    """Return the Axes that a picture was given, or where it was given none, those of a new figure of this height."""
+    """Return the Axes that a picture is to be drawn on. If None was given, start a figure of this height for it."""
     return new_figure(height_in=height_in)[1][0, 0] if ax is None else ax
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure once, as PNG, with a sentence that says what it shows: as alt text, and in print.
+    """Display a figure once, as PNG, with a sentence that says what it shows; it is the alt text, and it is printed.
 
     The sentence stands in the output's metadata under "image/png", where nbconvert and others look for "alt". The
     figure is closed, so that a notebook does not show it again.
@@ -89,7 +89,7 @@ def show(figure: Figure, alt: str) -> None:
         alt: one sentence or more, for a reader who does not see the picture.
 
     Raises:
-        ValueError: no sentence.
+        ValueError: alt is not a sentence.
     """
     from IPython.display import Image, display
 
@@ -113,7 +113,7 @@ def render(figure: Figure) -> PIL.Image.Image:
 
 
 def to_png(picture: PIL.Image.Image, *, small: bool) -> bytes:
-    """The picture as PNG in 256 colours: in few bytes, as for a file that is kept, or else quickly, as for a screen.
+    """Encode a picture as PNG in 256 colours, either in few bytes, to be kept, or quickly, for the screen.
 
     An octree finds the colours in an eighth of a median cut's time, and its files are a quarter smaller. It moves no
     channel by more than 15 of 255, and those of large areas by 1; the page, whose colour it would mix with the palest

@@ -55,7 +55,7 @@ def plot_way(
         token: its text.
         chosen: (A,) experts.
         weights: (A,) of the chosen, the width of their lines.
-        experts: E, of which the others stand aside in grey.
+        experts: E; those that are not chosen are grey.
     """
     if len(chosen) != len(weights) or not set(chosen) <= set(range(experts)):
         raise ValueError(
@@ -124,10 +124,10 @@ def plot_loads(
     """Draw shares of the assignments in per cent as a heat map: a row per kind of text, a column per expert.
 
     Args:
-        loads: (rows, E), shares.
+        loads: (rows, E) shares.
         names: of the rows.
         title: which layer.
-        most: the share with the last colour, one for all panels; None is the largest share here.
+        most: the share with the last colour, so that panels can agree; None takes the largest share here.
     """
     loads = np.asarray(loads, float)
     loads = as_amounts(loads, (len(names), loads.shape[-1] if loads.ndim else 0))
@@ -144,7 +144,7 @@ def plot_loads(
 def plot_expert_loads(load: np.ndarray, *, ax: Axes) -> Axes:
     """Draw the share of the assignments that each expert gets, in its colour, beside the share if all were even.
 
-    This is one row of `plot_loads` in the colours of `plot_coloured_tokens`, to stand beside it.
+    It shows one row of `plot_loads` in the colours of `plot_coloured_tokens`, beside which it stands.
 
     Args:
         load: (E,) shares.

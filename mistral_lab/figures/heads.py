@@ -1,4 +1,4 @@
-"""Pictures of attention heads: which share keys and values, what they look at, what they cost in memory, time, loss."""
+"""Pictures of attention heads: who shares keys and values, where they look, and their cost in memory, time and loss."""
 
 from collections.abc import Sequence
 
@@ -32,8 +32,8 @@ def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None)
     """Draw which query head reads which key and value head.
 
     Args:
-        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and none of 0 ... K - 1 is idle.
-        scheme: "multi-head", "grouped-query" or "multi-query": the title, and a colour.
+        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and each of 0 ... K - 1 is read.
+        scheme: "multi-head", "grouped-query" or "multi-query"; it is the title and decides the colour.
     """
     shared = np.asarray(shared)
     if shared.ndim != 1 or not np.array_equal(np.unique(shared), np.arange(shared.max(initial=0) + 1)):

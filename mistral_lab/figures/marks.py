@@ -1,4 +1,4 @@
-"""What several pictures are made of: rows with names, intervals, maps of percentages, texts beside a place."""
+"""What several pictures are made of: named rows, intervals, maps of percentages, text beside a place."""
 
 from collections.abc import Sequence
 

@@ -106,7 +106,7 @@ def plot_next_tokens(
 def plot_guesses(
     probabilities: np.ndarray, *, guesses: Sequence[str], names: Sequence[str], same: np.ndarray, ax: Axes
 ) -> Axes:
-    """Draw the likeliest token at each depth as a bar with its text; grey where it is not the last one's.
+    """Draw the likeliest token at each depth as a bar with its text, in grey where the last depth has another one.
 
     Args:
         probabilities: (depths,), of each guess.

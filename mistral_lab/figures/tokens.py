@@ -1,4 +1,4 @@
-"""Tokens in pictures: what the font can draw of their text, where they stand in lines, their experts' colours."""
+"""Tokens in pictures: how their text can be drawn, where they stand in lines, the colours of their experts."""
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -14,12 +14,12 @@ from .style import COLOURS, STYLE, readable_on
 
 TOKEN_POINTS = 9.5  # size of a token's letters
 TOKEN_GAP, LINE_POINTS = 3, 18  # between tokens, and from line to line
-LONGEST_TOKEN = 24  # characters, escapes included; of a longer one the rest is left out
+LONGEST_TOKEN = 24  # characters, escapes included; a longer token is cut
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def drawable(text: str) -> str:
-    """The text as it can be drawn: line breaks and what the font lacks as escapes, and not too long.
+    """The text as it can be drawn: with escapes for line breaks and for what the font lacks, and cut if it is long.
 
     >>> drawable("a 未\\n")
     'a \\\\u672a\\\\n'
@@ -29,7 +29,7 @@ def drawable(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text in quotes, as Python would write it, with what the font lacks as escapes.
+    """The text in quotes, as Python would write it, with escapes for what the font lacks.
 
     >>> quoted(" 未\\n")
     "' \\\\u672a\\\\n'"
@@ -68,7 +68,7 @@ def token_places(tokens: Sequence[str], *, experts: int, width_in: float) -> np.
 
     Args:
         tokens: their texts.
-        experts: how many there are: room is left for the widest number.
+        experts: how many there are, because the widest number has to fit.
         width_in: of the line.
 
     Returns:
@@ -87,7 +87,7 @@ def plot_coloured_tokens(
 
     Args:
         tokens: their texts.
-        experts: a number for each; from the eleventh on, the colours come again.
+        experts: the number of each token's expert; ten experts have colours of their own, then they repeat.
         places: (tokens, 3): left edge and width in points, and line, as `token_places` gives them.
         title: whose choice it is.
     """

@@ -35,7 +35,7 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
     """Draw the tokens of an example as boxes in reading order, those that the loss counts filled.
 
     Args:
-        tokens: the text of each, in quotes; what the font cannot draw as escapes, what is long cut.
+        tokens: the text of each. It is drawn in quotes, cut if it is long, with escapes for what the font lacks.
         counted: (tokens,) bool.
     """
     counted = np.asarray(counted, bool)
@@ -71,7 +71,7 @@ def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
 
 @mpl.rc_context(STYLE)
 def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
-    """Draw a frozen matrix and, beside it, the two of its adapter with the number that scales them: W + (α / r) · B A.
+    """Draw a frozen matrix, the two matrices of its adapter and the number that scales them: W + (α / r) · B A.
 
     All sides are to one scale, and the three stand at one height.
 
@@ -200,12 +200,12 @@ def plot_ranks(
     """Draw a share with its interval for each rank.
 
     Args:
-        ranks: rising.
+        ranks: ascending.
         means, lows, highs: (ranks,), from 0 to 1.
         unit: the label of the upright axis, in %.
     """
     if list(ranks) != sorted(set(ranks)):
-        raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected them rising")
+        raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected ascending numbers, each once")
     means, lows, highs = (as_amounts(values, (len(ranks),)) for values in (means, lows, highs))
     bounds = as_intervals(lows, means, highs)
     if highs.max() > 1:
@@ -232,13 +232,12 @@ def plot_rank_choice(
     unit: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what `plot_ranks` draws, and mark one rank: in a ring where it was measured, else with the words that it
-    was not.
+    """Draw what `plot_ranks` draws, and mark one rank: with a ring if it was measured, otherwise with "not measured".
 
     Args:
         ranks, means, lows, highs, unit: as in `plot_ranks`.
         chosen: the rank to mark, one of those offered.
-        offered: rising; the axis shows them all.
+        offered: ascending; the axis shows them all.
     """
     if chosen not in offered:
         raise ValueError(f"chosen is {chosen}: expected one of {', '.join(map(str, offered))}")

@@ -27,7 +27,7 @@ from .style import (
 
 VISIBLE, MARKED = COLOURS[4], COLOURS[2]  # a key that may be seen; the cell or row to look at
 WAY_COLOURS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9])
-SERIES_COLOURS = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # lines that are neither measured against predicted
+SERIES_COLOURS = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # for lines that do not compare measured with predicted
 MARKERS = "osv^"
 
 
@@ -66,7 +66,7 @@ def plot_influence(
 
     Args:
         influence: (depths, T); column d belongs to the token d positions back. What is exactly 0 is not drawn.
-        reaches: (depths,) tokens that can be seen from each depth: a dashed line stands at the furthest of them.
+        reaches: (depths,) how many tokens each depth can see; a dashed line stands at the furthest of them.
         names: of the depths.
         unit: the label of the vertical axis.
     """
@@ -164,7 +164,7 @@ def plot_ring(held: np.ndarray, *, written: int, longest: int, ax: Axes) -> Axes
 
 @mpl.rc_context(STYLE)
 def plot_positions(visible: np.ndarray, *, newest: int, title: str, per_row: int = 8, ax: Axes) -> Axes:
-    """Draw all positions of a text as cells: those that can be seen in colour, the others grey, the coming ones empty.
+    """Draw all positions of a text as cells: in colour if they can be seen, empty if they are still to come, else grey.
 
     Args:
         visible: (T,) bool.
@@ -209,7 +209,7 @@ def plot_growth(
     Args:
         sizes: (n,) along the horizontal axis.
         measured: (ways, n) in `unit`; NaN where nothing was measured.
-        predicted: (ways, n), the same.
+        predicted: (ways, n) in `unit`; NaN where nothing was predicted.
         names: of the ways, at most four; a way has one marker in both.
         x_label, unit: the labels of the axes.
     """
@@ -284,5 +284,5 @@ def plot_by_range(
 
 
 def _position_colour(position: int, longest: int) -> str:
-    """The colour of a position that is held, from the first to the longest; grey where none is."""
+    """The colour of a position, `longest` having the last one; grey where there is none, -1."""
     return FADED if position < 0 else shade(Normalize(0, longest)(position))
