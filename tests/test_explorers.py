@@ -177,7 +177,7 @@ def test_a_lesson_and_an_explorer_keep_the_same_bytes_of_the_same_picture(monkey
 
     def view(value: int):
         figure, axes = figures.bare_figure(height_in=2.0)
-        axes[0, 0].imshow(np.random.default_rng(value).random((8, 40, 3)), aspect="auto")
+        axes[0, 0].imshow(np.random.default_rng(value).random((8, 20, 3)), aspect="auto")
         axes[0, 0].set_position((0.1, 0.2, 0.8, 0.7))
         return figure, "These are random colours."
 
@@ -189,7 +189,7 @@ def test_a_lesson_and_an_explorer_keep_the_same_bytes_of_the_same_picture(monkey
     exact = np.asarray(figures.render(figure)).astype(int)
     assert len(np.unique(exact.reshape(-1, 3), axis=0)) > 256
     kept = pixels(sent[0])
-    assert np.abs(kept - exact).max() < 16  # a box of the octree is 16 of 256 wide
+    assert np.abs(kept - exact).max() < 16  # the octree has boxes enough here, each 16 of 256 wide
     page = (exact == 255).all(axis=-1)
     assert page.mean() > 0.2
     assert (kept[page] == 255).all()

@@ -115,9 +115,9 @@ def render(figure: Figure) -> PIL.Image.Image:
 def to_png(picture: PIL.Image.Image, *, small: bool) -> bytes:
     """Encode a picture as PNG in 256 colours, either in few bytes, to be kept, or quickly, for the screen.
 
-    An octree finds the colours in an eighth of a median cut's time, and its files are a quarter smaller. It moves no
-    channel by more than 15 of 255, and those of large areas by 1; the page, whose colour it would mix with the palest
-    edges, keeps its own.
+    An octree finds the colours in an eighth of a median cut's time, and its files are a quarter smaller. In the
+    lessons' pictures it changes no channel by more than 15 of 255, and those of large areas by 1. It would mix the
+    colour of the page with the palest edges, so the page is given its own again.
     """
     png = BytesIO()
     few = picture.quantize(COLOURS_KEPT, PIL.Image.Quantize.FASTOCTREE)
