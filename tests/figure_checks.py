@@ -1,6 +1,8 @@
 """What holds for every picture, whatever it shows."""
 
 import matplotlib.pyplot as plt
+import pytest
+from matplotlib.text import Text
 
 from mistral_lab import figures
 
@@ -13,18 +15,46 @@ def check_drawn_in_place(plot) -> None:
     assert plt.get_fignums() == [figure.number]
 
 
-def check_whole(ax, texts) -> None:
-    """None of the texts is under 9 points, and nothing that is drawn lies beyond the edge of the picture."""
-    figure = ax.figure
-    figure.canvas.draw()
-    assert min(text.get_fontsize() for text in texts(ax)) >= 9
+def check_whole(figure) -> None:
+    """No text is smaller than 9 points, and nothing that is drawn lies beyond the edge of the picture."""
+    figure.draw_without_rendering()
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()) >= 9
     drawn = figure.get_tightbbox()  # in inches, of all that is drawn
+    width, height = figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= 0
-    assert drawn.x1 <= figure.get_figwidth()
-    assert drawn.y1 <= figure.get_figheight()
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+def check_fits_the_page(ax) -> None:
+    """The picture is as wide as the page and whole, and its legend does not cover the data."""
+    assert ax.figure.get_figwidth() == figures.WIDTH_IN
+    check_whole(ax.figure)
+    if legend := ax.get_legend():
+        assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5  # half a pixel, which is no line's width
+
+
+def title_of(ax) -> list[Text]:
+    """The title as it is drawn, or nothing where there is none."""
+    return [text for text in ax.findobj(Text) if text.get_text() and text.get_text() == ax.get_title(loc="left")]
 
 
 def check_apart(texts) -> None:
     """No text covers another; the figure has been drawn."""
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def check_style_left_alone(plot) -> None:
+    """Drawing changes none of the reader's own settings."""
+    before = dict(plt.rcParams)
+    plot()
+    assert dict(plt.rcParams) == before
+
+
+def check_refused(call, message: str) -> None:
+    """The call raises one line with this message, and leaves no figure open."""
+    with pytest.raises(ValueError, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+    assert plt.get_fignums() == []

@@ -6,20 +6,22 @@ import warnings
 from html import unescape
 from importlib.resources import files
 
+import IPython.display
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from figure_checks import check_whole
 from matplotlib.colors import to_hex
-from matplotlib.text import Text
 
 from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
 from mistral_lab.explorers.windows import STEPS
-from mistral_lab.figures import explore, style
+from mistral_lab.figures import style
+from mistral_lab.figures.tokens import font_letters
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
 
@@ -94,18 +96,6 @@ def drawn(explorer: Explorer):
     return explorer._drawn()[0]
 
 
-def check_whole(explorer: Explorer) -> None:
-    """Nothing that is drawn lies beyond the edge of the picture, and no text is smaller than 9 points."""
-    figure = drawn(explorer)
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox()  # in inches
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) >= 0, explorer.sentence
-    assert box.x1 <= width, explorer.sentence
-    assert box.y1 <= height, explorer.sentence
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 9
-
-
 def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
     data, metadata = untouched._repr_mimebundle_()
     assert set(data) == {VIEW, "image/png", "text/plain"}
@@ -145,7 +135,7 @@ def test_both_ends_of_every_control_can_be_drawn(explorer):
             control.value = value
             assert "cannot be drawn" not in explorer.sentence, explorer.sentence
             assert explorer.sentence in unescape(explorer._text.value)
-            check_whole(explorer)
+            check_whole(drawn(explorer))
             states.append((explorer.png, explorer.sentence))
         assert states[0] != states[1], f"{name} moves nothing"
         if not isinstance(control, widgets.SelectionSlider) or start in control.options:
@@ -175,9 +165,34 @@ def test_the_same_state_gives_the_same_picture(explorer):
 
 
 def number(value: int):
-    figure, axes = explore.bare_figure(height_in=1.0)
+    figure, axes = figures.bare_figure(height_in=1.0)
     axes[0, 0].set_title(str(value))
     return figure, f"The number is {value}."
+
+
+def test_a_lesson_and_an_explorer_keep_the_same_bytes_of_the_same_picture(monkeypatch):
+    """Both go through one encoder. This picture has more colours than are kept, so another choice would show."""
+    sent = []
+    monkeypatch.setattr(IPython.display, "display", lambda image: sent.append(image.data))
+
+    def view(value: int):
+        figure, axes = figures.bare_figure(height_in=2.0)
+        axes[0, 0].imshow(np.random.default_rng(value).random((8, 20, 3)), aspect="auto")
+        axes[0, 0].set_position((0.1, 0.2, 0.8, 0.7))
+        return figure, "These are random colours."
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, view)
+    figure = drawn(explorer)
+    figures.show(figure, "The same random colours.")
+    assert sent == [explorer._repr_mimebundle_()[0]["image/png"]]
+
+    exact = np.asarray(figures.render(figure)).astype(int)
+    assert len(np.unique(exact.reshape(-1, 3), axis=0)) > 256
+    kept = pixels(sent[0])
+    assert np.abs(kept - exact).max() < 16  # the octree has boxes enough here, each 16 of 256 wide
+    page = (exact == 255).all(axis=-1)
+    assert page.mean() > 0.2
+    assert (kept[page] == 255).all()
 
 
 def test_a_fault_in_a_callback_becomes_a_sentence_and_the_picture_stays():
@@ -277,11 +292,11 @@ def test_no_token_is_read_as_a_formula_or_too_long(token):
         def decode(self, numbers):
             return token
 
-    check_whole(explorers.next_token(torch.tensor([2.0, 1.0]), Same()))
-    check_whole(explorers.guesses_by_layer([99 * torch.eye(2)] * 3, [0, 1], Same()))
-    figure, axes = explore.bare_figure()
-    places = explore.token_places([token], experts=1, width_in=5.0)
-    explore.plot_coloured_tokens([token], experts=[0], places=places, title="x", ax=axes[0, 0])
+    check_whole(drawn(explorers.next_token(torch.tensor([2.0, 1.0]), Same())))
+    check_whole(drawn(explorers.guesses_by_layer([99 * torch.eye(2)] * 3, [0, 1], Same())))
+    figure, axes = figures.bare_figure()
+    places = figures.token_places([token], experts=1, width_in=5.0)
+    figures.plot_coloured_tokens([token], experts=[0], places=places, title="x", ax=axes[0, 0])
     figure.draw_without_rendering()  # a formula that is none would raise
 
 
@@ -301,7 +316,7 @@ def test_the_lens_names_the_guess_of_every_depth(by_depth, dense):
     explorer.controls["position"].value = 4
     for text, depth in zip(drawn(explorer).axes[0].texts, logits, strict=True):
         probability, guess = depth[4].double().softmax(dim=-1).max(dim=-1)
-        assert text.get_text() == f"{explore.drawable(repr(dense.tokenizer.decode([int(guess)])))}  {probability:.2f}"
+        assert text.get_text() == f"{figures.drawable(repr(dense.tokenizer.decode([int(guess)])))}  {probability:.2f}"
 
 
 def test_only_divisors_are_offered_and_the_cache_is_that_of_the_formula():
@@ -469,8 +484,8 @@ def test_any_text_is_drawn_without_a_missing_glyph(text, mixture):
         warnings.simplefilter("error")
         explorer.controls["text"].value = text
         assert explorer.sentence.startswith("Layer 0 sends")
-        check_whole(explorer)
-    glyphs = explore._glyphs()
+        check_whole(drawn(explorer))
+    glyphs = font_letters()
     assert all(ord(letter) in glyphs for label in drawn(explorer).axes[0].texts for letter in label.get_text())
 
 
@@ -478,10 +493,10 @@ def test_a_long_text_is_cut_and_says_so(mixture):
     explorer = explorers.routed_text(mixture.model, mixture.tokenizer)
     explorer.controls["text"].value = "word " * 2_000
     assert explorer.sentence.startswith("Only the first 160 of 6,002 tokens are shown. Layer 0 sends 160 tokens")
-    check_whole(explorer)
+    check_whole(drawn(explorer))
     explorer.controls["text"].value = "\n" * 10_000
     assert explorer.sentence.startswith("Only the first ")
-    check_whole(explorer)
+    check_whole(drawn(explorer))
 
 
 def test_what_the_tokenizer_refuses_becomes_a_sentence(mixture):
@@ -512,26 +527,26 @@ def test_bad_arguments_are_one_clear_line(call, message, dense, mixture):
 
 
 def a_panel():
-    return explore.bare_figure()[1][0, 0]
+    return figures.bare_figure()[1][0, 0]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: explore.plot_ring(np.zeros((2, 2), int), written=0, longest=3, ax=a_panel()), r"\(2, 2\)"),
-        (lambda: explore.plot_ring(np.zeros(2, int), written=2, longest=3, ax=a_panel()), "written is 2"),
-        (lambda: explore.plot_positions(np.zeros(3), newest=0, title="x", ax=a_panel()), "float64"),
-        (lambda: explore.plot_positions(np.zeros(3, bool), newest=3, title="x", ax=a_panel()), "newest is 3"),
-        (lambda: explore.plot_code_shares(-np.ones(16), title="x", ax=a_panel()), "0 or more"),
-        (lambda: explore.plot_expert_loads(np.array([np.nan]), ax=a_panel()), "NaN"),
+        (lambda: figures.plot_ring(np.zeros((2, 2), int), written=0, longest=3, ax=a_panel()), r"\(2, 2\)"),
+        (lambda: figures.plot_ring(np.zeros(2, int), written=2, longest=3, ax=a_panel()), "written is 2"),
+        (lambda: figures.plot_positions(np.zeros(3), newest=0, title="x", ax=a_panel()), "float64"),
+        (lambda: figures.plot_positions(np.zeros(3, bool), newest=3, title="x", ax=a_panel()), "newest is 3"),
+        (lambda: figures.plot_code_shares(-np.ones(16), title="x", ax=a_panel()), "0 or more"),
+        (lambda: figures.plot_expert_loads(np.array([np.nan]), ax=a_panel()), "NaN"),
         (
-            lambda: explore.plot_guesses(
+            lambda: figures.plot_guesses(
                 np.ones(2), guesses=["a"], names=["b", "c"], same=np.ones(2, bool), ax=a_panel()
             ),
             "1 guesses",
         ),
         (
-            lambda: explore.plot_coloured_tokens(
+            lambda: figures.plot_coloured_tokens(
                 ["a"], experts=[0, 1], places=np.zeros((1, 3)), title="x", ax=a_panel()
             ),
             "2 experts",
@@ -549,7 +564,7 @@ def test_numbers_in_bars_cover_lines_and_leave_out_what_has_no_room():
     figures.plot_budget(
         np.array([[6.0, 0.5], [0.0, 6.5]]), names=["a", "b"], parts=["c", "d"], limits={"e": 9.0}, unit="", ax=ax
     )
-    explore.keep_numbers_readable(ax, narrow=0.1)
+    figures.keep_numbers_readable(ax, narrow=0.1)
     assert [text.get_text() for text in ax.texts] == ["6", "", "", "6.5"]
     for text, bar in ((ax.texts[0], ax.containers[0][0]), (ax.texts[3], ax.containers[1][1])):
         assert text.get_bbox_patch().get_facecolor() == bar.get_facecolor()
@@ -558,7 +573,7 @@ def test_numbers_in_bars_cover_lines_and_leave_out_what_has_no_room():
 
 def test_a_bare_figure_is_as_wide_as_the_page_and_unknown_to_pyplot():
     plt.close("all")
-    figure, axes = explore.bare_figure(2, 3, height_in=2.0)
+    figure, axes = figures.bare_figure(2, 3, height_in=2.0)
     assert tuple(figure.get_size_inches()) == (figures.WIDTH_IN, 2.0)
     assert axes.shape == (2, 3)
     assert plt.get_fignums() == []
@@ -566,7 +581,7 @@ def test_a_bare_figure_is_as_wide_as_the_page_and_unknown_to_pyplot():
 
 def test_tokens_are_laid_out_in_lines_that_hold_them():
     tokens = ["one", " two", "\n", "three", " four"] * 9
-    places = explore.token_places(tokens, experts=8, width_in=2.0)
+    places = figures.token_places(tokens, experts=8, width_in=2.0)
     lefts, widths, lines = places.T
     assert (lefts + widths <= 2.0 * 72).all()
     assert lefts[0] == lines[0] == 0
@@ -578,6 +593,6 @@ def test_tokens_are_laid_out_in_lines_that_hold_them():
 
 
 def test_a_long_token_is_cut_and_strange_letters_are_escaped():
-    assert explore.drawable("x" * 99) == "x" * 23 + "…"
-    assert explore.drawable("a\tb 你") == "a\\tb \\u4f60"
-    assert len(explore.drawable("你" * 99)) == 24
+    assert figures.drawable("x" * 99) == "x" * 23 + "…"
+    assert figures.drawable("a\tb 你") == "a\\tb \\u4f60"
+    assert len(figures.drawable("你" * 99)) == 24

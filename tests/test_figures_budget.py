@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_whole
+from figure_checks import check_apart, check_drawn_in_place, check_refused, check_whole
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -67,7 +67,7 @@ def test_many_layers_have_some_of_their_numbers_on_the_axis():
 @PLOTS
 def test_no_text_leaves_the_figure_or_covers_another(plot):
     ax = plot()
-    check_whole(ax, lambda ax: [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()])
+    check_whole(ax.figure)
     check_apart([*ax.texts, *ax.get_legend().get_texts()])
 
 
@@ -110,7 +110,4 @@ def test_plots_draw_where_they_are_told(plot):
     ],
 )
 def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        call()
-    assert "\n" not in str(raised.value)
-    assert plt.get_fignums() == []
+    check_refused(call, message)

@@ -1,9 +1,9 @@
-"""Pictures that a reader moves: controls around figures, and a picture with its sentence where no kernel runs."""
+"""Pictures that a reader moves: controls around a figure. Where no kernel runs, a picture and its sentence remain."""
 
 from .base import Explorer
 from .experts import routed_text
-from .four_bits import four_bits
 from .machines import split_model
+from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
 from .sizes import head_groups, memory_plan
 from .tuning import adapter_rank

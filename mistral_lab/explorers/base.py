@@ -1,4 +1,4 @@
-"""The one wrapper of every explorer: controls, a picture that follows them, a sentence that says what it shows."""
+"""What every explorer is made of: controls, a picture that follows them, and a sentence that says what it shows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -7,11 +7,12 @@ import ipywidgets as widgets
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ..figures import render, to_png
-from ..figures.style import PAGE_DPI, STYLE, WIDTH_IN
+from ..figures import WIDTH_IN, render, to_png
+from ..figures.canvas import PAGE_DPI
+from ..figures.style import STYLE
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-CSS_CLASS = "mistral-lab-explorer"  # by which the browser test finds it
+CSS_CLASS = "mistral-lab-explorer"  # the browser test finds explorers by it
 
 
 class Explorer:
@@ -20,11 +21,11 @@ class Explorer:
     Args:
         controls: name -> widget with a description and a value; shown in this order.
         view: called with the controls' values under their names; returns the figure and the sentence.
-        adapt: called with the controls before each drawing: it takes away what no longer goes with the other values.
+        adapt: called with the controls before each drawing, to stop offering what the other values no longer allow.
         beside: widgets that are shown after the controls and hold no value of their own.
 
     Raises:
-        ValueError: a control without a description, or the first state cannot be drawn.
+        ValueError: a control has no description, or the first state cannot be drawn.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Explorer:
         return data, {"image/png": {"width": _page_width(), "alt": self._first_sentence}}
 
     def _changed(self, change) -> None:
-        """Draw again. Whatever goes wrong is said in the view: a traceback would go where no reader looks."""
+        """Draw again. An error is reported in the view, because a reader would not see its traceback."""
         if self._adapting:
             return
         try:
@@ -94,7 +95,7 @@ class Explorer:
         return figure, sentence
 
     def _lay_out(self, figure: Figure) -> None:
-        """Work out the places of the Axes once for each size: else they jump, and every drawing is laid out twice."""
+        """Lay the Axes out once for each size of figure. Otherwise they jump, and every drawing is laid out twice."""
         size = tuple(figure.get_size_inches())
         if size not in self._places:
             figure.draw_without_rendering()
@@ -105,42 +106,42 @@ class Explorer:
 
 
 def count_slider(description: str, value: int, least: int, most: int) -> widgets.IntSlider:
-    """A slider over whole numbers, its description in full."""
+    """Make a slider over whole numbers, with its whole description."""
     return widgets.IntSlider(value, least, most, description=description, style=FULL, layout=WIDE)
 
 
 def choice_slider(description: str, value, options: Sequence) -> widgets.SelectionSlider:
-    """A slider over given values."""
+    """Make a slider over the given values."""
     return widgets.SelectionSlider(options=options, value=value, description=description, style=FULL, layout=WIDE)
 
 
 def choice_list(description: str, value: str, options: Sequence[str]) -> widgets.Dropdown:
-    """A list to choose from."""
+    """Make a list to choose from."""
     return widgets.Dropdown(options=options, value=value, description=description, style=FULL)
 
 
 def offer_choices(control: widgets.SelectionSlider, options: Sequence[int]) -> None:
-    """Offer these numbers, ascending; where the chosen one is none of them, choose the largest below it."""
+    """Offer these ascending numbers. If the chosen one is not among them, choose the largest below it."""
     chosen = control.value
     control.options = options
     control.value = max((option for option in options if option <= chosen), default=options[0])
 
 
 def offer_names(control: widgets.Dropdown, options: Sequence[str], *, order: Sequence[str]) -> None:
-    """Offer these names; where the chosen one is none of them, choose the nearest to it in the order of all."""
+    """Offer these names. If the chosen one is not among them, choose the nearest to it in the order of all."""
     place = order.index(control.value)
     control.options = options
     control.value = min(options, key=lambda option: abs(order.index(option) - place))
 
 
 def binary_unit(most: int) -> tuple[str, int]:
-    """The largest unit of which there is at least one, and its bytes."""
+    """The largest unit that is not larger than `most` bytes, and its own bytes."""
     units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
     return next(((unit, size) for unit, size in units.items() if most >= size), ("bytes", 1))
 
 
 def bytes_text(amount: int) -> str:
-    """An amount in its unit, in four digits."""
+    """The number of bytes in the unit that suits it, in four digits."""
     unit, size = binary_unit(amount)
     return f"{amount / size:,.4g} {unit}"
 

@@ -7,7 +7,7 @@ import torch
 
 from ..config import ModelConfig
 from ..figures import WIDTH_IN, bare_figure, drawable, plot_coloured_tokens, plot_expert_loads, token_places
-from ..figures.explore import LINE_POINTS
+from ..figures.tokens import LINE_POINTS
 from ..moe import capture_routing, expert_load
 from .base import FULL, Explorer, count_slider
 
@@ -16,20 +16,21 @@ TEXTS_KEPT = 8
 TEXT = "Once there was a baker called Nora, and she lived near the river.\ndef add(a, b):\n    return a + b\n3 + 4 = 7"
 TEXT_IN, LOADS_IN = 5.6, 1.3  # widths of the two panels
 TOP_IN, BOTTOM_IN, LEFT_IN, RIGHT_IN = 0.35, 0.6, 0.15, 0.25  # around them
-LEAST_IN, BAR_IN = 1.5, 0.22  # height of the panels: at least this, and a bar an expert
+LEAST_IN, BAR_IN = 1.5, 0.22  # of the panels: the least height, and the height per bar
 
 
 def routed_text(model: torch.nn.Module, tokenizer) -> Explorer:
-    """Type a text and see where each layer sends each of its tokens. The model runs once a text.
+    """Type a text and see where each layer sends each of its tokens. The model runs once per text.
 
-    A long text is cut to what the picture has room for; a causal model sends those tokens where it would anyway.
+    A long text is cut to what fits into the picture. That changes nothing for the tokens that are left, because a
+    causal model does not look ahead.
 
     Args:
-        model: with experts, of transformers or of this lab, as `moe.capture_routing` takes it.
-        tokenizer: the model's.
+        model: a mixture of experts of transformers or of this lab, as `moe.capture_routing` takes it.
+        tokenizer: that of the model.
 
     Raises:
-        ValueError: a model without experts.
+        ValueError: the model has no experts.
     """
     config = model.config if isinstance(model.config, ModelConfig) else ModelConfig.from_transformers(model.config)
     if not config.num_experts:
@@ -38,7 +39,8 @@ def routed_text(model: torch.nn.Module, tokenizer) -> Explorer:
 
     @lru_cache(TEXTS_KEPT)
     def route(text: str):
-        numbers = tokenizer(text, verbose=False)["input_ids"]  # it would warn of more tokens than the model may see
+        # Not verbose, or it would warn of a text that is longer than the model's context.
+        numbers = tokenizer(text, verbose=False)["input_ids"]
         if not numbers:
             raise ValueError("there is no token, so type some text")
         pieces = [tokenizer.decode([number]) for number in numbers[:MOST_TOKENS]]

@@ -1,4 +1,6 @@
-"""The explorer of several devices: what each holds, and what crosses, for every way to split a model."""
+"""The explorer of several devices: what each holds and what it receives, for every way to split a model."""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,16 +12,16 @@ from .base import Explorer, bytes_text, choice_list, choice_slider, offer_choice
 from .sizes import LENGTHS
 
 MOST_DEVICES = 8
-# What the programs of the lesson can do: four bits are not cut, and whole experts are dealt out in four bits.
+# What the lesson's programs support: a four-bit matrix is never cut, and whole experts are distributed in four bits.
 PRECISIONS_OF = {"layers": PRECISIONS, "experts": ("nf4", "nf4-double"), "tensors": ("float32", "bfloat16")}
 
 
 def split_model() -> Explorer:
-    """Choose a model and a way to split it, and see what each device holds, beside what its card has and what crosses.
+    """Choose a model and a way to split it; see what each device holds, what its card has, and what crosses.
 
-    Bytes are those of `memory.plan`, `weights_by_device` and `cache_by_device`, traffic that of `traffic_bytes`. Beside
-    the chosen way stand the others that this number of devices allows. A dense model offers no experts, a way only the
-    precisions and the numbers of devices that can be split so.
+    Bytes are from `memory.plan`, `weights_by_device` and `cache_by_device`, traffic from `traffic_bytes`. The other
+    ways that this number of devices allows are drawn beside the chosen one. Experts are offered for a mixture only,
+    and for each way only the precisions and the numbers of devices that it allows.
     """
 
     def adapt(controls) -> None:
@@ -33,17 +35,19 @@ def split_model() -> Explorer:
     def view(model: str, split: str, precision: str, devices: int, context: int, card: str):
         config, value = PRESETS[model], 4 if precision == "float32" else 2
         asked = {"precision": precision, "context": context, "device_bytes": DEVICES[card], "split": split}
-        made = plan(config, devices=devices, **asked)
+        fullest = plan(config, devices=devices, **asked)
         shares = weights_by_device(config, precision, devices=devices, split=split)
         caches = cache_by_device(config, context, batch=1, bytes_per_value=value, devices=devices, split=split)
-        amounts = [
-            [
-                sum(part.total for part in share.values()),
-                cache,
-                sum(part.tables for part in share.values()) + made.workspace_bytes + made.runtime_bytes,
-            ]
+        plans = [
+            replace(
+                fullest,
+                weights_bytes=sum(part.total for part in share.values()),
+                tables_bytes=sum(part.tables for part in share.values()),
+                cache_bytes=cache,
+            )
             for share, cache in zip(shares, caches, strict=True)
         ]
+        amounts = [[p.weights_bytes, p.cache_bytes, p.overhead_bytes] for p in plans]
         ways = [way for way in _ways(config) if devices in _numbers(config, way)]
         received = {way: traffic_bytes(config, devices=devices, split=way, bytes_per_value=value) for way in ways}
 
@@ -62,7 +66,7 @@ def split_model() -> Explorer:
         unit = "received, KiB a token\n(predicted, mean a device)"
         plot_received(each, names=ways, chosen=split, unit=unit, ax=axes[0, 1])
 
-        if made.fits:
+        if fullest.fits:
             verdict = ""
         elif enough := [n for n in _numbers(config, split) if plan(config, devices=n, **asked).fits]:
             verdict = f" {enough[0]} devices would do."
@@ -72,7 +76,7 @@ def split_model() -> Explorer:
         if devices > 1:
             together, mean = bytes_text(received[split]), bytes_text(received[split] / devices)
             crosses = f"Predicted for a token: all devices together receive {together}, a device on average {mean}"
-        return figure, f"{model} on {card}: {made}.{verdict} {crosses}."
+        return figure, f"{model} on {card}: {fullest}.{verdict} {crosses}."
 
     controls = {
         "model": choice_list("model", "mixtral-8x7b-v0.1", list(PRESETS)),
@@ -90,7 +94,7 @@ def _ways(config: ModelConfig) -> list[str]:
 
 
 def _numbers(config: ModelConfig, split: str) -> list[int]:
-    """The numbers of devices that a model can be given to in this way."""
+    """The numbers of devices over which a model can be split in this way."""
 
     def possible(devices: int) -> bool:
         try:

@@ -21,7 +21,7 @@ def head_groups() -> Explorer:
     """Choose query heads H, key and value heads K, and see who shares with whom and what the cache takes.
 
     Only numbers that divide H are offered as K. The cache is that of `memory.kv_cache_bytes`, without a window, at 16
-    bits a value; the first state has the shape of Mistral 7B.
+    bits per value. The first state has the shape of Mistral 7B.
     """
 
     def adapt(controls) -> None:
@@ -55,10 +55,10 @@ def head_groups() -> Explorer:
 
 
 def memory_plan() -> Explorer:
-    """Choose model, precision, context, batch and card, and see what it takes beside what the card has.
+    """Choose model, precision, context, batch and card; see what the model takes beside what the card has.
 
-    All is from `memory.plan`, the nearest thing that fits from `memory.nearest_fit`. No more tokens are offered than
-    the checkpoint declares.
+    The bytes are from `memory.plan`, and the nearest thing that fits from `memory.nearest_fit`. No more tokens are
+    offered than the checkpoint declares.
     """
 
     def adapt(controls) -> None:
@@ -67,7 +67,7 @@ def memory_plan() -> Explorer:
 
     def view(model: str, precision: str, context: int, batch: int, card: str):
         config, asked = PRESETS[model], {"context": context, "batch": batch, "device_bytes": DEVICES[card]}
-        shown = PRECISIONS[max(0, PRECISIONS.index(precision) - 1) :]  # one that is larger, and all that are smaller
+        shown = PRECISIONS[max(0, PRECISIONS.index(precision) - 1) :]  # the next larger one, and all that are smaller
         plans = {other: plan(config, precision=other, **asked) for other in shown}
         amounts = [[p.weights_bytes, p.cache_bytes, p.overhead_bytes] for p in plans.values()]
         figure, axes = bare_figure(height_in=1.4 + 0.4 * len(plans))

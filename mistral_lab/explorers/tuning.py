@@ -1,4 +1,4 @@
-"""The explorer of adapters: what rank, place and tokens cost in bytes, beside the answers that were measured."""
+"""The explorer of adapters: what rank, places and tokens cost in bytes, beside the quality that was measured."""
 
 from collections.abc import Mapping
 
@@ -15,25 +15,25 @@ LARGE = ("mistral-7b-v0.1", "mixtral-8x7b-v0.1")
 PLACES = ("attention", "all")
 RANKS = tuple(2**power for power in range(9))
 TOKENS = tuple(2**power for power in range(7, 14))
-LONGEST = 1024  # tokens of a sequence: of more tokens a step there are several
+LONGEST = 1024  # tokens per sequence: more tokens per step make several sequences
 CARDS = ("T4", "RTX 4090")
 
 
 def adapter_rank(found: Mapping) -> Explorer:
     """Choose rank and places of an adapter, and see the bytes of training beside the quality that was measured.
 
-    Bytes are those of `memory.weight_bytes`, in NF4 with double quantisation, and of `finetune.tuning_bytes`, predicted
-    for the chosen model; quality is that of the record, for the model that it names. No rank is offered beyond the
-    narrowest side of a matrix: it could learn nothing that a smaller one cannot. Tokens come in sequences as long as
-    the window, and of at most 1,024.
+    Bytes are predicted for the chosen model: those of `memory.weight_bytes`, in NF4 with double quantisation, and those
+    of `finetune.tuning_bytes`. Quality was measured on the model that the record names. No rank is offered beyond the
+    narrowest side of a matrix, because it could learn nothing that a smaller one cannot. Tokens come in sequences as
+    long as the window, but of at most 1,024 tokens.
 
     Args:
         found: what `python -m mistral_lab.training --only ranks` wrote to bundled/traces/ranks.json.
 
     Raises:
-        ValueError: a record of another form.
+        ValueError: the record has another form.
     """
-    from ..finetune import tuning_bytes  # here, because it needs PEFT, which other lessons do without
+    from ..finetune import tuning_bytes  # imported here, because it needs PEFT, which other lessons do without
 
     tried, asked, rate, ranks, shares = _read(found)
     configs = {name: PRESETS[name] for name in LARGE} | {tried: ModelConfig.from_pretrained(tried)}
@@ -54,7 +54,7 @@ def adapter_rank(found: Mapping) -> Explorer:
         total = sum(parts.values())
         large = model in LARGE
         unit, size = ("GiB", 2**30) if large else ("MiB", 2**20)
-        cards = {card: DEVICES[card] for card in CARDS if large}  # or they would be far beyond the bar
+        cards = {card: DEVICES[card] for card in CARDS if large}  # a small model's bar would end far before them
 
         figure, axes = bare_figure(2, 1, height_in=4.1, heights=[1, 2.2])
         bar = {"parts": list(parts), "unit": f"predicted for {model}, {unit}", "ax": axes[0, 0]}
@@ -108,8 +108,8 @@ def adapter_rank(found: Mapping) -> Explorer:
 
 
 def _read(found: Mapping) -> tuple[str, int, float, list[int], dict[str, np.ndarray]]:
-    """The model, how many questions it was asked, the learning rate, the ranks, and for each place the share that was
-    right, (ranks, seeds)."""
+    """The model, its number of questions, the learning rate, the ranks, and for each place the shares of right answers
+    as an array (ranks, seeds)."""
     try:
         tried, asked, rate = (found["settings"][name] for name in ("model", "asked", "learning_rate"))
         ranks, seeds = found["ranks"], found["seeds"]

@@ -1,4 +1,4 @@
-"""Explorers of the sliding window: who sees whom through one layer and through many, and what the ring cache keeps."""
+"""Explorers of the sliding window: who sees whom through one layer and through many; what the ring cache keeps."""
 
 from functools import lru_cache
 
@@ -14,13 +14,13 @@ from .base import Explorer, count_slider
 LEAST_TOKENS, MOST_TOKENS, MOST_LAYERS = 2, 24, 8
 STEPS = 24  # tokens that the ring is given
 MOST_SLOTS = 8
-PLAY_MS = 700  # a step
+PLAY_MS = 700  # per step
 
 
 def mask_and_reach() -> Explorer:
-    """Slide a query over a windowed mask, and see its keys in one layer and the tokens that reach it through a stack.
+    """Slide a query over a windowed mask; see its keys in one layer and the tokens that reach it through a stack.
 
-    Equation: reach = mask^L as a boolean product: token j reaches query i through L layers if a chain of L keys does.
+    Equation: reach = mask^L as a boolean product: token j reaches query i if a chain of L keys leads from i to j.
     Source: arXiv:2310.06825, section 2 and figure 1.
     """
 
@@ -36,7 +36,7 @@ def mask_and_reach() -> Explorer:
         title = f"{layers} layer{'s' * (layers > 1)} (coloured: it reaches the query)"
         plot_mask(through.numpy(), row=query, title=title, ax=axes[0, 1])
         for ax in axes[0]:
-            places = range(0, tokens, 1 + tokens // 10)  # left alone, matplotlib would put half numbers on few tokens
+            places = range(0, tokens, 1 + tokens // 10)  # with few tokens matplotlib would put numbers between them
             ax.set_xticks(places)
             ax.set_yticks(places)
         seen, reached = int(mask[query].sum()), int(through[query].sum())
@@ -59,7 +59,7 @@ def mask_and_reach() -> Explorer:
 def ring_cache() -> Explorer:
     """Give a `KVRing` one token after another, by hand or with the play button, and see what each slot holds.
 
-    The slots are `slot_positions()`, what is visible are the positions that `append` handed out.
+    The slots hold what `slot_positions()` says. Visible are the positions that `append` returned.
     """
 
     def view(window: int, step: int):
@@ -83,7 +83,7 @@ def ring_cache() -> Explorer:
 
 @lru_cache(MOST_SLOTS)
 def _ring_history(window: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each slot holds after each step (STEPS, W), and which positions were handed out (STEPS, STEPS) bool."""
+    """What each slot holds after each step (STEPS, W), and which positions `append` returned (STEPS, STEPS) bool."""
     ring, held, visible = KVRing(window, 1, 2), [], np.zeros((STEPS, STEPS), bool)
     for step in range(STEPS):
         token = torch.zeros(1, 1, 1, 2)

@@ -1,22 +1,14 @@
-"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, shown or saved but by `show`."""
+"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, and only `show` displays one."""
 
 from .budget import plot_budget, plot_changed
-from .experts import plot_balance, plot_loads, plot_repeats, plot_route, plot_touched, plot_way
-from .explore import (
-    bare_figure,
-    drawable,
-    keep_numbers_readable,
+from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png
+from .experts import plot_balance, plot_expert_loads, plot_loads, plot_repeats, plot_route, plot_touched, plot_way
+from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
+from .layers import plot_added, plot_block, plot_part_times, plot_stream
+from .machines import plot_placement, plot_received, plot_traffic
+from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_times
+from .nf4 import (
     plot_code_shares,
-    plot_coloured_tokens,
-    plot_expert_loads,
-    plot_guesses,
-    plot_positions,
-    plot_ring,
-    render,
-    to_png,
-    token_places,
-)
-from .four_bits import (
     plot_codebooks,
     plot_error_map,
     plot_errors_by_block,
@@ -25,11 +17,8 @@ from .four_bits import (
     plot_quantiles,
     plot_rounded_block,
 )
-from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
-from .layers import plot_added, plot_block, plot_part_times, plot_stream
-from .machines import plot_placement, plot_received, plot_traffic
-from .model import plot_next_tokens, plot_parameters, plot_times
-from .style import COLOURS, WIDTH_IN, new_figure, show
+from .style import COLOURS
+from .tokens import drawable, plot_coloured_tokens, token_places
 from .tuning import (
     plot_adapter,
     plot_before_after,
@@ -39,7 +28,7 @@ from .tuning import (
     plot_ranks,
     plot_training,
 )
-from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_slots
+from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_positions, plot_ring, plot_slots
 
 __all__ = [
     "COLOURS",

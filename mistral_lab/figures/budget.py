@@ -6,8 +6,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
+from .arrays import as_amounts, as_intervals
+from .canvas import axes_or_new
+from .marks import draw_intervals
 from .model import plot_parameters
-from .style import COLOURS, INK, STYLE, as_amounts, decade_axis, legend_above, new_figure
+from .style import COLOURS, INK, STYLE, decade_axis, legend_above
 
 LIMIT_LOOKS = ("-", "--", ":")
 MARKERS = "os^D"
@@ -24,7 +27,7 @@ def plot_budget(
     unit: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what each way takes, one bar a way and one segment a part, beside what there is: an upright line a limit.
+    """Draw what each way takes beside what there is: one bar per way, one segment per part, an upright line per limit.
 
     Args:
         amounts: (ways, parts), in `unit`.
@@ -34,13 +37,13 @@ def plot_budget(
         unit: the label of the axis.
     """
     amounts = as_amounts(amounts, (len(names), len(parts)))
-    bounds = as_amounts(list(limits.values()), (len(limits),))
+    most = as_amounts(list(limits.values()), (len(limits),))
     if len(limits) > len(LIMIT_LOOKS):
         raise ValueError(f"{len(limits)} limits: expected at most {len(LIMIT_LOOKS)}")
     ax = plot_parameters(amounts, models=names, parts=parts, unit=unit, ax=ax)
-    for (name, bound), look in zip(limits.items(), LIMIT_LOOKS, strict=False):
-        ax.axvline(bound, color=INK, linewidth=1.8, linestyle=look, label=name)
-    ax.set_xlim(0, 1.04 * max(amounts.sum(axis=1).max(), *bounds))
+    for (name, limit), look in zip(limits.items(), LIMIT_LOOKS, strict=False):
+        ax.axvline(limit, color=INK, linewidth=1.8, linestyle=look, label=name)
+    ax.set_xlim(0, 1.04 * max(amounts.sum(axis=1).max(), *most))
     legend_above(ax, columns=3)
     return ax
 
@@ -64,25 +67,15 @@ def plot_changed(
     """
     shape = (len(names), np.shape(shares)[-1] if np.ndim(shares) else 0)
     lows, shares, highs = (as_amounts(values, shape) for values in (lows, shares, highs))
-    if (lows > shares).any() or (shares > highs).any():
-        raise ValueError("a share lies outside its interval: expected lows <= shares <= highs")
+    bounds = as_intervals(lows, shares, highs, of="share")
     if lows.min() <= 0 or highs.max() > 1:
         raise ValueError(f"shares run from {lows.min()} to {highs.max()}: expected above 0, for the axis, and up to 1")
-    ax = new_figure(height_in=3.4)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.4)
     layers = np.arange(shape[1])
     ways = zip(names, COLOURS[2 : 2 + len(names)], MARKERS[: len(names)], strict=True)
     for number, (name, colour, marker) in enumerate(ways):
         shift = 0.06 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
-        ax.errorbar(
-            layers + shift,
-            100 * shares[number],
-            yerr=100 * np.array([shares[number] - lows[number], highs[number] - shares[number]]),
-            fmt=f"{marker}-",
-            color=colour,
-            markeredgecolor=INK,
-            capsize=3,
-            label=name,
-        )
+        draw_intervals(ax, layers + shift, 100 * bounds[:, number], look=f"{marker}-", colour=colour, label=name)
     ax.set_xticks(layers[:: 1 + len(layers) // MOST_LAYERS])
     ax.set_xlim(-0.5, len(layers) - 0.5)
     decade_axis(ax.yaxis)

@@ -6,21 +6,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    as_amounts,
-    doubling_axis,
-    legend_above,
-    new_figure,
-    readable_on,
-)
+from .arrays import as_amounts
+from .canvas import axes_or_new
+from .marks import draw_percent_map, label_rows, write_beside
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above, readable_on
 
-WAYS = (MEASURED, COLOURS[4], COLOURS[2])
+WAY_COLOURS = (MEASURED, COLOURS[4], COLOURS[2])
 
 
 @mpl.rc_context(STYLE)
@@ -41,18 +32,10 @@ def plot_route(
             f"logits has shape {logits.shape}, with {len(chosen)} experts chosen and {len(weights)} weights: "
             "expected finite (E,), and a weight for each chosen expert"
         )
-    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.0)
     ax.bar(range(len(logits)), logits, color=[COLOURS[0] if e in chosen else FADED for e in range(len(logits))])
     for expert, weight in zip(chosen, weights, strict=True):
-        ax.annotate(
-            f"weight {weight:.2f}",
-            (expert, max(logits[expert], 0)),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
+        write_beside(ax, f"weight {weight:.2f}", (expert, max(logits[expert], 0)), shift=(0, 4), va="bottom")
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.margins(y=0.16)
     ax.set_xticks(range(len(logits)))
@@ -72,21 +55,19 @@ def plot_way(
         token: its text.
         chosen: (A,) experts.
         weights: (A,) of the chosen, the width of their lines.
-        experts: E, of which the others stand aside in grey.
+        experts: E; those that are not chosen are grey.
     """
     if len(chosen) != len(weights) or not set(chosen) <= set(range(experts)):
         raise ValueError(
             f"chosen is {list(chosen)} with {len(weights)} weights: expected experts below {experts}, a weight for each"
         )
-    ax = new_figure(height_in=0.7 + 0.3 * experts)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=0.7 + 0.3 * experts)
     middle = (experts - 1) / 2
     ax.plot([0.8, 2.6], [middle, middle], color=INK, linewidth=1.5)
     for expert, weight in zip(chosen, weights, strict=True):
         line = {"color": MEASURED, "linewidth": 1 + 4 * weight, "solid_capstyle": "round"}
         ax.plot([2.6, 4, 6.6, 8.4], [middle, expert, expert, middle], **line)
-        ax.annotate(
-            f"× {weight:.2f}", (6.3, expert), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom"
-        )
+        write_beside(ax, f"× {weight:.2f}", (6.3, expert), shift=(0, 4), va="bottom", fontsize=10)
     for x, y, text, colour in [
         (0.8, middle, token, "white"),
         (2.6, middle, "router", "white"),
@@ -123,9 +104,9 @@ def plot_touched(
     """
     measured = as_amounts(measured, (len(names), len(tokens)))
     predicted = as_amounts(predicted, (len(tokens),))
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.2)
     ax.plot(tokens, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
-    for line, name, colour, marker in zip(measured, names, WAYS[: len(names)], "os^"[: len(names)], strict=True):
+    for line, name, colour, marker in zip(measured, names, WAY_COLOURS[: len(names)], "os^"[: len(names)], strict=True):
         ax.plot(tokens, line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
     doubling_axis(ax, tokens)
     ax.set_ylim(0, 1.06 * experts)
@@ -140,29 +121,44 @@ def plot_touched(
 def plot_loads(
     loads: np.ndarray, *, names: Sequence[str], title: str, most: float | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw shares of the assignments as a heat map, a row a kind of text and a column an expert, in per cent.
+    """Draw shares of the assignments in per cent as a heat map: a row per kind of text, a column per expert.
 
     Args:
-        loads: (rows, E), shares.
+        loads: (rows, E) shares.
         names: of the rows.
         title: which layer.
-        most: the share with the last colour, one for all panels; None is the largest share here.
+        most: the share with the last colour, so that panels can agree; None takes the largest share here.
     """
     loads = np.asarray(loads, float)
     loads = as_amounts(loads, (len(names), loads.shape[-1] if loads.ndim else 0))
-    ax = new_figure(height_in=1.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
-    most = loads.max() if most is None else most
-    ax.imshow(loads, vmin=0, vmax=most, cmap="viridis", aspect="auto")
-    for row, expert in np.ndindex(loads.shape):
-        colour = mpl.colors.to_hex(mpl.colormaps["viridis"](loads[row, expert] / most))
-        text = f"{100 * loads[row, expert]:.0f}"
-        ax.text(expert, row, text, ha="center", va="center", fontsize=9, color=readable_on(colour))
+    ax = axes_or_new(ax, height_in=1.2 + 0.35 * len(names))
+    draw_percent_map(ax, loads, most=loads.max() if most is None else most)
     ax.set_xticks(range(loads.shape[1]))
     ax.set_yticks(range(len(names)), names)
     ax.set_xlabel("expert (number: % of assignments)")
     ax.set_title(title)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_expert_loads(load: np.ndarray, *, ax: Axes) -> Axes:
+    """Draw the share of the assignments that each expert gets, in its colour, beside the share if all were even.
+
+    It shows one row of `plot_loads` in the colours of `plot_coloured_tokens`, beside which it stands.
+
+    Args:
+        load: (E,) shares.
+    """
+    load = as_amounts(load, np.shape(load))
+    colours = [COLOURS[expert % len(COLOURS)] for expert in range(len(load))]
+    bars = ax.barh(range(len(load)), 100 * load, color=colours, height=0.74)
+    ax.axvline(100 / len(load), color=INK, linewidth=1, linestyle=":")
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # or the line would cross out the numbers
+    ax.bar_label(bars, [f"{100 * share:.0f}" for share in load], padding=4, fontsize=9, bbox=paper)
+    label_rows(ax, [f"expert {expert}" for expert in range(len(load))], room=0.6)
+    ax.tick_params(axis="y", labelsize=9)
+    ax.set_xlim(0, 1.25 * 100 * max(load.max(), 1 / len(load)))
+    ax.set_xlabel("load, % (dotted: even)")
     return ax
 
 
@@ -175,7 +171,7 @@ def plot_repeats(
     uniform: float,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how often the next token takes the same expert: a row a layer, a dot a subject, both chances as marks.
+    """Draw how often the next token takes the same expert: a row per layer, a dot per subject, chance as marks.
 
     Args:
         rates: for each row (subjects,) shares; their number may differ.
@@ -188,7 +184,7 @@ def plot_repeats(
         raise ValueError(
             f"{len(rates)} rows of rates, shuffled of shape {shuffled.shape}: expected {len(names)} of each, as names"
         )
-    ax = new_figure(height_in=1.2 + 0.33 * len(names))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.2 + 0.33 * len(names))
     ax.axvline(100 * uniform, color=PREDICTED, linewidth=2, linestyle="--", label="uniform choice")
     for row, values in enumerate(rates):
         label = "measured" if row == 0 else None
@@ -196,12 +192,10 @@ def plot_repeats(
     ax.scatter(
         100 * shuffled, range(len(names)), s=260, marker="|", color=INK, linewidth=2, label="tokens shuffled, mean"
     )
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    label_rows(ax, names)
     ax.set_xlim(0, 1.06 * 100 * max(values.max() for values in rates))
     ax.set_xlabel("next token has the same first choice, %")
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=3)
     return ax
 
@@ -225,8 +219,8 @@ def plot_balance(
         even: the share where all experts carry the same.
     """
     smallest, largest = (as_amounts(values, (len(names), len(steps))) for values in (smallest, largest))
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
-    for low, high, name, colour in zip(smallest, largest, names, WAYS[: len(names)], strict=True):
+    ax = axes_or_new(ax, height_in=3.2)
+    for low, high, name, colour in zip(smallest, largest, names, WAY_COLOURS[: len(names)], strict=True):
         ax.plot(steps, 100 * high, "-", color=colour, label=name)
         ax.plot(steps, 100 * low, "-", color=colour)
     ax.axhline(100 * even, color=INK, linewidth=1, linestyle=":", label="even")

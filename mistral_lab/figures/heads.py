@@ -1,4 +1,4 @@
-"""Pictures of attention heads: which share keys and values, what they look at, what they cost in memory, time, loss."""
+"""Pictures of attention heads: who shares keys and values, where they look, and their cost in memory, time and loss."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
+from .arrays import as_amounts, as_intervals, as_positive
+from .canvas import axes_or_new
+from .marks import draw_intervals, label_rows, write_beside
 from .style import (
     COLOURS,
     FADED,
@@ -13,10 +16,9 @@ from .style import (
     MEASURED,
     PREDICTED,
     STYLE,
-    as_amounts,
     doubling_axis,
+    hide_frame,
     legend_above,
-    new_figure,
     readable_on,
 )
 
@@ -30,19 +32,19 @@ def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None)
     """Draw which query head reads which key and value head.
 
     Args:
-        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and none of 0 ... K - 1 is idle.
-        scheme: "multi-head", "grouped-query" or "multi-query": the title, and a colour.
+        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and each of 0 ... K - 1 is read.
+        scheme: "multi-head", "grouped-query" or "multi-query"; it is the title and decides the colour.
     """
     shared = np.asarray(shared)
     if shared.ndim != 1 or not np.array_equal(np.unique(shared), np.arange(shared.max(initial=0) + 1)):
         raise ValueError(f"shared is {shared.tolist()}: expected (H,) numbers that use each of 0 ... K - 1")
     colour = _scheme_colour(scheme)
-    ax = new_figure(height_in=2.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=2.2)
     heads, targets = np.arange(len(shared)), np.arange(shared.max() + 1)
     places = np.bincount(shared, weights=heads) / np.bincount(shared)  # each in the middle of its group
     for head, target in enumerate(shared):
         ax.plot([head, places[target]], [1, 0], color=colour, linewidth=2, zorder=1)
-    # Each kind at once: a call a head takes most of a drawing's time.
+    # All heads of a kind at once: one call per head would take most of a drawing's time.
     size = min(230, 5500 / len(shared))
     ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=INK, zorder=2)
     ax.scatter(places, np.zeros(len(places)), s=size, marker="s", color=colour, edgecolor=INK, zorder=2)
@@ -55,8 +57,7 @@ def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None)
     ax.set_xticks([])
     ax.set_xlim(-0.7, len(shared) - 0.3)
     ax.set_ylim(-0.4, 1.4)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(axis="y", length=0)
+    hide_frame(ax)
     ax.set_title(scheme)
     return ax
 
@@ -65,7 +66,7 @@ def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None)
 def plot_head_weights(
     weights: np.ndarray, *, shared: np.ndarray, tokens: Sequence[str], title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """Draw how much each query head looks at each token, one row a head, with a line between groups.
+    """Draw how much each query head looks at each token: one row per head, with a line between groups.
 
     Args:
         weights: (H, S) attention weights of one query token, each row from 0 to 1.
@@ -78,15 +79,14 @@ def plot_head_weights(
         raise ValueError(f"weights has shape {weights.shape}: expected ({len(shared)}, {len(tokens)}), heads by tokens")
     if not ((weights >= 0) & (weights <= 1)).all():
         raise ValueError("a weight is NaN or lies outside 0 to 1: an attention weight is a share")
-    ax = new_figure(height_in=1.5 + 0.24 * len(shared) + 0.4)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.5 + 0.24 * len(shared) + 0.4)
     image = ax.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     for row in np.flatnonzero(np.diff(shared)):
         ax.axhline(row + 0.5, color="white", linewidth=3)
     ax.set_yticks(range(len(shared)), [f"query head {head} (KV head {target})" for head, target in enumerate(shared)])
     look = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
     ax.set_xticks(range(len(tokens)), tokens, **look)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    hide_frame(ax)
     ax.set_title(title)
     ax.figure.colorbar(image, ax=ax, label="weight", pad=0.02)
     return ax
@@ -104,8 +104,8 @@ def plot_token_bytes(
     """Draw the cache that one token takes in each model, beside what it would take without shared heads.
 
     Args:
-        as_built: (models,) bytes a token.
-        multi_head: (models,) bytes a token if every query head had its own keys and values.
+        as_built: (models,) bytes per token.
+        multi_head: (models,) bytes per token if every query head had its own keys and values.
         models: name of each model, the first on top.
         schemes: "multi-head", "grouped-query" or "multi-query": how each model is built.
     """
@@ -113,7 +113,7 @@ def plot_token_bytes(
     if len(schemes) != len(models):
         raise ValueError(f"{len(schemes)} schemes for {len(models)} models: expected one for each")
     colours = [_scheme_colour(scheme) for scheme in schemes]
-    ax = new_figure(height_in=1.1 + 0.55 * len(models))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.1 + 0.55 * len(models))
     rows = np.arange(len(models))
     named = [f"as built: {scheme}" if scheme not in schemes[:row] else "_" for row, scheme in enumerate(schemes)]
     would = {"facecolor": "white", "edgecolor": SCHEME_COLOURS["multi-head"], "hatch": "////", "label": "if multi-head"}
@@ -160,21 +160,14 @@ def plot_context(
             f"memory_bytes has shape {memory_bytes.shape} and longest {longest.shape}: "
             f"expected ({len(schemes)}, {len(tokens)}) and ({len(schemes)},)"
         )
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.2)
     ax.axhline(limit_bytes / 2**30, color=INK, linewidth=1, linestyle=":", label=f"{limit_bytes / 2**30:g} GiB")
     for scheme, line, most in zip(schemes, memory_bytes, longest, strict=True):
         colour = _scheme_colour(scheme)
         ax.plot(np.asarray(tokens) / 1e3, line / 2**30, color=colour, linewidth=2, label=scheme)
         ax.scatter(most / 1e3, limit_bytes / 2**30, s=50, color=colour, edgecolor=INK, zorder=3)
-        ax.annotate(
-            f"{most / 1e3:,.0f}",
-            (most / 1e3, limit_bytes / 2**30),
-            xytext=(8, -4),  # the line comes from below left, and goes on above right
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=9.5,
-        )
+        beside = {"shift": (8, -4), "ha": "left", "va": "top"}  # the line comes from below left, and goes on upwards
+        write_beside(ax, f"{most / 1e3:,.0f}", (most / 1e3, limit_bytes / 2**30), fontsize=9.5, **beside)
     ax.set_ylim(0, 1.25 * limit_bytes / 2**30)
     ax.set_xlim(0, np.max(tokens) / 1e3)
     ax.set_xlabel("thousand tokens of text")
@@ -205,41 +198,17 @@ def plot_decode(
         predicted_s: (n,) seconds.
     """
     shape = (len(ways), len(n_kv_heads))
-    lowest_s, median_s, highest_s = (np.asarray(runs, float) for runs in (lowest_s, median_s, highest_s))
-    predicted_s = np.asarray(predicted_s, float)
-    for name, seconds, expected in (
-        ("lowest_s", lowest_s, shape),
-        ("median_s", median_s, shape),
-        ("highest_s", highest_s, shape),
-        ("predicted_s", predicted_s, shape[1:]),
-    ):
-        if seconds.shape != expected:
-            raise ValueError(f"{name} has shape {seconds.shape}: expected {expected}")
-        if not (np.isfinite(seconds) & (seconds > 0)).all():
-            raise ValueError(f"{name} is {seconds.tolist()}: expected seconds above 0, for a logarithmic axis")
-    ax = new_figure(height_in=3.8)[1][0, 0] if ax is None else ax
-    ax.plot(
-        n_kv_heads,
-        predicted_s * 1e3,
-        "D--",
-        color=PREDICTED,
-        markeredgecolor=INK,
-        label="predicted: the least",
-        zorder=4,
+    lowest_s, median_s, highest_s = (
+        as_positive(name, seconds, shape)
+        for name, seconds in (("lowest_s", lowest_s), ("median_s", median_s), ("highest_s", highest_s))
     )
-    for way, colour, low, middle, high in zip(
-        ways, WAY_COLOURS[: len(ways)], lowest_s, median_s, highest_s, strict=True
-    ):
-        ax.errorbar(
-            n_kv_heads,
-            middle * 1e3,
-            yerr=[(middle - low) * 1e3, (high - middle) * 1e3],
-            fmt="o-",
-            color=colour,
-            markeredgecolor=INK,
-            capsize=3,
-            label=f"measured: {way}",
-        )
+    bounds_s = as_intervals(lowest_s, median_s, highest_s, of="median")
+    predicted_s = as_positive("predicted_s", predicted_s, shape[1:])
+    ax = axes_or_new(ax, height_in=3.8)
+    predicted = {"color": PREDICTED, "markeredgecolor": INK, "label": "predicted: the least", "zorder": 4}
+    ax.plot(n_kv_heads, predicted_s * 1e3, "D--", **predicted)
+    for number, (way, colour) in enumerate(zip(ways, WAY_COLOURS[: len(ways)], strict=True)):
+        draw_intervals(ax, n_kv_heads, 1e3 * bounds_s[:, number], look="o-", colour=colour, label=f"measured: {way}")
     doubling_axis(ax, n_kv_heads)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:g}")
@@ -262,24 +231,17 @@ def plot_intervals(
         unit: the label of the axis.
     """
     means, lows, highs = (as_amounts(values, (len(names),)) for values in (means, lows, highs))
-    if (lows > means).any() or (means > highs).any():
-        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
-    ax = new_figure(height_in=0.9 + 0.4 * len(names))[1][0, 0] if ax is None else ax
+    bounds = as_intervals(lows, means, highs)
+    ax = axes_or_new(ax, height_in=0.9 + 0.4 * len(names))
     rows = np.arange(len(names))
     ax.hlines(rows, 0, means, color=FADED, linewidth=3, zorder=1)
-    ax.errorbar(
-        means, rows, xerr=[means - lows, highs - means], fmt="o", color=MEASURED, markeredgecolor=INK, capsize=4
-    )
+    draw_intervals(ax, rows, bounds, look="o", colour=MEASURED, level=True, capsize=4)
     for row, mean, high in zip(rows, means, highs, strict=True):
-        ax.annotate(
-            f"{mean:.2f}", (high, row), xytext=(7, 0), textcoords="offset points", ha="left", va="center", fontsize=9
-        )
-    ax.set_yticks(rows, names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+        write_beside(ax, f"{mean:.2f}", (high, row), shift=(7, 0), ha="left")
+    label_rows(ax, names)
     ax.set_xlim(0, 1.12 * highs.max())
     ax.set_xlabel(unit)
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     return ax
 
 

@@ -8,21 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    as_amounts,
-    decade_axis,
-    legend_above,
-    new_figure,
-    readable_on,
-)
+from .arrays import as_amounts, as_intervals, as_positive
+from .canvas import axes_or_new
+from .marks import draw_intervals, label_rows, write_beside
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, legend_above, readable_on
 
-SUBLAYERS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
+SUBLAYER_COLOURS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
 STREAM = "#595959"
 # Inches on the page, so that a text of 9 points fits into its box.
 BOX, LINE, GAP, ARM = 1.22, 0.2, 0.16, 1.9
@@ -45,11 +36,11 @@ def plot_block(
         before, after: texts of the boxes on the stream, before the first layer and behind the last; a norm is grey.
         repeated: what stands at the frame around one layer.
     """
-    if not 1 <= len(sublayers) <= len(SUBLAYERS) or any(len(texts) != 2 for texts in sublayers):
+    if not 1 <= len(sublayers) <= len(SUBLAYER_COLOURS) or any(len(texts) != 2 for texts in sublayers):
         raise ValueError(
             f"sublayers has {[len(texts) for texts in sublayers]} texts: expected (norm, network), once or twice"
         )
-    ax = new_figure(height_in=3.1)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.1)
     layer_start = len(before) * (BOX + GAP) + GAP
     layer_end = layer_start + len(sublayers) * ARM
     end = layer_end + len(after) * (BOX + GAP) + 2 * GAP
@@ -68,7 +59,7 @@ def plot_block(
         ax.plot(down, -0.48, "v", color=INK, markersize=6)
         ax.plot(up, -0.24, "^", color=INK, markersize=6)
         _box(ax, down, -0.85, norm, FADED)
-        _box(ax, down, -1.6, network, SUBLAYERS[number])
+        _box(ax, down, -1.6, network, SUBLAYER_COLOURS[number])
         ax.scatter(up, 0, s=170, color="white", edgecolor=INK, zorder=3)
         ax.plot(up, 0, "+", color=INK, markersize=9, zorder=4)
     frame = Rectangle(
@@ -102,11 +93,11 @@ def plot_stream(
         unit: the label of the axis.
     """
     bounds = _spreads(lows, medians, highs, (len(places),))
-    predicted = _positive("predicted", predicted, (len(places),))
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    predicted = as_positive("predicted", predicted, (len(places),))
+    ax = axes_or_new(ax, height_in=3.2)
     rows = np.arange(len(places))
     ax.plot(rows, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=8, label="predicted")
-    _errorbar(ax, rows, bounds, "o-", MEASURED, "measured")
+    draw_intervals(ax, rows, bounds, look="o-", colour=MEASURED, label="measured")
     named = slice(None, None, 1 + len(places) // MOST_NAMES)  # or the names of 32 layers would cover each other
     ax.set_xticks(rows[named], places[named], rotation=60, ha="right", rotation_mode="anchor")
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
@@ -134,14 +125,13 @@ def plot_added(
         unit: the label of the axis, such as a ratio.
     """
     bounds = _spreads(lows, medians, highs, (len(names), np.shape(medians)[-1] if np.ndim(medians) else 0))
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.2)
     layers = np.arange(bounds.shape[-1])
     ax.axhline(1, color=INK, linewidth=1, linestyle=":")
-    for number, (name, colour, marker) in enumerate(
-        zip(names, SUBLAYERS[: len(names)], "os"[: len(names)], strict=True)
-    ):
+    looks = zip(names, SUBLAYER_COLOURS[: len(names)], "os"[: len(names)], strict=True)
+    for number, (name, colour, marker) in enumerate(looks):
         shift = 0.12 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
-        _errorbar(ax, layers + shift, bounds[:, number], marker, colour, name)
+        draw_intervals(ax, layers + shift, bounds[:, number], look=marker, colour=colour, label=name)
     ax.set_xticks(layers)
     ax.set_xlim(-0.5, len(layers) - 0.5)
     ax.set_xlabel("layer")
@@ -174,9 +164,8 @@ def plot_part_times(
     lows_s, medians_s, highs_s, predicted_s = (
         as_amounts(seconds, (len(parts),)) for seconds in (lows_s, medians_s, highs_s, predicted_s)
     )
-    if (lows_s > medians_s).any() or (medians_s > highs_s).any():
-        raise ValueError("a median lies outside its spread: expected lows_s <= medians_s <= highs_s")
-    ax = new_figure(height_in=1.2 + 0.4 * len(parts))[1][0, 0] if ax is None else ax
+    as_intervals(lows_s, medians_s, highs_s, of="median")
+    ax = axes_or_new(ax, height_in=1.2 + 0.4 * len(parts))
     rows = np.arange(len(parts))
     spread = [(medians_s - lows_s) * 1e3, (highs_s - medians_s) * 1e3]
     ax.barh(rows, medians_s * 1e3, height=0.6, color=MEASURED, xerr=spread, ecolor=INK, capsize=3, label="measured")
@@ -193,23 +182,14 @@ def plot_part_times(
     )
     for row, share in zip(rows, medians_s / medians_s.sum(), strict=True):
         end = max(highs_s[row], predicted_s[row]) * 1e3
-        ax.annotate(
-            "<1%" if share < 0.005 else f"{share:.0%}",
-            (end, row),
-            xytext=(8, 0),
-            textcoords="offset points",
-            ha="left",
-            va="center",
-            fontsize=9,
-        )
-    ax.set_yticks(rows, parts)
-    ax.set_ylim(len(parts) - 0.5, -0.5)
+        write_beside(ax, "<1%" if share < 0.005 else f"{share:.0%}", (end, row), shift=(8, 0), ha="left")
+    label_rows(ax, parts)
     ax.set_xlim(0, 1.2 * max(highs_s.max(), predicted_s.max()) * 1e3)  # room for the last share
     ax.xaxis.set_major_locator(MaxNLocator(4))  # or the numbers of two panels side by side would touch
     ax.set_xlabel("milliseconds a token")
     ax.set_title(title, pad=26)  # the legend stands between
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0, pad=7)  # beside a prediction of 0
+    ax.tick_params(axis="y", pad=7)  # beside a prediction of 0
     legend_above(ax, columns=2)
     return ax
 
@@ -230,33 +210,7 @@ def _box(ax: Axes, x: float, y: float, text: str, colour: str) -> None:
     ax.text(x, y, text, ha="center", va="center", fontsize=9, color=readable_on(colour), zorder=4)
 
 
-def _errorbar(ax: Axes, places: np.ndarray, bounds: np.ndarray, look: str, colour: str, name: str) -> None:
-    low, middle, high = bounds
-    ax.errorbar(
-        places,
-        middle,
-        yerr=[middle - low, high - middle],
-        fmt=look,
-        color=colour,
-        markeredgecolor=INK,
-        capsize=3,
-        label=name,
-    )
-
-
-def _positive(name: str, amounts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    amounts = np.asarray(amounts, float)
-    if amounts.shape != shape:
-        raise ValueError(f"{name} has shape {amounts.shape}: expected {shape}")
-    if not (np.isfinite(amounts) & (amounts > 0)).all():
-        raise ValueError(f"{name} is not finite and above 0 everywhere: a logarithmic axis has no other place")
-    return amounts
-
-
 def _spreads(lows, medians, highs, shape: tuple[int, ...]) -> np.ndarray:
-    """The three as one array (3, *shape), refused where a median lies outside its spread."""
+    """The three as one array (3, *shape), above 0 for a logarithmic axis."""
     named = {"lows": lows, "medians": medians, "highs": highs}
-    bounds = np.stack([_positive(name, amounts, shape) for name, amounts in named.items()])
-    if (np.diff(bounds, axis=0) < 0).any():
-        raise ValueError("a median lies outside its spread: expected lows <= medians <= highs")
-    return bounds
+    return as_intervals(*(as_positive(name, amounts, shape) for name, amounts in named.items()), of="median")

@@ -9,10 +9,12 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, FADED, PREDICTED, STYLE, as_amounts, decade_axis, legend_above, new_figure
+from .arrays import as_amounts, as_positive
+from .canvas import axes_or_new, new_figure
+from .style import COLOURS, FADED, PREDICTED, STYLE, decade_axis, hide_frame, legend_above
 
 FIRST, SECOND, BOTH = COLOURS[4], COLOURS[9], COLOURS[7]
-WAYS = (COLOURS[5], COLOURS[6], COLOURS[8], COLOURS[3])
+WAY_COLOURS = (COLOURS[5], COLOURS[6], COLOURS[8], COLOURS[3])
 EVERYWHERE, HALVES, BLANK = -1, -2, -3  # in the arrays of plot_placement, where other numbers name the device
 MARKERS = "osDv"
 
@@ -26,7 +28,7 @@ def plot_placement(
     across: str,
     axes: Sequence[Axes] | None = None,
 ) -> np.ndarray:
-    """Draw for each way to split a model over two devices where every tensor lies, one panel a way.
+    """Draw for each way to split a model over two devices where every tensor lies: one panel per way.
 
     Args:
         placed: (ways, rows, columns) whole numbers: 0 or 1 for the device that holds a tensor, -1 for both, -2 for half
@@ -34,16 +36,16 @@ def plot_placement(
         names: of the ways, the titles of the panels; at most four.
         rows: their labels, at the first panel alone.
         across: what the columns are, numbered from 0.
-        axes: one a way; None makes a figure.
+        axes: one per way; None makes a figure.
 
     Returns:
-        the Axes, one a way.
+        the Axes, one per way.
     """
     placed = np.ma.asarray(placed)
     if placed.ndim != 3 or placed.shape[:2] != (len(names), len(rows)):
         raise ValueError(f"placed has shape {placed.shape}: expected {(len(names), len(rows))} and columns")
-    if len(names) > len(WAYS):
-        raise ValueError(f"{len(names)} ways: expected at most {len(WAYS)}, or their panels are too narrow")
+    if len(names) > len(WAY_COLOURS):
+        raise ValueError(f"{len(names)} ways: expected at most {len(WAY_COLOURS)}, or their panels are too narrow")
     if not np.isin(placed.compressed(), (0, 1, EVERYWHERE, HALVES)).all():
         raise ValueError("placed holds a number other than 0, 1, -1 and -2: expected two devices, both, or halves")
     axes = new_figure(1, len(names), height_in=3.5, share_y=True)[1][0] if axes is None else axes
@@ -55,8 +57,7 @@ def plot_placement(
         ax.set(xlim=(-0.6, grid.shape[1] - 0.4), ylim=(len(rows) - 0.4, -0.6), title=name, xlabel=across)
         ax.set_xticks(range(grid.shape[1]))
         ax.set_yticks(range(len(rows)), rows)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        hide_frame(ax)
     keys = {
         "device 0": Patch(facecolor=FIRST),
         "device 1": Patch(facecolor=SECOND),
@@ -81,7 +82,7 @@ def _pieces(where: int) -> list[tuple[float, float, str]]:
 def plot_traffic(
     ranks: Sequence[int], received: np.ndarray, *, names: Sequence[str], unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw what crosses between ranks against their number, a line a way, on a logarithmic axis.
+    """Draw what crosses between ranks against their number, a line per way, on a logarithmic axis.
 
     Args:
         ranks: (n,) numbers of ranks, upwards.
@@ -89,16 +90,13 @@ def plot_traffic(
         names: of the ways, at most four.
         unit: the label of the axis.
     """
-    received = np.asarray(received, float)
-    if received.shape != (len(names), len(ranks)):
-        raise ValueError(f"received has shape {received.shape}: expected {(len(names), len(ranks))}, ways and ranks")
-    if len(names) > len(WAYS):
-        raise ValueError(f"{len(names)} ways: expected at most {len(WAYS)}")
-    known = received[~np.isnan(received)]
-    if not len(known) or not np.isfinite(known).all() or known.min() <= 0:
-        raise ValueError("an amount is 0, negative or infinite: a logarithmic axis can show amounts above 0")
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
-    for name, row, colour, marker in zip(names, received, WAYS, MARKERS, strict=False):
+    received = as_positive("received", received, (len(names), len(ranks)), gaps=True)
+    if len(names) > len(WAY_COLOURS):
+        raise ValueError(f"{len(names)} ways: expected at most {len(WAY_COLOURS)}")
+    if np.isnan(received).all():
+        raise ValueError("received holds no number: expected at least one, because a logarithmic axis needs a scale")
+    ax = axes_or_new(ax, height_in=3.2)
+    for name, row, colour, marker in zip(names, received, WAY_COLOURS, MARKERS, strict=False):
         there = ~np.isnan(row)
         ax.plot(np.asarray(ranks)[there], row[there], color=colour, marker=marker, label=name)
     decade_axis(ax.yaxis)
@@ -113,7 +111,7 @@ def plot_traffic(
 def plot_received(
     received: np.ndarray, *, names: Sequence[str], chosen: str, unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw what each way is predicted to bring to a device, a bar a way with its number, one of them in colour.
+    """Draw what each way is predicted to bring to a device: a bar per way with its number, one of them in colour.
 
     Args:
         received: (ways,), in `unit`.
@@ -124,7 +122,7 @@ def plot_received(
     received = as_amounts(received, (len(names),))
     if chosen not in names:
         raise ValueError(f"chosen is {chosen!r}: expected one of {', '.join(names)}")
-    ax = new_figure(height_in=1.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.2 + 0.35 * len(names))
     bars = ax.barh(
         names, received, height=0.62, color=[PREDICTED if name == chosen else FADED for name in names], linewidth=0
     )

@@ -1,25 +1,16 @@
-"""Pictures of a whole model: its parameters, its next token, its time."""
+"""Pictures of a whole model: its parameters, its next token and what each layer would answer, its time."""
 
 from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.font_manager import findfont, get_font
 
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    as_amounts,
-    decade_axis,
-    legend_above,
-    new_figure,
-    readable_on,
-)
+from .arrays import as_amounts, as_positive
+from .canvas import axes_or_new
+from .marks import label_rows, write_beside
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, legend_above, readable_on
+from .tokens import drawable, quoted
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
 
@@ -28,7 +19,7 @@ NARROW = 0.06  # of the axis: a narrower segment has no room for its number
 def plot_parameters(
     amounts: np.ndarray, *, models: Sequence[str], parts: Sequence[str], unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw what a model is made of: one bar a model, one segment a part.
+    """Draw what models are made of: one bar per model, one segment per part.
 
     Args:
         amounts: (models, parts), in `unit`; 0 where a model lacks a part.
@@ -37,7 +28,7 @@ def plot_parameters(
         unit: the label of the axis, such as "billion parameters".
     """
     amounts = as_amounts(amounts, (len(models), len(parts)))
-    ax = new_figure(height_in=1.4 + 0.7 * len(models))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.4 + 0.7 * len(models))
     wide = NARROW * amounts.sum(axis=1).max()
     start = np.zeros(len(models))
     for part, amount, colour in zip(parts, amounts.T, COLOURS[: len(parts)], strict=True):
@@ -54,6 +45,21 @@ def plot_parameters(
     ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=min(len(parts), 3))
     return ax
+
+
+def keep_numbers_readable(ax: Axes, *, narrow: float) -> None:
+    """Keep the numbers in stacked bars readable where lines cross them, and leave out those that have no room.
+
+    Args:
+        ax: of `plot_parameters` or `plot_budget`.
+        narrow: a segment of a smaller share of the axis has no room for its number.
+    """
+    bars = [bar for container in ax.containers for bar in container]
+    for bar, number in zip(bars, ax.texts, strict=True):
+        if bar.get_width() < narrow * ax.get_xlim()[1]:
+            number.set_text("")
+        elif number.get_text():
+            number.set_bbox({"facecolor": bar.get_facecolor(), "edgecolor": "none", "pad": 1})
 
 
 @mpl.rc_context(STYLE)
@@ -78,7 +84,7 @@ def plot_next_tokens(
     kept = np.ones(len(tokens), bool) if kept is None else np.asarray(kept, bool)
     if kept.shape != probabilities.shape:
         raise ValueError(f"kept has shape {kept.shape}: expected {probabilities.shape}, one for each token")
-    ax = new_figure(height_in=0.9 + 0.26 * len(tokens))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=0.9 + 0.26 * len(tokens))
     rows = np.arange(len(tokens))
     for chosen, look in (
         (kept, {"color": COLOURS[0]}),
@@ -87,12 +93,42 @@ def plot_next_tokens(
         if chosen.any():
             bars = ax.barh(rows[chosen], probabilities[chosen], height=0.74, **look)
             ax.bar_label(bars, [f"{value:.2f}" for value in probabilities[chosen]], padding=3, fontsize=9)
-    ax.set_yticks(rows, [_quoted(token) for token in tokens], parse_math=False)
-    ax.set_ylim(len(tokens) - 0.4, -0.6)
+    label_rows(ax, [quoted(token) for token in tokens], room=0.6)
+    for name in ax.get_yticklabels():
+        name.set_parse_math(False)  # a token may hold dollar signs
     ax.set_xlim(0, max(ax.get_xlim()[1], 1.25 * probabilities.max()))  # room for the number beside the longest bar
     ax.set_xlabel(label)
     ax.set_title(title)
-    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_guesses(
+    probabilities: np.ndarray, *, guesses: Sequence[str], names: Sequence[str], same: np.ndarray, ax: Axes
+) -> Axes:
+    """Draw the likeliest token at each depth as a bar with its text, in grey where the last depth has another one.
+
+    Args:
+        probabilities: (depths,), of each guess.
+        guesses: its text.
+        names: of the depths, the first on top.
+        same: (depths,) bool, where the guess is that of the last depth.
+    """
+    probabilities = as_amounts(probabilities, (len(names),))
+    same = np.asarray(same)
+    if len(guesses) != len(names) or same.shape != (len(names),) or same.dtype != bool:
+        raise ValueError(
+            f"{len(guesses)} guesses, same has shape {same.shape} in {same.dtype}: expected a guess and a bool for "
+            f"each of {len(names)} depths"
+        )
+    ax.barh(range(len(names)), probabilities, color=[COLOURS[0] if equal else FADED for equal in same], height=0.74)
+    for row, (probability, guess) in enumerate(zip(probabilities, guesses, strict=True)):
+        text = write_beside(ax, f"{drawable(guess)}  {probability:.2f}", (probability, row), shift=(5, 0), ha="left")
+        text.set_parse_math(False)
+    label_rows(ax, names, room=0.6)
+    ax.set_xlim(0, 1.45)  # room for the text beside the longest bar
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set_xlabel("probability of the likeliest next token (grey: not the final answer)")
     return ax
 
 
@@ -109,50 +145,31 @@ def plot_times(
 
     Args:
         measured_s: (tasks,) seconds; NaN where nothing was measured, which leaves the prediction alone.
-        predicted_s: (tasks,) seconds.
+        predicted_s: (tasks,) seconds; NaN where nothing was predicted.
         tasks: what took that long, the first on top.
         expected: what the legend calls `predicted_s`; "at least" where it is a floor.
     """
-    measured_s, predicted_s = np.asarray(measured_s, float), np.asarray(predicted_s, float)
-    for name, seconds in (("measured_s", measured_s), ("predicted_s", predicted_s)):
-        if seconds.shape != (len(tasks),):
-            raise ValueError(f"{name} has shape {seconds.shape}: expected ({len(tasks)},), one for each task")
-        if (seconds <= 0).any() or np.isinf(seconds).any():
-            raise ValueError(f"{name} is {seconds}: expected seconds above 0, a logarithmic axis has no other place")
-    ax = new_figure(height_in=1.2 + 0.55 * len(tasks))[1][0, 0] if ax is None else ax
+    measured_s = as_positive("measured_s", measured_s, (len(tasks),), gaps=True)
+    predicted_s = as_positive("predicted_s", predicted_s, (len(tasks),), gaps=True)
+    ax = axes_or_new(ax, height_in=1.2 + 0.55 * len(tasks))
     rows = np.arange(len(tasks))
     ax.hlines(rows, predicted_s * 1e3, measured_s * 1e3, color=FADED, linewidth=3, zorder=1)
-    for seconds, colour, marker, label, above in (
-        (predicted_s, PREDICTED, "D", expected, -1),
-        (measured_s, MEASURED, "o", "measured", 1),
+    for seconds, colour, marker, label, side in (
+        (predicted_s, PREDICTED, "D", expected, "below"),
+        (measured_s, MEASURED, "o", "measured", "above"),
     ):
         ax.scatter(seconds * 1e3, rows, s=60, color=colour, edgecolor=INK, marker=marker, label=label)
+        beside = {"shift": (0, 7), "va": "bottom"} if side == "above" else {"shift": (0, -7), "va": "top"}
         for row, value in zip(rows, seconds, strict=True):
             if not np.isnan(value):
-                ax.annotate(
-                    _milliseconds(value),
-                    (value * 1e3, row),
-                    xytext=(0, 7 * above),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom" if above > 0 else "top",
-                    fontsize=9,
-                )
+                write_beside(ax, _milliseconds(value), (value * 1e3, row), **beside)
     decade_axis(ax.xaxis)
     ax.margins(x=0.12)
-    ax.set_yticks(rows, tasks)
-    ax.set_ylim(len(tasks) - 0.4, -0.6)
+    label_rows(ax, tasks, room=0.6)
     ax.set_xlabel("milliseconds (logarithmic axis)")
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
     return ax
-
-
-def _quoted(text: str) -> str:
-    glyphs = get_font(findfont(STYLE["font.family"])).get_charmap()
-    letters = (letter if ord(letter) in glyphs else letter.encode("unicode_escape").decode() for letter in repr(text))
-    return "".join(letters)
 
 
 def _milliseconds(seconds: float) -> str:

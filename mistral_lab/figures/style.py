@@ -1,16 +1,13 @@
-"""What every picture shares: colours and style, a figure as wide as the page, and showing it with its sentence."""
+"""What every picture looks like: colours, fonts, readable text, logarithmic axes, the place of the legend."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
@@ -42,79 +39,17 @@ STYLE = {
     "ytick.labelsize": 10,
 }
 
-# An inch of a figure is 100 pixels of the page, drawn twice as fine for sharp screens.
-PAGE_DPI = 100
-FINENESS = 2
-COLOURS_KEPT = 256  # in a PNG: a third of the bytes, so that a lesson full of pictures stays below a megabyte
-WIDTH_IN = 8.0
-
-
-@mpl.rc_context(STYLE)
-def new_figure(
-    rows: int = 1, columns: int = 1, *, height_in: float = 3.0, share_x: bool = False, share_y: bool = False
-) -> tuple[Figure, np.ndarray]:
-    """Start a figure as wide as a notebook's page.
-
-    Args:
-        rows, columns: of Axes.
-        height_in: height of the whole figure in inches; it is 8 inches wide.
-        share_x, share_y: whether all Axes have one scale.
-
-    Returns:
-        the figure, and its Axes as an array of shape (rows, columns).
-    """
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=(WIDTH_IN, height_in),
-        sharex=share_x,
-        sharey=share_y,
-        squeeze=False,
-        layout="constrained",
-    )
-
-
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure once, as PNG, with a sentence that says what it shows: as alt text, and in print.
-
-    The sentence stands in the output's metadata under "image/png", where nbconvert and others look for "alt". The
-    figure is closed, so that a notebook does not show it again.
-
-    Args:
-        figure: what the sentence describes.
-        alt: one sentence or more, for a reader who does not see the picture.
-
-    Raises:
-        ValueError: no sentence.
-    """
-    from IPython.display import Image, display
-
-    if not alt.rstrip().endswith((".", "!", "?")):
-        raise ValueError(f"alt is {alt!r}: expected a sentence that says what the picture shows, with its full stop")
-    drawn, png = BytesIO(), BytesIO()
-    figure.savefig(drawn, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
-    plt.close(figure)
-    PIL.Image.open(drawn).convert("RGB").quantize(COLOURS_KEPT).save(png, format="png", optimize=True)
-    width = round(figure.get_figwidth() * PAGE_DPI)
-    display(Image(png.getvalue(), width=width, metadata={"alt": alt}))  # Colab's IPython 7.34 has no Image(alt=...)
-    print(alt)
-
-
-def as_amounts(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The values as floats, refused where a bar could not show them."""
-    values = np.asarray(values, float)
-    if values.shape != shape:
-        raise ValueError(f"the amounts have shape {values.shape}: expected {shape}, one for each name")
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("an amount is negative, infinite or NaN: a bar can show finite amounts of 0 or more")
-    return values
-
 
 def readable_on(colour: str) -> str:
     """Black or white, whichever stands out more; sRGB luminance, Web Content Accessibility Guidelines 2.2."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     luminance = np.dot((0.2126, 0.7152, 0.0722), linear)
     return "black" if luminance > 0.179 else "white"
+
+
+def shade(share: float) -> str:
+    """The colour of a number from 0 to 1, in the one colour map of all pictures."""
+    return to_hex(mpl.colormaps["viridis"](share))
 
 
 def doubling_axis(ax: Axes, places: Sequence[float]) -> None:
@@ -136,3 +71,9 @@ def decade_axis(axis: Axis) -> None:
 def legend_above(ax: Axes, *, columns: int) -> None:
     """Put the legend above the plot, where no data can be."""
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.4, handlelength=1.2)
+
+
+def hide_frame(ax: Axes) -> None:
+    """Leave out the frame and the marks at the numbers, where cells or boxes fill the plot."""
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)

@@ -7,7 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from .model import _quoted
+from .arrays import as_amounts, as_intervals, as_positive
+from .canvas import axes_or_new
+from .marks import draw_intervals, label_rows, write_beside
 from .style import (
     COLOURS,
     FADED,
@@ -15,16 +17,15 @@ from .style import (
     MEASURED,
     PREDICTED,
     STYLE,
-    as_amounts,
     decade_axis,
     doubling_axis,
     legend_above,
-    new_figure,
     readable_on,
 )
+from .tokens import boxes_in_lines, quoted
 
 LEARNT = COLOURS[2]  # what counts in the loss, and what is trained
-WIDTH, ROW, GAP = 100.0, 1.0, 0.8  # of the page of tokens, in characters and lines
+WIDTH, GAP = 100.0, 0.8  # of a line of tokens, and between two of them, in characters
 LONGEST = 40  # characters that are shown of a token, in its quotes
 MARKERS = "os"
 
@@ -34,31 +35,26 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
     """Draw the tokens of an example as boxes in reading order, those that the loss counts filled.
 
     Args:
-        tokens: the text of each, in quotes; what the font cannot draw as escapes, what is long cut.
+        tokens: the text of each. It is drawn in quotes, cut if it is long, with escapes for what the font lacks.
         counted: (tokens,) bool.
     """
     counted = np.asarray(counted, bool)
     if counted.shape != (len(tokens),) or not len(tokens):
         raise ValueError(f"counted has shape {counted.shape}: expected ({len(tokens)},), one for each of some tokens")
-    labels = [_shortened(_quoted(token)) for token in tokens]
-    places, left, line = [], 0.0, 0
-    for label in labels:
-        width = len(label) + 2.0
-        if left and left + width > WIDTH:
-            left, line = 0.0, line + 1
-        places.append((left, line, width))
-        left += width + GAP
-    ax = new_figure(height_in=0.75 + 0.45 * (line + 1))[1][0, 0] if ax is None else ax
-    for label, (left, row, width), learnt in zip(labels, places, counted, strict=True):
+    labels = [_shortened(quoted(token)) for token in tokens]
+    places = boxes_in_lines([len(label) + 2.0 for label in labels], line_width=WIDTH, gap=GAP)
+    last_line = places[-1, 2]
+    ax = axes_or_new(ax, height_in=0.75 + 0.45 * (last_line + 1))
+    for label, (left, width, line), learnt in zip(labels, places, counted, strict=True):
         colour = LEARNT if learnt else FADED
         name = ("counts in the loss" if learnt else "given: label -100") if _first(counted, learnt, ax) else "_"
-        ax.add_patch(Rectangle((left, row - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
+        ax.add_patch(Rectangle((left, line - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
         ax.text(
-            left + width / 2, row, label, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono",
+            left + width / 2, line, label, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono",
             color=readable_on(colour), parse_math=False,
         )  # fmt: skip
     ax.set_xlim(-0.5, WIDTH + 0.5)
-    ax.set_ylim(line + 0.6, -0.6)
+    ax.set_ylim(last_line + 0.6, -0.6)
     ax.set_axis_off()
     legend_above(ax, columns=2)
     return ax
@@ -75,7 +71,7 @@ def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
 
 @mpl.rc_context(STYLE)
 def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) -> Axes:
-    """Draw a frozen matrix and, beside it, the two of its adapter with the number that scales them: W + (α / r) · B A.
+    """Draw a frozen matrix, the two matrices of its adapter and the number that scales them: W + (α / r) · B A.
 
     All sides are to one scale, and the three stand at one height.
 
@@ -85,7 +81,7 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
     """
     if min(rows, columns, rank) < 1:
         raise ValueError(f"a side is below 1: rows {rows}, columns {columns}, rank {rank}")
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.2)
     space, tall = 0.32 * max(rows, columns, rank), max(rows, rank)
     left_B = columns + 1.6 * space
     left_A = left_B + rank + space
@@ -95,10 +91,7 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
         (left_A, columns, rank, LEARNT, f"A: {rank:,} × {columns:,}\ntrained"),
     ):
         ax.add_patch(Rectangle((left, -height / 2), width, height, facecolor=colour, edgecolor=INK, linewidth=0.8))
-        ax.annotate(
-            label, (left + width / 2, -height / 2), xytext=(0, -7), textcoords="offset points", ha="center", va="top",
-            fontsize=10,
-        )  # fmt: skip
+        write_beside(ax, label, (left + width / 2, -height / 2), shift=(0, -7), va="top", fontsize=10)
     for place, sign in ((columns + 0.8 * space, r"$+\ \dfrac{\alpha}{r}\ \cdot$"), (left_A - space / 2, "×")):
         ax.text(place, 0, sign, ha="center", va="center", fontsize=14)
     ax.set_xlim(-0.05 * left_A, left_A + columns + 0.05 * left_A)
@@ -117,13 +110,9 @@ def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[s
         predicted: (parts,) bytes.
         parts: what takes that much, the first on top.
     """
-    measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
-    for name, amounts in (("measured", measured), ("predicted", predicted)):
-        if amounts.shape != (len(parts),):
-            raise ValueError(f"{name} has shape {amounts.shape}: expected ({len(parts)},), one for each part")
-        if (amounts <= 0).any() or np.isinf(amounts).any():
-            raise ValueError(f"{name} holds bytes of 0 or less, or infinite: a logarithmic axis has no place for them")
-    ax = new_figure(height_in=1.2 + 0.5 * len(parts))[1][0, 0] if ax is None else ax
+    measured = as_positive("measured", measured, (len(parts),), gaps=True)
+    predicted = as_positive("predicted", predicted, (len(parts),), gaps=True)
+    ax = axes_or_new(ax, height_in=1.2 + 0.5 * len(parts))
     rows = np.arange(len(parts))
     for amounts, colour, marker, size, label in (
         (predicted, PREDICTED, "D", 130, "predicted"),
@@ -131,17 +120,12 @@ def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[s
     ):
         ax.scatter(amounts / 1e6, rows, s=size, color=colour, edgecolor=INK, marker=marker, label=label)
     for row, amount in zip(rows, predicted, strict=True):
-        ax.annotate(
-            f"{amount / 1e6:,.3g}", (amount / 1e6, row), xytext=(11, 0), textcoords="offset points", va="center",
-            fontsize=9,
-        )  # fmt: skip
+        write_beside(ax, f"{amount / 1e6:,.3g}", (amount / 1e6, row), shift=(11, 0), ha="left")
     decade_axis(ax.xaxis)
     ax.margins(x=0.15)
-    ax.set_yticks(rows, parts)
-    ax.set_ylim(len(parts) - 0.5, -0.5)
+    label_rows(ax, parts)
     ax.set_xlabel("MB (logarithmic axis)")
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
     return ax
 
@@ -151,12 +135,12 @@ def plot_training(losses: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """Draw the loss of every step, on a logarithmic axis.
 
     Args:
-        losses: (steps,) nats a token of answer, above 0.
+        losses: (steps,) nats per token of the answer, above 0.
     """
     losses = np.asarray(losses, float)
     if losses.ndim != 1 or not len(losses) or not np.isfinite(losses).all() or losses.min() <= 0:
         raise ValueError(f"losses of shape {losses.shape}: expected one finite number above 0 for each step")
-    ax = new_figure(height_in=2.6)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=2.6)
     ax.plot(1 + np.arange(len(losses)), losses, "o-", color=MEASURED, markersize=4)
     decade_axis(ax.yaxis)
     ax.set_xlabel("step")
@@ -189,22 +173,16 @@ def plot_before_after(
     if wrong := {len(values) for table in (means, lows, highs) for values in table} - {len(rows)}:
         raise ValueError(f"a row of numbers has {min(wrong)} of them: expected {len(rows)}, one for each name")
     means, lows, highs = (as_amounts(values, (2, len(rows))) for values in (means, lows, highs))
-    if (lows > means).any() or (means > highs).any():
-        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
-    ax = new_figure(height_in=1.1 + 0.42 * len(rows))[1][0, 0] if ax is None else ax
+    bounds = as_intervals(lows, means, highs)
+    ax = axes_or_new(ax, height_in=1.1 + 0.42 * len(rows))
     places = np.arange(len(rows))
     ax.hlines(places, means[0], means[1], color=FADED, linewidth=3, zorder=1)
-    for mean, low, high, name, colour, marker in zip(means, lows, highs, times, (INK, MEASURED), MARKERS, strict=True):
-        ax.errorbar(
-            mean, places, xerr=[mean - low, high - mean], fmt=marker, color=colour, markeredgecolor=INK, capsize=3,
-            label=name,
-        )  # fmt: skip
-    ax.set_yticks(places, rows)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    for time, (name, colour, marker) in enumerate(zip(times, (INK, MEASURED), MARKERS, strict=True)):
+        draw_intervals(ax, places, bounds[:, time], look=marker, colour=colour, label=name, level=True)
+    label_rows(ax, rows)
     ax.set_xlim(0, 1.08 * highs.max())
     ax.set_xlabel(unit)
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
     return ax
 
@@ -222,22 +200,18 @@ def plot_ranks(
     """Draw a share with its interval for each rank.
 
     Args:
-        ranks: rising.
+        ranks: ascending.
         means, lows, highs: (ranks,), from 0 to 1.
         unit: the label of the upright axis, in %.
     """
     if list(ranks) != sorted(set(ranks)):
-        raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected them rising")
+        raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected ascending numbers, each once")
     means, lows, highs = (as_amounts(values, (len(ranks),)) for values in (means, lows, highs))
-    if (lows > means).any() or (means > highs).any():
-        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
+    bounds = as_intervals(lows, means, highs)
     if highs.max() > 1:
         raise ValueError(f"a share is {highs.max()}: expected at most 1")
-    ax = new_figure(height_in=2.9)[1][0, 0] if ax is None else ax
-    ax.errorbar(
-        ranks, 100 * means, yerr=100 * np.array([means - lows, highs - means]), fmt="o-", color=MEASURED,
-        markeredgecolor=INK, capsize=4,
-    )  # fmt: skip
+    ax = axes_or_new(ax, height_in=2.9)
+    draw_intervals(ax, ranks, 100 * bounds, look="o-", colour=MEASURED, capsize=4)
     doubling_axis(ax, ranks)
     ax.set_ylim(0, 104)
     ax.set_xlabel("rank (logarithmic axis)")
@@ -258,13 +232,12 @@ def plot_rank_choice(
     unit: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what `plot_ranks` draws, and mark one rank: in a ring where it was measured, else with the words that it
-    was not.
+    """Draw what `plot_ranks` draws, and mark one rank: with a ring if it was measured, otherwise with "not measured".
 
     Args:
         ranks, means, lows, highs, unit: as in `plot_ranks`.
         chosen: the rank to mark, one of those offered.
-        offered: rising; the axis shows them all.
+        offered: ascending; the axis shows them all.
     """
     if chosen not in offered:
         raise ValueError(f"chosen is {chosen}: expected one of {', '.join(map(str, offered))}")
@@ -277,8 +250,6 @@ def plot_rank_choice(
         height = 100 * means[list(ranks).index(chosen)]
         ax.plot(chosen, height, "o", markersize=14, color=INK, fillstyle="none", clip_on=False)
     else:
-        ax.annotate(
-            "not measured", (chosen, 4), xytext=(-4, 0), textcoords="offset points", rotation=90, ha="right",
-            va="bottom",
-        )  # fmt: skip
+        words = write_beside(ax, "not measured", (chosen, 4), shift=(-4, 0), ha="right", va="bottom", fontsize=10)
+        words.set_rotation(90)
     return ax

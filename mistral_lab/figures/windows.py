@@ -6,14 +6,28 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.patches import Rectangle, Wedge
 
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above, new_figure, readable_on
+from .arrays import as_amounts, as_intervals, as_positive
+from .canvas import axes_or_new
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    decade_axis,
+    doubling_axis,
+    hide_frame,
+    legend_above,
+    readable_on,
+    shade,
+)
 
 VISIBLE, MARKED = COLOURS[4], COLOURS[2]  # a key that may be seen; the cell or row to look at
-WAYS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9])
-SERIES = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # lines that are neither measured against predicted
+WAY_COLOURS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9])
+SERIES_COLOURS = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # for lines that do not compare measured with predicted
 MARKERS = "osv^"
 
 
@@ -32,15 +46,14 @@ def plot_mask(mask: np.ndarray, *, row: int, title: str, ax: Axes | None = None)
     queries, keys = mask.shape
     if not 0 <= row < queries:
         raise ValueError(f"row is {row}: expected a query from 0 to {queries - 1}")
-    ax = new_figure(height_in=4.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=4.2)
     colours = np.where(mask[..., None], mpl.colors.to_rgb(VISIBLE), mpl.colors.to_rgb(FADED))
     ax.pcolormesh(np.arange(keys + 1) - 0.5, np.arange(queries + 1) - 0.5, colours, edgecolor="white", linewidth=1)
     ax.add_patch(Rectangle((-0.5, row - 0.5), keys, 1, fill=False, edgecolor=MARKED, linewidth=2.5))
     ax.invert_yaxis()
     ax.set_xlabel("key")
     ax.set_ylabel("query")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    hide_frame(ax)
     ax.set_title(title)
     return ax
 
@@ -49,23 +62,21 @@ def plot_mask(mask: np.ndarray, *, row: int, title: str, ax: Axes | None = None)
 def plot_influence(
     influence: np.ndarray, *, reaches: np.ndarray, names: Sequence[str], unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw how much each earlier token moves an output, a line a depth, on a logarithmic axis.
+    """Draw how much each earlier token moves an output, a line per depth, on a logarithmic axis.
 
     Args:
         influence: (depths, T); column d belongs to the token d positions back. What is exactly 0 is not drawn.
-        reaches: (depths,) tokens that can be seen from each depth: a dashed line stands at the furthest of them.
+        reaches: (depths,) how many tokens each depth can see; a dashed line stands at the furthest of them.
         names: of the depths.
         unit: the label of the vertical axis.
     """
-    influence, reaches = np.asarray(influence, float), np.asarray(reaches)
+    influence, reaches = as_amounts(influence, np.shape(influence)), np.asarray(reaches)
     if influence.ndim != 2 or not len(influence) == len(reaches) == len(names):
         raise ValueError(
             f"influence has shape {influence.shape}, with {len(reaches)} reaches and {len(names)} names: "
             "expected a row, a reach and a name for each depth"
         )
-    if not np.isfinite(influence).all() or (influence < 0).any():
-        raise ValueError("influence is negative, infinite or NaN somewhere: expected amounts of 0 or more")
-    ax = new_figure(height_in=2.8)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=2.8)
     colours = mpl.colormaps["viridis"](np.linspace(0.85, 0, len(names)))  # the last one dark: it is the whole model
     for line, reach, name, colour in zip(influence, reaches, names, colours, strict=True):
         # Not antialiased: the soft edges of ragged lines would be most of the picture's bytes.
@@ -82,7 +93,7 @@ def plot_influence(
 
 @mpl.rc_context(STYLE)
 def plot_slots(positions: np.ndarray, *, written: np.ndarray, window: int, ax: Axes | None = None) -> Axes:
-    """Draw what every slot of a ring holds, a row a step, with a frame around the slots that the step wrote.
+    """Draw what every slot of a ring holds, a row per step, with a frame around the slots that the step wrote.
 
     Args:
         positions: (steps, slots) whole numbers, the position that a slot holds, -1 where it is empty.
@@ -96,11 +107,11 @@ def plot_slots(positions: np.ndarray, *, written: np.ndarray, window: int, ax: A
             "expected the same (steps, slots), written as bool"
         )
     steps, slots = positions.shape
-    ax = new_figure(height_in=0.9 + 0.2 * steps)[1][0, 0] if ax is None else ax
-    scale = Normalize(0, max(1, positions.max()))
+    ax = axes_or_new(ax, height_in=0.9 + 0.2 * steps)
+    newest = max(1, positions.max())
     for step, slot in np.ndindex(steps, slots):
         held = positions[step, slot]
-        colour = FADED if held < 0 else mpl.colors.to_hex(mpl.colormaps["viridis"](scale(held)))
+        colour = _position_colour(held, newest)
         ax.add_patch(Rectangle((slot - 0.5, step - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
         if held >= 0:
             ax.text(slot, step, str(held), ha="center", va="center", fontsize=9, color=readable_on(colour))
@@ -114,8 +125,71 @@ def plot_slots(positions: np.ndarray, *, written: np.ndarray, window: int, ax: A
     ax.set_yticks(range(steps))
     ax.set_xlabel("slot (grey: empty; framed: written in this step; the number is the position it holds)")
     ax.set_ylabel("token")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    hide_frame(ax)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_ring(held: np.ndarray, *, written: int, longest: int, ax: Axes) -> Axes:
+    """Draw a ring of slots, clockwise from the top, each with the position it holds and a frame around one.
+
+    Args:
+        held: (W,) whole numbers, the position in each slot, -1 where it is empty.
+        written: the slot to frame.
+        longest: the position with the last colour.
+    """
+    held = np.asarray(held)
+    if held.ndim != 1 or not 0 <= written < len(held):
+        raise ValueError(f"held has shape {held.shape} and written is {written}: expected (W,), and one of its slots")
+    turn = 360 / len(held)
+    for slot, position in enumerate(held):
+        colour = _position_colour(position, longest)
+        start = 90 - (slot + 1) * turn
+        ax.add_patch(Wedge((0, 0), 1, start, start + turn, width=0.45, facecolor=colour, edgecolor="white"))
+        angle = np.radians(start + turn / 2)
+        if position >= 0:
+            place = 0.775 * np.cos(angle), 0.775 * np.sin(angle)
+            ax.text(*place, str(position), ha="center", va="center", color=readable_on(colour))
+        side = "center" if abs(np.cos(angle)) < 0.3 else "left" if np.cos(angle) > 0 else "right"
+        place = 1.09 * np.cos(angle), 1.13 * np.sin(angle)
+        ax.text(*place, f"slot {slot}", ha=side, va="center", fontsize=9)
+    start = 90 - (written + 1) * turn
+    ax.add_patch(Wedge((0, 0), 1, start, start + turn, width=0.45, fill=False, edgecolor=MARKED, linewidth=2.5))
+    ax.set_aspect("equal")
+    ax.set_xlim(-1.6, 1.6)
+    ax.set_ylim(-1.3, 1.3)
+    ax.axis("off")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_positions(visible: np.ndarray, *, newest: int, title: str, per_row: int = 8, ax: Axes) -> Axes:
+    """Draw all positions of a text as cells: in colour if they can be seen, empty if they are still to come, else grey.
+
+    Args:
+        visible: (T,) bool.
+        newest: the position that is framed; what comes after it is empty.
+        title: what the colours are.
+        per_row: cells in a row.
+    """
+    visible = np.asarray(visible)
+    if visible.ndim != 1 or visible.dtype != bool or not 0 <= newest < len(visible):
+        raise ValueError(
+            f"visible has shape {visible.shape} in {visible.dtype}, newest is {newest}: expected bool (T,), one of T"
+        )
+    for position, seen in enumerate(visible):
+        row, column = divmod(position, per_row)
+        colour = "white" if position > newest else _position_colour(position if seen else -1, len(visible) - 1)
+        edge = FADED if position > newest else "white"
+        ax.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, facecolor=colour, edgecolor=edge))
+        ink = "#8c8c8c" if position > newest else readable_on(colour)
+        ax.text(column, row, str(position), ha="center", va="center", color=ink)
+    row, column = divmod(newest, per_row)
+    ax.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fill=False, edgecolor=MARKED, linewidth=2.5))
+    ax.set_xlim(-0.6, per_row - 0.4)
+    ax.set_ylim((len(visible) - 1) // per_row + 0.6, -0.6)
+    ax.axis("off")
+    ax.set_title(title)
     return ax
 
 
@@ -135,27 +209,20 @@ def plot_growth(
     Args:
         sizes: (n,) along the horizontal axis.
         measured: (ways, n) in `unit`; NaN where nothing was measured.
-        predicted: (ways, n), the same.
+        predicted: (ways, n) in `unit`; NaN where nothing was predicted.
         names: of the ways, at most four; a way has one marker in both.
         x_label, unit: the labels of the axes.
     """
-    measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
     shape = (len(names), len(sizes))
-    for name, amounts in (("measured", measured), ("predicted", predicted)):
-        if amounts.shape != shape:
-            raise ValueError(f"{name} has shape {amounts.shape}: expected {shape}, ways by sizes")
-        if (amounts <= 0).any() or np.isinf(amounts).any():
-            raise ValueError(f"{name} is not above 0 everywhere: a logarithmic axis has no other place")
-    ax = new_figure(height_in=3.4)[1][0, 0] if ax is None else ax
+    measured = as_positive("measured", measured, shape, gaps=True)
+    predicted = as_positive("predicted", predicted, shape, gaps=True)
+    ax = axes_or_new(ax, height_in=3.4)
     for way, (name, marker) in enumerate(zip(names, MARKERS[: len(names)], strict=True)):
-        ax.plot(sizes, measured[way], f"{marker}-", color=WAYS[way], markeredgecolor=INK, label=name, zorder=3)
+        ax.plot(sizes, measured[way], f"{marker}-", color=WAY_COLOURS[way], markeredgecolor=INK, label=name, zorder=3)
         ax.plot(sizes, predicted[way], f"{marker}--", color=PREDICTED, markerfacecolor="white", markersize=8, zorder=2)
     ax.plot([], [], "--", color=PREDICTED, label="predicted (hollow)")
     doubling_axis(ax, sizes)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter("{x:,g}")
+    decade_axis(ax.yaxis)
     ax.set_xlabel(f"{x_label} (logarithmic axis)")
     ax.set_ylabel(f"{unit} (logarithmic axis)")
     ax.grid()
@@ -176,7 +243,7 @@ def plot_by_range(
     divider: tuple[float, str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw means with their intervals, a line a series, at places that have names.
+    """Draw means with their intervals, a line per series, at places that have names.
 
     Args:
         means, lows, highs: (series, places), in `unit`; the axis starts at 0.
@@ -185,28 +252,16 @@ def plot_by_range(
         x_label, unit: the labels of the axes.
         divider: a place, such as 1.5 between the second and the third, and what changes there.
     """
-    means, lows, highs = (np.asarray(values, float) for values in (means, lows, highs))
-    shape = (len(names), len(ranges))
-    for name, values in (("means", means), ("lows", lows), ("highs", highs)):
-        if values.shape != shape:
-            raise ValueError(f"{name} has shape {values.shape}: expected {shape}, series by places")
-    if not ((lows >= 0) & (lows <= means) & (means <= highs) & np.isfinite(highs)).all():
-        raise ValueError("an interval is not finite or does not hold its mean: expected 0 <= lows <= means <= highs")
-    ax = new_figure(height_in=2.8)[1][0, 0] if ax is None else ax
+    means, lows, highs = (as_amounts(values, (len(names), len(ranges))) for values in (means, lows, highs))
+    bounds = as_intervals(lows, means, highs)
+    ax = axes_or_new(ax, height_in=2.8)
     places = np.arange(len(ranges))
-    looks = zip(names, MARKERS[: len(names)], SERIES[: len(names)], strict=True)
+    looks = zip(names, MARKERS[: len(names)], SERIES_COLOURS[: len(names)], strict=True)
     for series, (name, marker, colour) in enumerate(looks):
         shift = 0.06 * (series - (len(names) - 1) / 2)  # or intervals at one place would cover each other
-        ax.errorbar(
-            places + shift,
-            means[series],
-            yerr=[means[series] - lows[series], highs[series] - means[series]],
-            fmt=f"{marker}-",
-            color=colour,
-            linewidth=1.2,
-            capsize=3,
-            label=name,
-        )
+        low, mean, high = bounds[:, series]
+        look = {"fmt": f"{marker}-", "color": colour, "linewidth": 1.2, "capsize": 3, "label": name}
+        ax.errorbar(places + shift, mean, yerr=[mean - low, high - mean], **look)
     ax.set_xticks(places, ranges)
     ax.set_ylim(-0.03 * highs.max(), 1.08 * highs.max())  # room for a marker at 0
     ax.set_xlabel(x_label)
@@ -226,3 +281,8 @@ def plot_by_range(
         )
     legend_above(ax, columns=min(len(names), 3))
     return ax
+
+
+def _position_colour(position: int, longest: int) -> str:
+    """The colour of a position, `longest` having the last one; grey where there is none, -1."""
+    return FADED if position < 0 else shade(Normalize(0, longest)(position))

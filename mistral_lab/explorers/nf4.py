@@ -10,13 +10,13 @@ from .base import FULL, Explorer, choice_slider, count_slider
 WEIGHTS = 2**14
 DRAWN = 32  # weights of the block
 PLACE = 5  # of the outlier
-LIMIT = 3.6  # of the drawing: hardly a normal weight lies beyond it
+LIMIT = 3.6  # of the drawing: almost no normal weight lies beyond it
 
 
 def four_bits() -> Explorer:
     """Put an outlier into one block of normal weights, and see its levels, codes, error and bits.
 
-    The weights are seeded normal numbers, so that their root mean square is 1; they are rounded by `nf4.quantize`.
+    The weights are seeded normal numbers with a root mean square of 1. They are rounded by `nf4.quantize`.
     """
     normal = torch.randn(WEIGHTS, generator=torch.Generator().manual_seed(0))
 
@@ -27,12 +27,12 @@ def four_bits() -> Explorer:
         q = quantize(w, block_size=block_size, double=double)
         back = dequantize(q)
         wrong = (back - w).square()
-        wrong[PLACE] = 0  # the outlier itself is the largest of its block, and exact but for double quantisation
+        wrong[PLACE] = 0  # the outlier is the largest of its block: only double quantisation rounds it
         error_here = (wrong[:block_size].sum() / (block_size - 1)).sqrt().item()
         error_elsewhere = wrong[block_size:].mean().sqrt().item()
         codes = torch.stack([q.packed >> 4, q.packed & 0xF], dim=1).flatten()[:block_size]
         shares = codes.long().bincount(minlength=16) / block_size
-        levels = CODEBOOK * back[:block_size].abs().max()  # the largest of a block has the code of -1 or 1
+        levels = CODEBOOK * back[:block_size].abs().max()  # the largest weight of a block has the code of -1 or 1
 
         beyond = f" (the outlier, at {PLACE}, lies beyond)" if outlier > LIMIT else ""
         figure, axes = bare_figure(1, 2, height_in=3.4, widths=[1.4, 1])

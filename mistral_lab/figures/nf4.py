@@ -6,21 +6,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    as_amounts,
-    doubling_axis,
-    legend_above,
-    new_figure,
-    readable_on,
-)
+from .arrays import as_amounts, as_finite, as_intervals
+from .canvas import axes_or_new
+from .marks import draw_intervals, draw_percent_map, label_rows, write_beside
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above
 
-LINES = (MEASURED, COLOURS[4])
+LINE_COLOURS = (MEASURED, COLOURS[4])
 
 
 @mpl.rc_context(STYLE)
@@ -33,14 +24,13 @@ def plot_quantiles(
         x, density: (n,), the curve; x in standard deviations.
         values, heights: (values,), where each value stands on x, and the curve's density there.
     """
-    x, values = _finite(x, np.shape(density)), _finite(values, np.shape(heights))
+    x, values = as_finite(x, np.shape(density)), as_finite(values, np.shape(heights))
     density, heights = as_amounts(density, x.shape), as_amounts(heights, values.shape)
-    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.0)
     ax.plot(x, density, color=INK)
     ax.vlines(values, 0, heights, color=COLOURS[0], linewidth=2)
     for number, (value, height) in enumerate(zip(values, heights, strict=True)):
-        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 9}
-        ax.annotate(str(number), (value, height), **place)
+        write_beside(ax, str(number), (value, height), shift=(0, 3), va="bottom")
     ax.set_xlim(x.min(), x.max())
     ax.set_ylim(0, 1.14 * density.max())
     ax.set_xlabel("standard deviations")
@@ -66,14 +56,14 @@ def plot_codebooks(
         names: of the codebooks, from the top.
         title: whose weights.
     """
-    edges = _finite(edges, np.shape(edges))
+    edges = as_finite(edges, np.shape(edges))
     shares = as_amounts(shares, (len(edges) - 1,))
     rows = -0.16 * shares.max() * np.arange(1, len(names) + 1)
-    ax = new_figure(height_in=2.2 + 0.35 * len(names))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=2.2 + 0.35 * len(names))
     ax.stairs(shares, edges, fill=True, color=FADED)
     ax.axhline(0, color=INK, linewidth=0.8)
     for row, codebook in zip(rows, codebooks, strict=True):
-        codebook = _finite(codebook, np.shape(codebook))
+        codebook = as_finite(codebook, np.shape(codebook))
         ax.plot(codebook, np.full(codebook.shape, row), "|", color=COLOURS[0], markersize=13, markeredgewidth=2)
     ax.set_yticks([shares.max() / 2, *rows], ["weights", *names])
     ax.tick_params(axis="y", length=0)
@@ -103,9 +93,9 @@ def plot_rounded_block(
         title: which block.
         limit: the largest absolute value that is drawn; None draws all.
     """
-    weights = _finite(weights, np.shape(rounded))
-    rounded, levels = _finite(rounded, weights.shape), _finite(levels, np.shape(levels))
-    ax = new_figure(height_in=3.0)[1][0, 0] if ax is None else ax
+    weights = as_finite(weights, np.shape(rounded))
+    rounded, levels = as_finite(rounded, weights.shape), as_finite(levels, np.shape(levels))
+    ax = axes_or_new(ax, height_in=3.0)
     limit = 1.05 * np.abs(weights).max() if limit is None else limit
     places = np.arange(len(weights))
     ax.hlines(levels[np.abs(levels) <= limit], -1, len(weights), color=FADED, linewidth=0.8)
@@ -140,9 +130,9 @@ def plot_errors_by_block(
     """
     measured = as_amounts(measured, (len(names), len(block_sizes)))
     predicted = as_amounts(predicted, (len(block_sizes),))
-    ax = new_figure(height_in=3.2)[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=3.2)
     ax.plot(block_sizes, 100 * predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=10, label="predicted")
-    for line, name, colour, marker in zip(measured, names, LINES[: len(names)], "os"[: len(names)], strict=True):
+    for line, name, colour, marker in zip(measured, names, LINE_COLOURS[: len(names)], "os"[: len(names)], strict=True):
         ax.plot(block_sizes, 100 * line, f"{marker}-", color=colour, markeredgecolor=INK, label=name)
     doubling_axis(ax, block_sizes)
     ax.set_ylim(0, 106 * max(measured.max(), predicted.max()))
@@ -168,19 +158,17 @@ def plot_format_errors(
     measured = np.asarray(measured, float)
     measured = as_amounts(measured, (len(names), measured.shape[-1] if measured.ndim else 0))
     predicted = as_amounts(predicted, (len(names),))
-    ax = new_figure(height_in=1.4 + 0.45 * len(names))[1][0, 0] if ax is None else ax
+    ax = axes_or_new(ax, height_in=1.4 + 0.45 * len(names))
     rows = np.arange(len(names))
     style = {"color": PREDICTED, "markeredgecolor": INK, "markersize": 10, "zorder": 3}
     ax.plot(100 * predicted, rows, "D", label="predicted", **style)
     spread = np.linspace(-0.22, 0.22, measured.shape[1]) if measured.shape[1] > 1 else np.zeros(1)
     places = rows[:, None] + spread
     ax.plot(100 * measured.ravel(), places.ravel(), "o", color=MEASURED, markersize=4, alpha=0.7, label=what)
-    ax.set_yticks(rows, names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    label_rows(ax, names)
     ax.set_xlim(left=0)
     ax.set_xlabel("error, % of the weights' rms")
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
     return ax
 
@@ -197,18 +185,31 @@ def plot_error_map(
         title: of which format.
     """
     errors = as_amounts(errors, (len(kinds), len(layers)))
-    ax = new_figure(height_in=1.2 + 0.32 * len(kinds))[1][0, 0] if ax is None else ax
-    ax.imshow(errors, vmin=0, vmax=errors.max(), cmap="viridis", aspect="auto")
-    for row, column in np.ndindex(errors.shape):
-        colour = mpl.colors.to_hex(mpl.colormaps["viridis"](errors[row, column] / errors.max()))
-        text = f"{100 * errors[row, column]:.1f}"
-        ax.text(column, row, text, ha="center", va="center", fontsize=9, color=readable_on(colour))
+    ax = axes_or_new(ax, height_in=1.2 + 0.32 * len(kinds))
+    draw_percent_map(ax, errors, most=errors.max(), digits=1)
     ax.set_xticks(range(len(layers)), layers)
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_xlabel("layer (number: error, % of the weights' rms)")
     ax.set_title(title)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_code_shares(shares: np.ndarray, *, title: str, ax: Axes) -> Axes:
+    """Draw how often each code is used.
+
+    Args:
+        shares: (codes,), from 0 to 1.
+        title: where.
+    """
+    shares = as_amounts(shares, np.shape(shares))
+    ax.bar(range(len(shares)), 100 * shares, color=COLOURS[0])
+    ax.set_xticks(range(0, len(shares), 3))
+    ax.set_ylim(0, 105)
+    ax.set_xlabel("code")
+    ax.set_ylabel("weights that have it, %")
+    ax.grid(axis="y")
+    ax.set_title(title)
     return ax
 
 
@@ -225,34 +226,21 @@ def plot_loss_changes(
     """Draw how each format changes the loss of each model, with intervals, about a line at no change.
 
     Args:
-        means, lows, highs: (models, formats), in nats a token; at most two models.
+        means, lows, highs: (models, formats), in nats per token; at most two models.
         formats: names of the rows, from the top.
         models: names.
     """
     shape = (len(models), len(formats))
-    means, lows, highs = (_finite(values, shape) for values in (means, lows, highs))
-    if (lows > means).any() or (means > highs).any():
-        raise ValueError("a mean lies outside its interval: expected lows <= means <= highs")
-    ax = new_figure(height_in=1.4 + 0.45 * len(formats))[1][0, 0] if ax is None else ax
+    means, lows, highs = (as_finite(values, shape) for values in (means, lows, highs))
+    bounds = 1000 * as_intervals(lows, means, highs)
+    ax = axes_or_new(ax, height_in=1.4 + 0.45 * len(formats))
     rows, steps = np.arange(len(formats)), (np.arange(len(models)) - (len(models) - 1) / 2) * 0.3
     ax.axvline(0, color=INK, linewidth=1, linestyle=":")
-    for mean, low, high, name, colour, marker, step in zip(
-        means, lows, highs, models, LINES[: len(models)], "os"[: len(models)], steps, strict=True
-    ):
-        reach = 1000 * np.array([mean - low, high - mean])
-        style = {"color": colour, "markeredgecolor": INK, "capsize": 3, "label": name}
-        ax.errorbar(1000 * mean, rows + step, xerr=reach, fmt=marker, **style)
-    ax.set_yticks(rows, formats)
-    ax.set_ylim(len(formats) - 0.5, -0.5)
+    looks = zip(models, LINE_COLOURS[: len(models)], "os"[: len(models)], steps, strict=True)
+    for model, (name, colour, marker, step) in enumerate(looks):
+        draw_intervals(ax, rows + step, bounds[:, model], look=marker, colour=colour, label=name, level=True)
+    label_rows(ax, formats)
     ax.set_xlabel("change of held-out loss, thousandths of a nat a token")
     ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=2)
     return ax
-
-
-def _finite(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.asarray(values, float)
-    if values.shape != shape or not np.isfinite(values).all():
-        raise ValueError(f"an array has shape {values.shape}: expected {shape}, all of them finite numbers")
-    return values

@@ -1,0 +1,75 @@
+"""What several pictures are made of: named rows, intervals, maps of percentages, text beside a place."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+
+from .style import INK, hide_frame, readable_on, shade
+
+
+def label_rows(ax: Axes, names: Sequence[str], *, room: float = 0.5) -> None:
+    """Give each row its name, the first on top, with some room beyond the first and the last."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 1 + room, -room)
+    ax.tick_params(axis="y", length=0)
+
+
+def draw_intervals(
+    ax: Axes,
+    places: np.ndarray,
+    bounds: np.ndarray,
+    *,
+    look: str,
+    colour: str,
+    label: str | None = None,
+    level: bool = False,
+    capsize: float = 3,
+) -> None:
+    """Draw a mark at each middle, and through it a bar from low to high.
+
+    Args:
+        places: (n,) along the other axis.
+        bounds: (3, n), lows, middles and highs.
+        look: marker and line, as matplotlib writes them: "o-".
+        level: whether the bars lie in rows, at heights that are the places.
+        capsize: half the width of a bar's ends, in points.
+    """
+    low, middle, high = bounds
+    reach = [middle - low, high - middle]
+    style = {"fmt": look, "color": colour, "markeredgecolor": INK, "capsize": capsize, "label": label}
+    if level:
+        ax.errorbar(middle, places, xerr=reach, **style)
+    else:
+        ax.errorbar(places, middle, yerr=reach, **style)
+
+
+def draw_percent_map(ax: Axes, shares: np.ndarray, *, most: float, digits: int = 0) -> None:
+    """Draw shares as cells of a heat map, each with its number in per cent.
+
+    Args:
+        shares: (rows, columns).
+        most: the share with the last colour.
+        digits: of the numbers, after the point.
+    """
+    ax.imshow(shares, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+    for row, column in np.ndindex(shares.shape):
+        colour = readable_on(shade(shares[row, column] / most))
+        text = f"{100 * shares[row, column]:.{digits}f}"
+        ax.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+    hide_frame(ax)
+
+
+def write_beside(
+    ax: Axes,
+    text: str,
+    place: tuple[float, float],
+    *,
+    shift: tuple[float, float],
+    ha: str = "center",
+    va: str = "center",
+    fontsize: float = 9,
+) -> Annotation:
+    """Write a text beside a place in the plot, shifted from it by so many points to the right and upwards."""
+    return ax.annotate(text, place, xytext=shift, textcoords="offset points", ha=ha, va=va, fontsize=fontsize)
