@@ -14,7 +14,7 @@ import test_checks_tuning_machines as tuning_machines
 import torch
 
 from mistral_lab import checks, masks, nf4
-from mistral_lab.checks import _values, machinery
+from mistral_lab.checks import machinery, values
 
 
 def said(name, function, capsys) -> str:
@@ -421,7 +421,7 @@ def test_every_check_has_three_wrong_answers_and_a_right_one():
 @pytest.mark.parametrize("name", checks.__all__)
 def test_every_mistake_that_a_check_lists_gets_its_own_hint(name, capsys, monkeypatch):
     # Told apart with ten times the tolerance: no hint hangs on rounding.
-    monkeypatch.setattr(_values, "RTOL", 10 * _values.RTOL)
+    monkeypatch.setattr(values, "RTOL", 10 * values.RTOL)
     for mistake in parts_of(name)["mistakes"]:
         wrong = functools.wraps(parts_of(name)["answer"])(
             lambda *arguments, mistake=mistake: mistake.answer(*arguments)

@@ -91,7 +91,7 @@ time.sleep(0.5)
 
 @pytest.mark.parametrize(("mib", "survives"), [(64, True), (400, False)])
 def test_a_process_is_held_to_its_memory(mib, survives):
-    with full_size_lessons._memory_limit(os.getpid(), 2**40) as possible:
+    with full_size_lessons.memory_limit(os.getpid(), 2**40) as possible:
         pass
     if not possible:
         pytest.skip("no memory cgroup can be made here")

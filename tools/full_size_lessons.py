@@ -50,7 +50,7 @@ class Held:
         """Hold and watch a process, by its id."""
         done = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(psutil.Process(pid), done), daemon=True)
-        with _memory_limit(pid, self.limit_bytes) as self.held:
+        with memory_limit(pid, self.limit_bytes) as self.held:
             sampler.start()
             try:
                 yield self
@@ -69,7 +69,7 @@ class Held:
 
 
 @contextmanager
-def _memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
+def memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
     """Hold a process to so much memory, the page cache of its files included; yields whether that could be done."""
     for root, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):  # cgroups of version 1, and of 2
         group = Path("/sys/fs/cgroup") / root / f"mistral-lab-{os.getpid()}"

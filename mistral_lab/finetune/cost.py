@@ -144,7 +144,7 @@ def _matrices(config, targets, *, active: bool = False) -> list[tuple[int, int, 
     ]
 
 
-class _LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of tensors that operations made and that still exist; views count once."""
 
     def __init__(self) -> None:
@@ -164,6 +164,7 @@ class _LiveTensors(TorchDispatchMode):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensors that exist now."""
         return sum(self.live.values())
 
 
@@ -185,7 +186,7 @@ def measured_activation_bytes(loaded, *, batch: int, tokens: int, checkpointing:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(loaded.config.vocab_size, (batch, tokens), generator=generator).to(loaded.model.device)
     with training_mode(loaded.model, checkpointing=checkpointing):
-        with _LiveTensors() as made:
+        with LiveTensors() as made:
             loss = loaded.model(input_ids=drawn, labels=drawn).loss
             kept = made.nbytes
         loss.backward()  # or what checkpointing holds would stay
