@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+import notebook_files
 import template
 
 MAX_BYTES = 1_000_000
@@ -62,7 +63,7 @@ def schema(notebook: NotebookNode, name: str) -> Problems:
 
 def opening(notebook: NotebookNode, name: str) -> Problems:
     """The title with the badge of tools/template.py, then its set-up cell, both with the address in pyproject.toml."""
-    address = template.repository()
+    address = notebook_files.repository()
     title, setup = notebook.cells[:2]
     if title.cell_type != "markdown" or not title.source.startswith("# "):
         yield "cell 1: expected Markdown that starts with the title, '# ...'"
@@ -131,8 +132,8 @@ def metadata(notebook: NotebookNode, name: str) -> Problems:
     """Nothing that depends on who saved the file: the metadata of tools/template.py, and tags that nbval knows."""
     if "widgets" in notebook.metadata:
         yield "notebook: keeps widget state in metadata.widgets; run `make outputs`"
-    elif notebook.metadata != template.METADATA:
-        yield f"notebook: metadata {dict(notebook.metadata)}, expected {template.METADATA}; run `make outputs`"
+    elif notebook.metadata != notebook_files.METADATA:
+        yield f"notebook: metadata {dict(notebook.metadata)}, expected {notebook_files.METADATA}; run `make outputs`"
     for number, cell in enumerate(notebook.cells, 1):
         if extra := cell.metadata.keys() - {"tags"}:
             yield f"cell {number}: metadata holds {sorted(extra)}, expected nothing but tags"
@@ -181,7 +182,7 @@ def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
 def views(notebook: NotebookNode, name: str) -> Problems:
     """No output refers to a widget: without its kernel it would be an error where the picture should be."""
     for number, cell in code_cells(notebook):
-        if any(template.WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
+        if any(notebook_files.WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
             yield f"cell {number}: keeps the view of a widget; run `make outputs`"
 
 
@@ -207,7 +208,7 @@ def own_text(cell: NotebookNode) -> str:
 
 def names(notebook: NotebookNode, name: str) -> Problems:
     """No cell gives another meaning to a name that the package exports."""
-    exported = exported_names(template.ROOT / "mistral_lab")
+    exported = exported_names(notebook_files.ROOT / "mistral_lab")
     for number, cell in code_cells(notebook):
         for bound in sorted(bound_names(body(cell)) & exported.keys()):
             yield f"cell {number}: defines {bound!r} again, which stands in mistral_lab/{exported[bound]}"

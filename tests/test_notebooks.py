@@ -8,20 +8,21 @@ import pytest
 from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
+import notebook_files
 import template
 
 NAME = "02_grouped_query_attention"
 ALT = "Bars of four heights, the third one the tallest."
 
 
-@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.lessons(), ids=lambda path: path.stem)
 def test_lesson_keeps_the_rules(path):
     found = notebook_rules.problems(notebook_rules.read(path), path.stem)
     assert not found, "\n".join([f"{path.name}:", *found])
 
 
 def test_there_is_a_lesson():
-    assert template.lessons(), "notebooks/ holds no lesson"
+    assert notebook_files.lessons(), "notebooks/ holds no lesson"
 
 
 def figure() -> NotebookNode:
@@ -36,7 +37,7 @@ def printed(text: str) -> NotebookNode:
 @pytest.fixture
 def lesson() -> NotebookNode:
     """A lesson of 20 cells that keeps every rule: cells 3 to 12 are prose, 13 draws, 14 to 20 print."""
-    notebook = template.new_lesson(NAME, "Grouped-query attention", template.repository())
+    notebook = template.new_lesson(NAME, "Grouped-query attention", notebook_files.repository())
     notebook.cells[1].execution_count = 1
     notebook.cells += [new_markdown_cell(f"Prose, paragraph {n}.", id=f"prose-{n}") for n in range(10)]
     drawing = new_code_cell("figures.show(figure, alt)", id="figure", execution_count=2)
@@ -122,7 +123,7 @@ BREAKAGES = {
         r"notebook: keeps widget state in metadata\.widgets",
     ),
     "the view of a widget": (
-        output(13, new_output("display_data", data={template.WIDGET_VIEW: {"model_id": "1"}, "text/plain": ALT})),
+        output(13, new_output("display_data", data={notebook_files.WIDGET_VIEW: {"model_id": "1"}, "text/plain": ALT})),
         "cell 13: keeps the view of a widget",
     ),
     "another kernel": (

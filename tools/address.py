@@ -6,6 +6,7 @@ import sys
 import nbformat
 from nbformat import NotebookNode
 
+import notebook_files
 import template
 
 _SLUG = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?/[A-Za-z0-9._-]{1,100}"
@@ -46,15 +47,15 @@ def main() -> None:
         sys.exit("usage: make address REPO=owner/name")
     try:
         address = parse(sys.argv[1])
-        project = readdress_project(template.PYPROJECT.read_text(encoding="utf-8"), address)
-        notebooks = {path: nbformat.read(path, as_version=4) for path in template.lessons()}
+        project = readdress_project(notebook_files.PYPROJECT.read_text(encoding="utf-8"), address)
+        notebooks = {path: nbformat.read(path, as_version=4) for path in notebook_files.lessons()}
         for path, notebook in notebooks.items():
             readdress(notebook, path.stem, address)
     except ValueError as error:
         sys.exit(str(error))
-    template.replace_text(template.PYPROJECT, project)
+    notebook_files.replace_text(notebook_files.PYPROJECT, project)
     for path, notebook in notebooks.items():
-        template.write(notebook, path)
+        notebook_files.write(notebook, path)
     print(f"pyproject.toml and {len(notebooks)} lessons now say {address}")
 
 

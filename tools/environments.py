@@ -18,12 +18,12 @@ import nbformat
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import template
+import notebook_files
 from execute import Run, bundled_environment, execute
 from lessons import table
 
-COLAB = template.ROOT / "tests" / "environments" / "colab.txt"
-CONSTRAINTS = template.ROOT / "constraints.txt"
+COLAB = notebook_files.ROOT / "tests" / "environments" / "colab.txt"
+CONSTRAINTS = notebook_files.ROOT / "constraints.txt"
 
 RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # of the development tools, what a lesson or a test runs in
 # Tests of what libraries do.
@@ -39,7 +39,7 @@ _REMOVAL = re.compile(
 
 def declared() -> list[Requirement]:
     """What pyproject.toml declares for lessons and library tests, fine-tuning and their runners included."""
-    project = tomllib.loads(template.PYPROJECT.read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(notebook_files.PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["finetune"]]
     lines += [line for line in extras["dev"] if Requirement(line).name in RUNNERS]
@@ -115,11 +115,12 @@ class Environment:
 
 def clone(destination: Path) -> str:
     """Make a repository with one commit, the work tree as it is now; its address for pip."""
-    git = ["git", "--git-dir", destination / ".git", "--work-tree", template.ROOT]
+    tree = notebook_files.ROOT
+    git = ["git", "--git-dir", destination / ".git", "--work-tree", tree]
     author = ["-c", "user.name=Mistral Lab", "-c", "user.email=lab@localhost"]
     subprocess.run(["git", "init", "--quiet", destination], check=True)
-    subprocess.run([*git, "add", "--all", "."], check=True, cwd=template.ROOT)
-    subprocess.run([*git, *author, "commit", "--quiet", "--message", "The work tree"], check=True, cwd=template.ROOT)
+    subprocess.run([*git, "add", "--all", "."], check=True, cwd=tree)
+    subprocess.run([*git, *author, "commit", "--quiet", "--message", "The work tree"], check=True, cwd=tree)
     return destination.as_uri()
 
 
@@ -127,7 +128,7 @@ def copy(path: Path, folder: Path, address: str) -> Path:
     """Copy a lesson, with `address` in its set-up cell in place of the public one."""
     notebook = nbformat.read(path, as_version=4)
     setup = notebook.cells[1]
-    public = template.repository()
+    public = notebook_files.repository()
     if f"git+{public}" not in setup.source:
         raise ValueError(f"{path.name}: expected git+{public} in the set-up cell, as cell 2")
     setup.source = setup.source.replace(public, address)
@@ -170,7 +171,7 @@ def run_lessons(environment: Environment, paths: list[Path]) -> list[Run]:
 def run_tests(environment: Environment) -> int:
     """Run the library tests on the work tree; pytest's exit status."""
     command = [environment.python, "-m", "pytest", "-q", *(f"tests/{name}" for name in TESTS)]
-    return subprocess.run(command, cwd=template.ROOT, env=os.environ | {"PYTHONPATH": ""}, check=False).returncode
+    return subprocess.run(command, cwd=notebook_files.ROOT, env=os.environ | {"PYTHONPATH": ""}, check=False).returncode
 
 
 def main() -> None:
@@ -185,9 +186,9 @@ def main() -> None:
         "latest": lambda: latest(declared(), arguments.torch),
         "oldest": lambda: oldest(declared(), arguments.torch),
     }[arguments.name]()
-    environment = Environment(template.ROOT / "build" / arguments.name, lines)
+    environment = Environment(notebook_files.ROOT / "build" / arguments.name, lines)
     environment.install(again=arguments.name == "latest")
-    runs = run_lessons(environment, arguments.lessons or template.lessons())
+    runs = run_lessons(environment, arguments.lessons or notebook_files.lessons())
     versions = environment.versions()
     names = sorted(canonicalize_name(each.name) for each in declared())
     print(f"\n{table(runs)}\n\n{', '.join(f'{name} {versions[name]}' for name in names if name in versions)}")

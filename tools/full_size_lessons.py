@@ -20,15 +20,15 @@ from pathlib import Path
 
 import psutil
 
-import template
+import notebook_files
 from execute import Run, execute
 from full_size import write
 from mistral_lab import PRESETS
 from mistral_lab.measure import Machine
 
 MODEL = "mistral-7b-v0.1"
-RECORDS = template.ROOT / "benchmarks" / "lessons-7b.json"
-FOLDER = template.ROOT / "build" / "full-size"
+RECORDS = notebook_files.ROOT / "benchmarks" / "lessons-7b.json"
+FOLDER = notebook_files.ROOT / "build" / "full-size"
 NEEDED_BYTES = 25 * 10**9  # on disk: the weights in 16 bits, a quantised copy, room to write
 
 MEMORY_GIB = {"01": 8, "02": 8, "03": 8, "06": 16}  # lesson: what its table of tiers asks of a CPU
@@ -154,7 +154,7 @@ def keep(name: str, record: Record) -> None:
     """Write one lesson's record beside the others."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
     records[name] = asdict(record)
-    template.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
+    notebook_files.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -172,7 +172,7 @@ def main() -> None:
             sys.exit(f"the disk has {free / 1e9:.0f} GB free: full size needs {NEEDED_BYTES / 1e9:.0f} GB")
         write(PRESETS[MODEL], options.checkpoint, bits=16)
     failures = []
-    for path in template.lessons():
+    for path in notebook_files.lessons():
         if path.stem[:2] in chosen:
             run, record = run_lesson(path, options.checkpoint)
             print(

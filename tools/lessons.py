@@ -7,7 +7,7 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
-import template
+import notebook_files
 from execute import Run, bundled_environment, execute
 
 # nbconvert's own template leaves a picture's alt text out; this one adds what `figures.show` put in the metadata.
@@ -17,7 +17,7 @@ PAGE = """\
 {{ super() | replace('<img ', '<img alt="%s" ' | format(output | get_metadata('alt', 'image/png') | escape_html), 1) }}
 {%- endblock -%}
 """
-BUILD = template.ROOT / "build" / "lessons"
+BUILD = notebook_files.ROOT / "build" / "lessons"
 
 
 def table(runs: list[Run]) -> str:
@@ -41,14 +41,14 @@ def save(run: Run) -> None:
 
 def main() -> None:
     """Run the lessons named on the command line, or all; exit with 1 where a cell failed."""
-    paths = [Path(name).resolve() for name in sys.argv[1:]] or template.lessons()
+    paths = [Path(name).resolve() for name in sys.argv[1:]] or notebook_files.lessons()
     if not paths:
         sys.exit("no lesson found: notebooks/ holds no file such as 01_name.ipynb")
     runs = []
     for path in paths:
         runs.append(execute(path, environment=bundled_environment()))
         save(runs[-1])
-    print(f"\n{table(runs)}\n\nexecuted copies and HTML pages: {BUILD.relative_to(template.ROOT)}")
+    print(f"\n{table(runs)}\n\nexecuted copies and HTML pages: {BUILD.relative_to(notebook_files.ROOT)}")
     failures = [run.error for run in runs if run.error]
     if failures:
         sys.exit("\n".join(f"FAILED {failure}" for failure in failures))

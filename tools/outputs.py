@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-import template
+import notebook_files
 from execute import bundled_environment, execute
 
 
@@ -15,10 +15,10 @@ def refresh(path: Path) -> str | None:
     run = execute(path, environment=bundled_environment())
     if run.error:
         return run.error
-    run.notebook.metadata = nbformat.from_dict(template.METADATA)
+    run.notebook.metadata = nbformat.from_dict(notebook_files.METADATA)
     for cell in run.notebook.cells:
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(template.WIDGET_VIEW, None)  # it means nothing without this kernel
+            output.get("data", {}).pop(notebook_files.WIDGET_VIEW, None)  # it means nothing without this kernel
     stripped = subprocess.run(
         [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id"],
         input=nbformat.writes(run.notebook),
@@ -27,13 +27,13 @@ def refresh(path: Path) -> str | None:
         encoding="utf-8",
         check=True,
     )
-    template.replace_text(path, stripped.stdout)
+    notebook_files.replace_text(path, stripped.stdout)
     return None
 
 
 def main() -> None:
     """Refresh the lessons named on the command line, or all; exit with 1 where a cell failed."""
-    paths = [Path(name).resolve() for name in sys.argv[1:]] or template.lessons()
+    paths = [Path(name).resolve() for name in sys.argv[1:]] or notebook_files.lessons()
     failures = [failure for path in paths if (failure := refresh(path))]
     if failures:
         sys.exit("\n".join(f"FAILED {failure} (left as it was)" for failure in failures))

@@ -1,6 +1,6 @@
 """`make picture`: draw docs/parameters.png for the README, where the parameters of both models sit."""
 
-import template
+import notebook_files
 from mistral_lab import PRESETS, figures, memory
 
 MODELS = {"Mistral 7B": "mistral-7b-v0.1", "Mixtral 8x7B": "mixtral-8x7b-v0.1"}
@@ -17,7 +17,7 @@ def main() -> None:
         parts=PARTS,
         unit="billion parameters",
     )
-    ax.figure.savefig(template.ROOT / "docs" / "parameters.png", dpi=200)
+    ax.figure.savefig(notebook_files.ROOT / "docs" / "parameters.png", dpi=200)
 
 
 if __name__ == "__main__":

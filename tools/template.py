@@ -4,28 +4,15 @@ Start a lesson:  python tools/template.py 02_grouped_query_attention "Grouped-qu
 """
 
 import argparse
-import os
 import re
 import sys
-import tomllib
-from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-ROOT = Path(__file__).parent.parent
-PYPROJECT = ROOT / "pyproject.toml"
-NOTEBOOKS = ROOT / "notebooks"
+from notebook_files import METADATA, NOTEBOOKS, repository, write
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SETUP_TAG = "nbval-skip"
-
-# Fixed, so that running a lesson on another Python changes nothing but outputs.
-METADATA = {
-    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
 
 _BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -45,16 +32,6 @@ if find_spec("mistral_lab") is None:
             %pip install --quiet --no-deps {{package}}"""
 
 
-def lessons() -> list[Path]:
-    """All lessons, in order."""
-    return sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-
-
-def repository() -> str:
-    """The public address: it stands once, in pyproject.toml, and badges and set-up cells are made from it."""
-    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-
-
 def badge(name: str, address: str) -> str:
     """The line of Markdown that opens the lesson `name` of the repository at `address` in Colab."""
     return _BADGE.format(slug=address.removeprefix("https://github.com/"), name=name)
@@ -70,21 +47,6 @@ def new_lesson(name: str, title: str, address: str) -> NotebookNode:
     opening = new_markdown_cell(f"# {int(name[:2])} · {title}\n\n{badge(name, address)}", id="title")
     setup = new_code_cell(setup_source(address), id="set-up", metadata={"tags": [SETUP_TAG]})
     return new_notebook(cells=[opening, setup], metadata=METADATA)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: an interruption leaves the old one."""
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook whole or not at all."""
-    replace_text(path, nbformat.writes(notebook) + "\n")
 
 
 def main() -> None:
