@@ -10,7 +10,7 @@ PARTS = ("attention", "feed-forward networks, in Mixtral experts", "the rest")
 def main() -> None:
     """Count, draw, save."""
     counts = [memory.parameter_counts(PRESETS[name]) for name in MODELS.values()]
-    amounts = [(c["attention"], c["feed_forward"], c.total - c["attention"] - c["feed_forward"]) for c in counts]
+    amounts = [(c.attention, c.feed_forward, c.total - c.attention - c.feed_forward) for c in counts]
     ax = figures.plot_parameters(
         [[amount / 1e9 for amount in model] for model in amounts],
         models=[f"{name}\n{c.total / 1e9:.2f} billion" for name, c in zip(MODELS, counts, strict=True)],

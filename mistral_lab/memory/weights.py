@@ -9,16 +9,42 @@ BLOCK_SIZE = 64  # weights that share one absmax; arXiv:2305.14314, section 3
 NESTED_BLOCK_SIZE = 256  # absmax values that share one float32, where the absmax values are quantised too; the same
 
 
-class ParameterCounts(dict[str, int]):
-    """Parameters by part: embedding, lm_head, attention, feed_forward, router, norms.
+@dataclass(frozen=True)
+class ParameterCounts:
+    """The parameters of a model, part by part.
 
-    `total` adds the parts up. `active` counts what one token goes through: of the experts, only those it is sent to.
+    Args:
+        embedding: one row per piece of the vocabulary.
+        lm_head: the output layer; 0 where it is the embedding matrix again.
+        attention: the query, key, value and output matrices of all layers.
+        feed_forward: the feed-forward networks of all layers; in a mixture, all experts.
+        router: the matrices that choose among the experts; 0 in a dense model.
+        norms: the weights of all norms.
+        idle: those of `feed_forward` that belong to experts to which a token is not sent; 0 in a dense model.
     """
 
-    def __init__(self, parts: dict[str, int], *, idle: int) -> None:
-        super().__init__(parts)
-        self.total = sum(parts.values())
-        self.active = self.total - idle
+    embedding: int
+    lm_head: int
+    attention: int
+    feed_forward: int
+    router: int
+    norms: int
+    idle: int = 0
+
+    @property
+    def by_part(self) -> dict[str, int]:
+        """The six parts and their parameters, for a table or a picture."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "idle"}
+
+    @property
+    def total(self) -> int:
+        """The parameters of all parts."""
+        return sum(self.by_part.values())
+
+    @property
+    def active(self) -> int:
+        """The parameters that one token goes through: of the experts, only those to which it is sent."""
+        return self.total - self.idle
 
 
 @dataclass(frozen=True)
@@ -62,26 +88,25 @@ def parameter_counts(config: ModelConfig) -> ParameterCounts:
     Source: arXiv:2401.04088, section 2.1, for the two meanings of "parameters" in a mixture of experts.
 
     Returns:
-        a dict, part to number, with `.total` and `.active`. "lm_head" is 0 where it is the embedding matrix again.
-        "feed_forward" holds the experts of a mixture, "router" the matrix that chooses among them.
+        the count of each part, with `total`, `active`, and `by_part` as a dict.
 
     >>> from mistral_lab.config import PRESETS
     >>> counts = parameter_counts(PRESETS["mixtral-8x7b-v0.1"])
-    >>> counts["router"], counts.total, counts.active
+    >>> counts.router, counts.total, counts.active
     (1048576, 46702792704, 12879925248)
     """
     experts = config.num_experts or 1
     idle_experts = experts - (config.num_experts_per_tok or 1)
     one_expert = sum(rows * columns for rows, columns in feed_forward_shapes(config))
-    parts = {
-        "embedding": config.vocab_size * config.dim,
-        "lm_head": 0 if config.tied_embeddings else config.vocab_size * config.dim,
-        "attention": config.n_layers * sum(rows * columns for rows, columns in attention_shapes(config)),
-        "feed_forward": config.n_layers * experts * one_expert,
-        "router": config.n_layers * (config.num_experts or 0) * config.dim,
-        "norms": (2 * config.n_layers + 1) * config.dim,
-    }
-    return ParameterCounts(parts, idle=config.n_layers * idle_experts * one_expert)
+    return ParameterCounts(
+        embedding=config.vocab_size * config.dim,
+        lm_head=0 if config.tied_embeddings else config.vocab_size * config.dim,
+        attention=config.n_layers * sum(rows * columns for rows, columns in attention_shapes(config)),
+        feed_forward=config.n_layers * experts * one_expert,
+        router=config.n_layers * (config.num_experts or 0) * config.dim,
+        norms=(2 * config.n_layers + 1) * config.dim,
+        idle=config.n_layers * idle_experts * one_expert,
+    )
 
 
 def weight_parts(config: ModelConfig, precision: str) -> dict[str, WeightBytes]:
@@ -101,8 +126,8 @@ def weight_parts(config: ModelConfig, precision: str) -> dict[str, WeightBytes]:
         precision: "float32", "bfloat16" (any 16 bits), "int8", "nf4" or "nf4-double".
 
     Returns:
-        a dict with the keys of `parameter_counts`. It holds what bitsandbytes holds before the first forward: on a CPU
-        that forward repacks the matrices.
+        a dict with the keys of `ParameterCounts.by_part`. It counts what bitsandbytes holds before the first forward
+        pass; on a CPU that pass repacks the matrices.
 
     >>> from mistral_lab.config import PRESETS
     >>> parts = weight_parts(PRESETS["mixtral-8x7b-v0.1"], "nf4-double")
@@ -111,7 +136,7 @@ def weight_parts(config: ModelConfig, precision: str) -> dict[str, WeightBytes]:
     """
     check_precision(precision)
     wide = 4 if precision == "float32" else 2
-    parts = {part: WeightBytes(payload=wide * count) for part, count in parameter_counts(config).items()}
+    parts = {part: WeightBytes(payload=wide * count) for part, count in parameter_counts(config).by_part.items()}
     if precision not in ("float32", "bfloat16"):
         for part, shapes, matrices in (
             ("attention", attention_shapes(config), config.n_layers),
