@@ -311,7 +311,7 @@ WRONG = [
     (
         "longest_text",
         lambda free, L, H, G, D, size: free // (2 * L * (H // G) * D * 4),
-        "4 bytes a value, which is float32",
+        "4 bytes per value, which is float32",
     ),
     ("longest_text", lambda free, L, H, G, D, size: free / (2 * L * (H // G) * D * size), "round down"),
     ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, mask, scale=1.0), "square root of D"),
@@ -347,7 +347,7 @@ WRONG = [
     ("chosen_experts", lambda logits, A: RIGHT["chosen_experts"](-logits, A), "smallest logits|is wrong"),
     ("tokens_to_touch", lambda E, A, share: math.floor(math.log(1 - share) / math.log(1 - A / E)), "round up"),
     ("tokens_to_touch", lambda E, A, share: math.ceil(share * E / A), "no two tokens share an expert"),
-    ("tokens_to_touch", lambda E, A, share: tokens_for(E, 1, share), "one expert a token; here each token reads 2"),
+    ("tokens_to_touch", lambda E, A, share: tokens_for(E, 1, share), "one expert per token; here each token reads 2"),
     ("balance_by_layer", lambda logits, A: balance_of(torch.cat(logits), A), "is 2 where.*it pools the layers"),
     (
         "balance_by_layer",
