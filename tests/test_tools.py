@@ -60,7 +60,7 @@ def test_what_runs_before_a_lesson_is_no_part_of_it(notebook_of, capsys):
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise ValueError('one\\ntwo')", "ValueError: one"),
-        ("import os; os._exit(1)", "the kernel died, perhaps for want of memory"),
+        ("import os; os._exit(1)", "the kernel died, perhaps because memory ran out"),
     ],
 )
 def test_a_failing_cell_is_one_line_and_ends_the_lesson(notebook_of, source, error):

@@ -1,11 +1,11 @@
-"""Write a checkpoint of real shape with seeded random weights, to run on it what is promised of the large models.
+"""Write a checkpoint of real shape with seeded random weights, to test the large models without a download.
 
     python tools/full_size.py mistral-7b-v0.1 FOLDER              16 bits, 13.5 GiB
     python tools/full_size.py mixtral-8x7b-v0.1 FOLDER --bits 4   NF4 with double quantisation, 24 GB
 
-One layer is made and written under the name of every layer: what a model computes with such weights means nothing, but
-every shape, byte and name is that of the real one. The tokenizer is that of the bundled models, whose pieces are the
-first of the vocabulary; the others decode to nothing.
+One layer is made and written under the names of all layers. What a model computes with such weights means nothing, but
+all shapes, sizes and names are those of the real model. The tokenizer is that of the bundled models. Its pieces are the
+first of the vocabulary; the other tokens decode to nothing.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from mistral_lab import PRESETS, ModelConfig
 from mistral_lab.checkpoints import locate
 
 SEED = 0
-SCALE = 0.02  # standard deviation of every matrix, as transformers initialises one
+SCALE = 0.02  # standard deviation of every matrix, as in the initialisation of transformers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of one layer by their names on the hub, without what stands before "self_attn" and its like."""
+    """The tensors of one layer, by their names on the hub without the prefix "model.layers.N."."""
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     shapes = {
         "self_attn.q_proj.weight": (queries, config.dim),
@@ -55,18 +55,19 @@ def end_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """A matrix of normal numbers, or a norm's vector of ones, in bfloat16."""
+    """Make a matrix of normally distributed numbers, or the vector of ones of a norm, in bfloat16."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SCALE, generator=generator)
 
 
 def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
-    """Write a shard for each layer, one for both ends, their index, config and tokenizer.
+    """Write one shard per layer, one for the tensors outside the layers, their index, the config and the tokenizer.
 
     Args:
-        folder: made where it is missing; what it holds under the same names is written over.
-        bits: 16, or 4 for what `load(..., bits=4)` keeps.
+        config: the shape of the model.
+        folder: where to write. It is created where it is missing, and files with the same names are overwritten.
+        bits: 16, or 4 for the form that `load(..., bits=4)` caches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(SEED)
@@ -101,7 +102,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
 
 
 def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of one tensor of a layer."""
+    """The tensors that a checkpoint holds for one tensor of a layer."""
     if bits == 16:
         return {name: value}
     from mistral_lab.four_bit.checkpoint import MATRIX, four_bits

@@ -1,4 +1,4 @@
-"""Where the lessons are, what their files have in common, and how a file is written whole. The other tools use it."""
+"""What the tools share: where the lessons are, their metadata, the public address, and writing a file whole."""
 
 import os
 import tomllib
@@ -13,7 +13,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-# Fixed, so that running a lesson on another Python changes nothing but outputs.
+# The same in every lesson, so that running one on another Python changes nothing but outputs.
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -26,7 +26,7 @@ def lessons() -> list[Path]:
 
 
 def repository() -> str:
-    """The public address: it stands once, in pyproject.toml, and badges and set-up cells are made from it."""
+    """The public address of the repository, from pyproject.toml; badges and set-up cells are made from it."""
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 

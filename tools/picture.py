@@ -1,4 +1,4 @@
-"""`make picture`: draw docs/parameters.png for the README, where the parameters of both models sit."""
+"""`make picture`: draw docs/parameters.png for the README, which shows where the parameters of both models are."""
 
 import notebook_files
 from mistral_lab import PRESETS, figures, memory
@@ -8,7 +8,7 @@ PARTS = ("attention", "feed-forward networks, in Mixtral experts", "the rest")
 
 
 def main() -> None:
-    """Count, draw, save."""
+    """Count the parameters, draw the picture, save it."""
     counts = [memory.parameter_counts(PRESETS[name]) for name in MODELS.values()]
     amounts = [(c.attention, c.feed_forward, c.total - c.attention - c.feed_forward) for c in counts]
     ax = figures.plot_parameters(

@@ -19,8 +19,8 @@ _BADGE = (
     "(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb)"
 )
 
-# On Colab torch, numpy, transformers and ipywidgets are there already: --no-deps leaves them as they are. PEFT is, as a
-# rule, and lesson 8 needs it.
+# Colab has torch, numpy, transformers and ipywidgets already, and --no-deps leaves them as they are. Usually it has
+# PEFT too, which lesson 8 needs.
 _SETUP = """\
 # Installs the lab where it is missing, as on Colab, and changes nothing else.
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ if find_spec("mistral_lab") is None:
 
 
 def badge(name: str, address: str) -> str:
-    """The line of Markdown that opens the lesson `name` of the repository at `address` in Colab."""
+    """The line of Markdown with which a reader opens the lesson `name` of the repository at `address` in Colab."""
     return _BADGE.format(slug=address.removeprefix("https://github.com/"), name=name)
 
 
@@ -43,14 +43,14 @@ def setup_source(address: str) -> str:
 
 
 def new_lesson(name: str, title: str, address: str) -> NotebookNode:
-    """A notebook that holds only what every lesson opens with."""
+    """Make a notebook that holds only what every lesson opens with."""
     opening = new_markdown_cell(f"# {int(name[:2])} · {title}\n\n{badge(name, address)}", id="title")
     setup = new_code_cell(setup_source(address), id="set-up", metadata={"tags": [SETUP_TAG]})
     return new_notebook(cells=[opening, setup], metadata=METADATA)
 
 
 def main() -> None:
-    """Start a lesson, unless it exists."""
+    """Start a lesson, unless it exists already."""
     parser = argparse.ArgumentParser(description="Start a lesson from the template.")
     parser.add_argument("name", help="file name without .ipynb, e.g. 02_grouped_query_attention")
     parser.add_argument("title", help='e.g. "Grouped-query attention"')
