@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from mistral_lab import PRESETS, ModelConfig
 from mistral_lab.checkpoints import locate
+from mistral_lab.memory.weights import attention_shapes, feed_forward_shapes
 
 SEED = 0
 SCALE = 0.02  # standard deviation of every matrix, as in the initialisation of transformers
@@ -28,27 +29,22 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of one layer, by their names on the hub without the prefix "model.layers.N."."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    shapes = {
-        "self_attn.q_proj.weight": (queries, config.dim),
-        "self_attn.k_proj.weight": (keys, config.dim),
-        "self_attn.v_proj.weight": (keys, config.dim),
-        "self_attn.o_proj.weight": (config.dim, queries),
-        "input_layernorm.weight": (config.dim,),
-        "post_attention_layernorm.weight": (config.dim,),
+    shapes: dict[str, tuple[int, ...]] = {
+        f"self_attn.{letter}_proj.weight": shape for letter, shape in zip("qkvo", attention_shapes(config), strict=True)
     }
-    up, down = (config.hidden_dim, config.dim), (config.dim, config.hidden_dim)
+    shapes |= {"input_layernorm.weight": (config.dim,), "post_attention_layernorm.weight": (config.dim,)}
+    gate, up, down = feed_forward_shapes(config)
     if config.num_experts is None:
-        return shapes | {"mlp.gate_proj.weight": up, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
+        return shapes | {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
     shapes["block_sparse_moe.gate.weight"] = (config.num_experts, config.dim)
     for expert in range(config.num_experts):
-        for matrix, shape in (("w1", up), ("w2", down), ("w3", up)):
+        for matrix, shape in (("w1", gate), ("w2", down), ("w3", up)):
             shapes[f"block_sparse_moe.experts.{expert}.{matrix}.weight"] = shape
     return shapes
 
 
 def end_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors before the first layer and after the last."""
+    """The tensors before the first layer and after the last, by their names on the hub."""
     table = (config.vocab_size, config.dim)
     head = {} if config.tied_embeddings else {"lm_head.weight": table}
     return {"model.embed_tokens.weight": table, "model.norm.weight": (config.dim,)} | head
