@@ -62,7 +62,7 @@ class _Client(NotebookClient):
 
     heard = longest_silence_s = 0.0
 
-    def process_message(self, msg, cell, cell_index):
+    def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         """Note the time, then process the message as usual."""
         self.listen()
         return super().process_message(msg, cell, cell_index)

@@ -55,7 +55,7 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
         except RecursionError:
             wrong.append(f"line {number}: nested too deeply: expected an object with the keys prompt and answer")
     if wrong and _is_list(text):
-        raise ValueError("a JSON list: write one object a line, without brackets around them and commas between them")
+        raise ValueError("a JSON list: write one object per line, without brackets around them and commas between them")
     if wrong:
         raise ValueError(wrong[0] + (f" ({len(wrong) - 1} more lines are wrong)" if wrong[1:] else ""))
     if not examples:

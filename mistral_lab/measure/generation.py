@@ -103,7 +103,7 @@ class _Clock:
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def put(self, value) -> None:
+    def put(self, value: torch.Tensor) -> None:
         self.times.append(time.perf_counter())
 
     def end(self) -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .. import checkpoints
 from ..files import write_whole
@@ -39,7 +45,7 @@ class Clock(TrainerCallback):
         self.before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
         self.started = time.perf_counter()
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Write the seconds down whenever a checkpoint is written."""
         seconds = self.before + time.perf_counter() - self.started
         run = {

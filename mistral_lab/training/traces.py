@@ -3,7 +3,8 @@
 import json
 
 import numpy as np
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .evaluation import Encoded, as_load, choices, losses
 
@@ -17,16 +18,30 @@ class LoadTrace(TrainerCallback):
         self.loads: list[np.ndarray] = []
         self.losses: list[float] = []
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
         """Measure before steps 0, `every`, 2 * `every`, and so on."""
         if state.global_step % self.every == 0:
             self._measure(state.global_step, model)
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
         """Measure once more after the last step."""
         self._measure(state.global_step, model)
 
-    def _measure(self, step: int, model) -> None:
+    def _measure(self, step: int, model: nn.Module) -> None:
         model.eval()
         chosen = np.concatenate(list(choices(model, self.encoded).values()))
         nats = np.concatenate(losses(model, self.encoded)).mean()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import ModelOutput
 
 from .corpus import document
 from .recipes import Recipe
@@ -53,7 +54,13 @@ class BalancedTrainer(Trainer):
     expert and another that hardly uses it cancel out. Here the mean of the layers' own losses replaces the pooled loss.
     """
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """Compute the cross-entropy plus `router_aux_loss_coef` times the mean balancing loss of the layers."""
         outputs = model(**inputs, output_router_logits=True)
         experts, chosen = model.config.num_local_experts, model.config.num_experts_per_tok
@@ -61,7 +68,7 @@ class BalancedTrainer(Trainer):
         loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         """Read a checkpoint as `from_pretrained` does.
 
         The Trainer's own method skips every expert and router with only a warning, because a checkpoint names the
