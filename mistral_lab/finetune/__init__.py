@@ -1,4 +1,4 @@
-"""Fine-tuning on four-bit weights: examples, adapters, training, what it costs, and files of one's own."""
+"""Fine-tuning on four-bit weights: examples, adapters, training, what it costs, saving and merging."""
 
 from .adapters import ATTENTION, adapted, add_adapter, target_names
 from .cost import TuningBytes, measured_activation_bytes, trainable_parameters, tuning_bytes

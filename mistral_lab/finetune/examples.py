@@ -151,14 +151,14 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, example: Example, *, max_tokens
                 raise ValueError(
                     f"{where}: {key!r} holds {control}, which the model reads as a control token: leave it out"
                 )
-    asked = tokenizer(example.prompt + SEPARATOR).input_ids
+    prompt = tokenizer(example.prompt + SEPARATOR).input_ids
     answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    if len(asked) + len(answer) > max_tokens:
+    if len(prompt) + len(answer) > max_tokens:
         raise ValueError(
-            f"{where}: the prompt takes {len(asked):,} tokens and the answer {len(answer):,}, together more than the "
+            f"{where}: the prompt takes {len(prompt):,} tokens and the answer {len(answer):,}, together more than the "
             f"model's context of {max_tokens:,}: shorten it or leave it out"
         )
-    return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 def collate(rows: Sequence[dict[str, list[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -41,6 +41,7 @@ def fingerprint(rows: list[dict[str, list[int]]]) -> str:
 
 
 def _check_same(folder: Path, run: dict) -> None:
+    """Refuse checkpoints that another run wrote, and name the first difference."""
     try:
         before = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -132,15 +132,17 @@ def _check_tensors(folder: Path, expected: dict[str, tuple[int, int]]) -> None:
 
 
 def _check_shape(folder: Path, foreign: str, name: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    own, outer = (0, 1) if ".lora_A." in name else (1, 0)  # which axis is the rank, and which the matrix's
-    if len(found) != 2 or found[own] != expected[own]:
+    """Refuse a tensor whose shape is not the rank by the width of its matrix."""
+    rank_axis, matrix_axis = (0, 1) if ".lora_A." in name else (1, 0)
+    if len(found) != 2 or found[rank_axis] != expected[rank_axis]:
         raise ValueError(
             f"the adapter in {folder} is damaged: by its settings {name} has shape {expected}, in its file {found}"
         )
-    if found[outer] != expected[outer]:
-        side = "inputs" if outer else "outputs"
-        matrix = _matrix_name(name)
-        raise ValueError(f"{foreign}: its {matrix} has {found[outer]} {side}, here it has {expected[outer]}")
+    if found[matrix_axis] != expected[matrix_axis]:
+        side = "inputs" if matrix_axis else "outputs"
+        raise ValueError(
+            f"{foreign}: its {_matrix_name(name)} has {found[matrix_axis]} {side}, here it has {expected[matrix_axis]}"
+        )
 
 
 def _matrix_name(tensor_name: str) -> str:
