@@ -1,15 +1,15 @@
-"""The experts of one Mixtral layer in four bits: the lab's separate matrices beside bitsandbytes' fused ones and bf16.
+"""The experts of one Mixtral layer in four bits: the lab's separate matrices, bitsandbytes' fused ones, and bfloat16.
 
-All hold the same random weights and get the same tokens and the same choices of experts. Every round times each
+All hold the same random weights, and get the same tokens and the same choices of experts. Every round times each
 function once, and ratios are taken round by round. What is compared:
 
-    lab         an ExactLinear4bit an expert and matrix; only the chosen experts are read
+    lab         one ExactLinear4bit per expert and matrix; only the chosen experts are read
     bf16        transformers' experts, not quantised; only the chosen ones are read
     fused       bitsandbytes' replace_parameter_4bit on transformers' experts: every call dequantises all of them
 
-The prediction for one token: a layer takes at least its bytes over the speed at which this machine reads memory. `lab`
-reads A of E experts in 0.52 bytes a weight, `bf16` the same in 2; `fused` reads all E in 0.52, writes them in 2, and
-reads the chosen ones.
+The prediction for one token: a layer takes at least the bytes that it moves divided by the speed at which this machine
+reads memory. `lab` reads A of E experts at 0.52 bytes per weight, `bf16` reads the same experts at 2 bytes per weight.
+`fused` reads all E at 0.52 bytes per weight, writes them at 2, and reads the chosen ones.
 
     python benchmarks/four_bit.py
     python benchmarks/four_bit.py --dim 256 --hidden 896 --tokens 1 16
@@ -37,7 +37,7 @@ from mistral_lab.measure import compare, measure_bandwidth, time_in_turns
 def arguments() -> argparse.Namespace:
     """The sizes of one run; the defaults are one layer of Mixtral 8x7B."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, a table each")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, one table each")
     parser.add_argument("--dim", type=int, default=4096, help="d, width of the residual stream")
     parser.add_argument("--hidden", type=int, default=14_336, help="h, width inside an expert")
     parser.add_argument("--experts", type=int, default=8, help="E")
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace) -> dict[str, torch.nn.Module]:
-    """The same experts three times."""
+    """Make the same experts three times."""
     config = MixtralConfig(
         hidden_size=options.dim,
         intermediate_size=options.hidden,
@@ -73,7 +73,7 @@ def build(options: argparse.Namespace) -> dict[str, torch.nn.Module]:
 
 
 def separate(plain: MixtralExperts, options: argparse.Namespace) -> FourBitExperts:
-    """The lab's experts with the weights of transformers'."""
+    """Make the lab's experts with the weights of those of transformers."""
     kind = {"compute_dtype": torch.bfloat16, "double": True}
     with torch.device("meta"):
         experts = [FourBitExpert(options.dim, options.hidden, ACT2FN["silu"], **kind) for _ in range(options.experts)]
@@ -88,7 +88,7 @@ def separate(plain: MixtralExperts, options: argparse.Namespace) -> FourBitExper
 
 
 def predict(options: argparse.Namespace, touched: int) -> dict[str, float]:
-    """Bytes that each must move for `touched` experts."""
+    """Compute the bytes that each must move for `touched` experts."""
     weights = 3 * options.dim * options.hidden
     four_bits = 0.5 + 1 / 64 + 4 / (64 * 256)
     return {
@@ -107,7 +107,7 @@ def measure(layers: dict[str, torch.nn.Module], N: int, options: argparse.Namesp
     weights = weights / weights.sum(-1, keepdim=True)
     functions = {name: lambda layer=layer: layer(x, indices, weights) for name, layer in layers.items()}
     results = {name: function().float() for name, function in functions.items()}
-    # lab and fused hold the same codes; the fused CPU kernel rounds the scales to bfloat16, 8 bits.
+    # lab and fused hold the same codes; the fused CPU kernel rounds the scales to bfloat16, which has 8 bits.
     error = (results["lab"] - results["fused"]).norm() / results["fused"].norm()
     if not error < 0.02:
         raise RuntimeError(f"lab differs from fused by {error:.1e} of its norm: nothing to compare")
@@ -124,7 +124,7 @@ def measure(layers: dict[str, torch.nn.Module], N: int, options: argparse.Namesp
                 "median_s": timing.median_s,
                 "spread_s": timing.spread_s,
                 "predicted_s": predicted[name],
-                **compare(timing, timings["lab"]),  # it over the lab
+                **compare(timing, timings["lab"]),  # its time over that of the lab
             }
             for name, timing in timings.items()
         ],

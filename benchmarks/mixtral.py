@@ -1,21 +1,21 @@
 """Mixtral 8x7B and Mistral 7B at full size with random weights: memory and latency where nothing can be downloaded.
 
 The weights are made layer by layer, and every matrix has its real shape; only the number of layers may be smaller.
-Where the 16-bit weights fit twice into what memory and disk have free, they are written in 16 bits and read by
+Where the free memory and the free disk can each hold the 16-bit weights twice, these are written to disk and read by
 
     lab         from_pretrained(..., quantization_config=nf4_config()): NF4 with double quantisation, experts included
     plain       from_pretrained(..., quantization_config=BitsAndBytesConfig(load_in_4bit=True)), as it is often written
 
-otherwise each matrix is quantised as soon as it is made, and only `lab` is read. What is measured: bytes by group,
-memory while loading above that of the loaded model (on a CPU: anonymous resident memory, since mapped files are no
-demand), time to the first token and time a token, in rounds that alternate. What is only computed, for the layers that
-are missing, is labelled so.
+Otherwise each matrix is quantised as soon as it is made, and only `lab` is read. Measured are the bytes by group, the
+memory that loading takes beyond the loaded model (on a CPU the anonymous resident memory, because the system can take
+back mapped files), the time to the first token and the time per token, in alternating rounds. Numbers for the missing
+layers are computed, and labelled so.
 
 The prediction: a token takes at least the bytes that it reads (all matrices of attention, A of E experts, the output
-layer) over the speed at which the device reads its memory; loading needs at most two experts in 16 bits beyond the
-finished model.
+layer) divided by the speed at which the device reads its memory. Loading needs at most two experts in 16 bits beyond
+the finished model.
 
-Records go to benchmarks/results/, a file a device.
+Records go to benchmarks/results/, one file per device.
 
     python benchmarks/mixtral.py                 # on a GPU: all layers; on a CPU: as many as fit in a quarter of memory
     python benchmarks/mixtral.py --layers 1
@@ -54,6 +54,7 @@ from mistral_lab.measure import (
     time_callable,
 )
 from mistral_lab.memory import weight_bytes
+from mistral_lab.memory.weights import attention_shapes, feed_forward_shapes
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("mixtral-8x7b-v0.1", "mistral-7b-v0.1")
@@ -64,7 +65,7 @@ def arguments() -> argparse.Namespace:
     """The sizes of one run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--layers", type=int, help="of the model's 32; without it, as many as the device holds")
+    parser.add_argument("--layers", type=int, help="how many of the model's 32 (default: as many as the device holds)")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -74,7 +75,7 @@ def arguments() -> argparse.Namespace:
 
 
 def layers_that_fit(config: ModelConfig, device: torch.device) -> int:
-    """As many layers as fit: on a card in four bits, on a computer in a quarter of its free memory in 16 bits."""
+    """How many layers fit: in four bits on a card, or in 16 bits in a quarter of the computer's free memory."""
     one = replace(config, n_layers=1)
     if device.type == "cuda":
         free, precision = torch.cuda.mem_get_info()[0], "nf4-double"
@@ -86,42 +87,37 @@ def layers_that_fit(config: ModelConfig, device: torch.device) -> int:
 
 
 def tensors(config: ModelConfig, layer: int | None) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of one layer, or, for None, of what lies around the layers."""
+    """The names and shapes of the tensors of one layer, or, for None, of those outside the layers."""
     if layer is None:
         matrix = (config.vocab_size, config.dim)
         return {"model.embed_tokens.weight": matrix, "model.norm.weight": (config.dim,), "lm_head.weight": matrix}
     start = f"model.layers.{layer}."
-    wide, narrow = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    found = {
+    found: dict[str, tuple[int, ...]] = {
         f"{start}input_layernorm.weight": (config.dim,),
         f"{start}post_attention_layernorm.weight": (config.dim,),
-        f"{start}self_attn.q_proj.weight": (wide, config.dim),
-        f"{start}self_attn.k_proj.weight": (narrow, config.dim),
-        f"{start}self_attn.v_proj.weight": (narrow, config.dim),
-        f"{start}self_attn.o_proj.weight": (config.dim, wide),
     }
-    up, down = (config.hidden_dim, config.dim), (config.dim, config.hidden_dim)
+    for letter, shape in zip("qkvo", attention_shapes(config), strict=True):
+        found[f"{start}self_attn.{letter}_proj.weight"] = shape
     if not config.num_experts:
-        return found | {
-            f"{start}mlp.{name}_proj.weight": shape
-            for name, shape in zip(("gate", "up", "down"), (up, up, down), strict=True)
-        }
+        for name, shape in zip(("gate", "up", "down"), feed_forward_shapes(config), strict=True):
+            found[f"{start}mlp.{name}_proj.weight"] = shape
+        return found
     found[f"{start}block_sparse_moe.gate.weight"] = (config.num_experts, config.dim)
     for expert in range(config.num_experts):
-        for name, shape in zip(("w1", "w3", "w2"), (up, up, down), strict=True):
+        for name, shape in zip(("w1", "w3", "w2"), feed_forward_shapes(config), strict=True):
             found[f"{start}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
     return found
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, device: torch.device, *, quantised: bool) -> None:
-    """A checkpoint with seeded random weights: a file a layer, in 16 bits or, matrix by matrix, already in four."""
+    """Write a checkpoint with seeded random weights, one file per layer, in 16 bits or already in four."""
     folder.mkdir()
     where, random = {}, torch.Generator(device).manual_seed(0)
     for layer in (None, *range(config.n_layers)):
         shard = {}
         for name, shape in tensors(config, layer).items():
             weight = torch.ones(shape, dtype=torch.bfloat16, device=device)
-            if len(shape) == 2:  # values that leave a token's size as it is
+            if len(shape) == 2:  # values with which the activations keep their magnitude
                 weight.uniform_(-1, 1, generator=random).mul_((3 / shape[1]) ** 0.5)
             is_matrix = "_proj." in name or ".experts." in name
             shard |= four_bits(name, weight) if quantised and is_matrix else {name: weight.cpu()}
@@ -137,8 +133,10 @@ def write_checkpoint(folder: Path, config: ModelConfig, device: torch.device, *,
     described.save_pretrained(folder)
 
 
-def load_measured(folder: Path, name: str, config: ModelConfig, how: str, device: torch.device, *, quantised: bool):
-    """Load in four bits; returns the model and what loading took."""
+def load_measured(
+    folder: Path, name: str, config: ModelConfig, how: str, device: torch.device, *, quantised: bool
+) -> tuple[Loaded, dict]:
+    """Load a model in four bits, and return it with what loading took."""
     held = []
 
     def load() -> None:
@@ -163,15 +161,15 @@ def load_measured(folder: Path, name: str, config: ModelConfig, how: str, device
     return Loaded(held.pop().eval(), None, f"{name}, {how}", config), loading
 
 
-def bytes_a_token(report: Audit, config: ModelConfig) -> int:
-    """What one token reads: everything but the embedding, and of the experts those that it goes through."""
+def bytes_per_token(report: Audit, config: ModelConfig) -> int:
+    """The bytes that one token reads: everything but the embedding, and of the experts those that it goes through."""
     share = config.num_experts_per_tok / config.num_experts if config.num_experts else 1
     read = {row: row.nbytes * (share if row.name == "experts" else 1) for row in report.rows if row.name != "embedding"}
     return int(sum(read.values()))
 
 
 def around_the_layers(loaded: Loaded) -> Timing:
-    """Time of one token outside the layers: last norm and output layer."""
+    """Time one token outside the layers, in the last norm and the output layer."""
     model = loaded.model
     x = torch.zeros(1, 1, loaded.config.dim, dtype=torch.bfloat16, device=model.device)
     return time_callable(lambda: model.lm_head(model.model.norm(x)), repeats=21, device=model.device)
@@ -179,7 +177,7 @@ def around_the_layers(loaded: Loaded) -> Timing:
 
 @torch.no_grad()
 def measure(name: str, options: argparse.Namespace, device: torch.device, bandwidth: float) -> list[dict]:
-    """All records of one model."""
+    """Measure one model, and return a record for each way of loading it."""
     full = PRESETS[name]
     layers = min(options.layers or layers_that_fit(full, device), full.n_layers)
     config = replace(full, n_layers=layers)
@@ -206,7 +204,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, bandwi
                     "rows": [asdict(row) for row in report.rows],
                 },
                 "read_bytes_per_s": bandwidth,
-                "bytes_a_token": bytes_a_token(report, config),
+                "bytes_a_token": bytes_per_token(report, config),
             }
     rounds = {how: [] for how in loaded}
     for _ in range(options.rounds):
@@ -226,7 +224,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, bandwi
 
 
 def extrapolate(found: Measurement, rest: Timing, config: ModelConfig, full: ModelConfig) -> dict | None:
-    """What all layers would take, a layer costing what it costs here. None where all layers were there."""
+    """Compute what all layers would take if each took what it takes here; None where no layer was missing."""
     if config.n_layers == full.n_layers:
         return None
 
@@ -245,7 +243,7 @@ def show(records: list[dict], precisions: dict[str, int]) -> None:
         f"{generation.prompt_tokens} tokens, {generation.new_tokens} new"
     )
     print(
-        f"{'':7}{'GiB':>7}{'loading above':>15}{'first token':>13}{'a token':>10}{'spread':>9}{'floor':>9}{'4 bits':>8}"
+        f"{'GiB':>14}{'loading above':>15}{'first token':>13}{'per token':>10}{'spread':>9}{'floor':>9}{'4 bits':>8}"
     )
     print(f"{'':7}{'':>7}{'GiB':>15}{'s':>13}{'ms':>10}{'ms':>9}{'ms':>9}")
     for record in records:
@@ -268,7 +266,7 @@ def show(records: list[dict], precisions: dict[str, int]) -> None:
         if computed := record["computed"]:
             print(
                 f"{record['how']}: computed, not measured, for {record['of_layers']} layers: first token "
-                f"{computed['first_token_s']:.1f} s, then {computed['per_token_s'] * 1e3:,.0f} ms a token"
+                f"{computed['first_token_s']:.1f} s, then {computed['per_token_s'] * 1e3:,.0f} ms per token"
             )
     print(
         "weights of all layers, computed: "
@@ -277,7 +275,7 @@ def show(records: list[dict], precisions: dict[str, int]) -> None:
 
 
 def keep(records: list[dict], folder: Path) -> Path:
-    """Put records into the device's file, in place of earlier ones of the same work."""
+    """Put records into the device's file, where they replace earlier ones of the same work."""
     machine = records[0]["generation"]["machine"]
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     path = folder / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")

@@ -1,11 +1,17 @@
-"""What a model is: the fourteen values that decide every shape, every parameter and every byte of it."""
+"""What a model is: the fourteen values that decide all its shapes, parameters and bytes."""
 
 import json
 import math
+import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import check_count
 from .checkpoints import locate
+
+if TYPE_CHECKING:  # transformers is heavy: it is imported where it is used
+    from transformers import PreTrainedConfig
 
 ARCHITECTURES = ("mistral", "mixtral", "llama")
 
@@ -17,24 +23,24 @@ class ModelConfig:
     Source: `params.json` of Mistral 7B and of Mixtral 8x7B; arXiv:2310.06825, table 1; arXiv:2401.04088, table 1.
 
     Args:
-        vocab_size: V, pieces in the vocabulary.
-        dim: width of the residual stream.
-        n_layers: L, decoder layers.
-        n_heads: H, query heads.
-        n_kv_heads: K, key and value heads; K = H is multi-head, K = 1 multi-query attention.
-        head_dim: D, width of a head; H·D need not be `dim`.
-        hidden_dim: width inside the feed-forward network, or inside one expert.
+        vocab_size: V, the pieces in the vocabulary.
+        dim: the width of the residual stream.
+        n_layers: L, the decoder layers.
+        n_heads: H, the query heads.
+        n_kv_heads: K, the key and value heads; K = H is multi-head attention, K = 1 multi-query attention.
+        head_dim: D, the width of a head; H·D need not equal `dim`.
+        hidden_dim: the width inside the feed-forward network, or inside one expert.
         norm_eps: what RMSNorm adds under the root.
-        rope_theta: base of the rotary frequencies.
-        max_positions: tokens the checkpoint declares.
+        rope_theta: the base of the rotary frequencies.
+        max_positions: the length of text, in tokens, that the checkpoint declares.
         tied_embeddings: whether the output layer is the embedding matrix again.
-        sliding_window: W, keys a query sees, itself included; None where it sees all before it.
-        num_experts: E, experts a layer; None in a dense model.
-        num_experts_per_tok: A, experts a token goes through; None in a dense model.
+        sliding_window: W, the keys that a query sees, its own included; None where it sees all keys before it.
+        num_experts: E, the experts per layer; None in a dense model.
+        num_experts_per_tok: A, the experts that each token goes through; None in a dense model.
 
     Raises:
-        TypeError: a size that is not a whole number.
-        ValueError: sizes that no model can have together.
+        TypeError: a size is not a whole number.
+        ValueError: the sizes do not belong together.
 
     >>> mistral = PRESETS["mistral-7b-v0.1"]
     >>> mistral.n_heads, mistral.n_kv_heads, mistral.group_size
@@ -89,33 +95,33 @@ class ModelConfig:
         return self.n_heads // self.n_kv_heads
 
     @classmethod
-    def from_pretrained(cls, path_or_id, *, revision: str | None = None) -> "ModelConfig":
-        """Read `config.json` of a checkpoint; no weight is read or downloaded.
+    def from_pretrained(cls, path_or_id: str | os.PathLike, *, revision: str | None = None) -> "ModelConfig":
+        """Read `config.json` of a checkpoint; no weights are read or downloaded.
 
-        Where a key is missing, the value is the one that transformers would build the model with: `head_dim` is then
-        dim/n_heads, and a Mistral without `sliding_window` has a window of 4,096.
+        Where a key is missing, the value is the one that transformers would use: `head_dim` is then dim/n_heads, and a
+        Mistral without `sliding_window` has a window of 4,096.
 
         Args:
             path_or_id: a folder, a hub id "owner/name", or a name that `load()` knows.
-            revision: branch, tag or commit on the hub; never for a folder.
+            revision: a branch, tag or commit on the hub; not allowed for a folder.
 
         Raises:
             FileNotFoundError: there is no such folder, or no `config.json` in it.
-            PermissionError, ConnectionError: the hub wants a token, or is out of reach.
+            PermissionError, ConnectionError: the hub requires a token, or cannot be reached.
             ValueError: the file describes no model that this package knows.
         """
         source = locate(path_or_id, revision)
         return cls.from_transformers(read_config(source.config_folder()))
 
     @classmethod
-    def from_transformers(cls, config) -> "ModelConfig":
+    def from_transformers(cls, config: "PreTrainedConfig") -> "ModelConfig":
         """Translate a transformers config of a Mistral, Mixtral or Llama model.
 
         Args:
-            config: with `rope_parameters` (transformers 5) or `rope_theta` (before).
+            config: a transformers config, with `rope_parameters` (transformers 5) or `rope_theta` (before).
 
         Raises:
-            ValueError: another architecture, scaled rotary positions, or biases, none of which a `ModelConfig` can say.
+            ValueError: another architecture, scaled rotary positions, or biases, which a `ModelConfig` cannot describe.
         """
         if config.model_type not in ARCHITECTURES:
             raise ValueError(f"model_type is {config.model_type!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -139,12 +145,12 @@ class ModelConfig:
             num_experts_per_tok=config.num_experts_per_tok if mixture else None,
         )
 
-    def to_transformers(self):
+    def to_transformers(self) -> "PreTrainedConfig":
         """Make the transformers config of this shape, for a model without weights or with random ones.
 
         Returns:
-            a MixtralConfig where there are experts, otherwise a MistralConfig: a Llama of the same shape computes what
-            a Mistral without a window does.
+            a MixtralConfig where there are experts, otherwise a MistralConfig, because a Llama computes the same as a
+            Mistral of the same shape without a window.
 
         >>> tiny = ModelConfig.from_pretrained("tiny-mixtral")
         >>> ModelConfig.from_transformers(tiny.to_transformers()) == tiny
@@ -172,11 +178,11 @@ class ModelConfig:
         return MixtralConfig(**fields, **experts)
 
 
-def read_config(folder):
-    """The transformers config of a folder, with one line for whatever is wrong with the file.
+def read_config(folder: Path) -> "PreTrainedConfig":
+    """Read the transformers config of a folder; one line says whatever is wrong with the file.
 
     Raises:
-        ValueError: `config.json` is no JSON, names an unknown architecture, or has a value of the wrong type.
+        ValueError: `config.json` is no JSON object, names an unknown architecture, or has a value of the wrong type.
     """
     path = folder / "config.json"
     try:
@@ -196,7 +202,8 @@ def read_config(folder):
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _rope_theta(config) -> float:
+def _rope_theta(config: "PreTrainedConfig") -> float:
+    """The base of the rotary frequencies, under its old or its new name."""
     rope = getattr(config, "rope_parameters", None)
     scaling = getattr(config, "rope_scaling", None) if rope is None else rope
     kind = (scaling or {}).get("rope_type", "default")
@@ -205,7 +212,7 @@ def _rope_theta(config) -> float:
     return float(rope["rope_theta"] if rope else config.rope_theta)
 
 
-# huggingface.co/mistralai/Mistral-7B-v0.1, config.json; arXiv:2310.06825, table 1 (which prints context_len 8192).
+# huggingface.co/mistralai/Mistral-7B-v0.1, config.json; arXiv:2310.06825, table 1 (where context_len is 8192).
 _MISTRAL_7B = ModelConfig(
     vocab_size=32_000,
     dim=4096,
@@ -237,8 +244,8 @@ PRESETS = {
     "mistral-7b-v0.1": _MISTRAL_7B,
     # huggingface.co/mistralai/Mistral-7B-v0.3, config.json: a larger vocabulary, no window, another rotary base.
     "mistral-7b-v0.3": replace(_MISTRAL_7B, vocab_size=32_768, rope_theta=1e6, sliding_window=None),
-    # huggingface.co/mistralai/Mixtral-8x7B-v0.1, config.json; arXiv:2401.04088, table 1. Early copies carried a window
-    # of 4096; the model never had one.
+    # huggingface.co/mistralai/Mixtral-8x7B-v0.1, config.json; arXiv:2401.04088, table 1. Early copies of the file had a
+    # window of 4096; the model never had one.
     "mixtral-8x7b-v0.1": replace(
         _MISTRAL_7B, rope_theta=1e6, sliding_window=None, num_experts=8, num_experts_per_tok=2
     ),

@@ -1,4 +1,4 @@
-"""What every lesson must be, read from the file without running it. A rule yields one line a problem.
+"""The rules that every lesson keeps, checked on its file without running it. A rule yields one line per problem.
 
 Cells are numbered from 1, Markdown included.
 """
@@ -11,18 +11,19 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+import notebook_files
 import template
 
 MAX_BYTES = 1_000_000
 MAX_WORDS = 1_800
 CELLS = range(20, 46)
-# The sections in which a reader tries things. They are done in a second sitting, and counted apart.
+# The sections in which a reader tries things. They are for a second sitting and are counted separately.
 PRACTICE = ("## Explore", "## Exercises")
 PRACTICE_MAX_WORDS = 700
 PRACTICE_MAX_CELLS = 14
 TAGS = {template.SETUP_TAG, "nbval-ignore-output", "nbval-check-output", "raises-exception"}
 
-# Folders in which a path names one machine. No URL matches: there a letter or a slash stands before the path.
+# Paths that are true on one machine only. No URL matches, because in a URL a letter or a slash precedes the path.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~-])/(?:root|home|Users|tmp|work|opt|usr|var|mnt|private|content|kaggle)/[\w.-]+|\b[A-Z]:\\\w+"
 )
@@ -31,18 +32,18 @@ Problems = Iterator[str]
 
 
 def read(path: Path) -> NotebookNode:
-    """The notebook exactly as it stands in the file: nbformat.read would mend what a rule is to find."""
+    """Read a notebook exactly as it is in its file; nbformat.read would repair what a rule should find."""
     return nbformat.reader.reads(path.read_text(encoding="utf-8"))
 
 
 def problems(notebook: NotebookNode, name: str) -> list[str]:
-    """All that is wrong with the lesson called `name`."""
+    """List everything that is wrong with the lesson called `name`."""
     found = list(schema(notebook, name))
     return found or [problem for rule in RULES for problem in rule(notebook, name)]
 
 
 def schema(notebook: NotebookNode, name: str) -> Problems:
-    """Notebook format 4.5, each cell with an id of its own. The other rules rely on it."""
+    """The notebook has format 4.5, and each cell its own id. The other rules rely on both."""
     if (notebook.nbformat, notebook.nbformat_minor) < (4, 5):
         yield f"format {notebook.nbformat}.{notebook.nbformat_minor}, expected 4.5, in which cells have ids"
         return
@@ -56,38 +57,38 @@ def schema(notebook: NotebookNode, name: str) -> Problems:
     seen = set()
     for number, cell in enumerate(notebook.cells, 1):
         if cell.get("id") in seen:
-            yield f"cell {number}: has the id of another cell, {cell.id!r}"
+            yield f"cell {number}: has the same id as another cell, {cell.id!r}"
         seen.add(cell.get("id"))
 
 
 def opening(notebook: NotebookNode, name: str) -> Problems:
-    """The title with the badge of tools/template.py, then its set-up cell, both with the address in pyproject.toml."""
-    address = template.repository()
+    """First comes the title with its badge, then the set-up cell, both as tools/template.py writes them."""
+    address = notebook_files.repository()
     title, setup = notebook.cells[:2]
     if title.cell_type != "markdown" or not title.source.startswith("# "):
         yield "cell 1: expected Markdown that starts with the title, '# ...'"
     if title.source.splitlines().count(template.badge(name, address)) != 1:
         yield f"cell 1: expected one line with this badge: {template.badge(name, address)}"
     if setup.cell_type != "code" or setup.source != template.setup_source(address):
-        yield "cell 2: is not the set-up cell of tools/template.py with the address in pyproject.toml"
+        yield "cell 2: expected the set-up cell of tools/template.py, with the address in pyproject.toml"
     if setup.metadata.get("tags") != [template.SETUP_TAG]:
-        yield f"cell 2: the set-up cell has the one tag {template.SETUP_TAG}, got {setup.metadata.get('tags')}"
+        yield f"cell 2: expected {template.SETUP_TAG} as its only tag, got {setup.metadata.get('tags')}"
     if setup.get("outputs"):
-        yield "cell 2: the set-up cell prints nothing where the lab is installed"
+        yield "cell 2: has an output, but the set-up cell prints nothing where the lab is installed"
 
 
 def length(notebook: NotebookNode, name: str) -> Problems:
-    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB. Exploring and exercises are another, shorter one."""
+    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB. Exploring and exercises are a second, shorter one."""
     practice = practice_cells(notebook)
     reading = [cell for cell in notebook.cells if not any(cell is other for other in practice)]
     if len(reading) not in CELLS:
         yield f"notebook: {len(reading)} cells, expected {CELLS.start} to {CELLS.stop - 1}"
     if (words := words_in(reading)) > MAX_WORDS:
-        yield f"notebook: {words} words of prose, at most {MAX_WORDS}"
+        yield f"notebook: {words} words of prose, expected at most {MAX_WORDS}"
     if len(practice) > PRACTICE_MAX_CELLS:
-        yield f"notebook: {len(practice)} cells to explore and practise, at most {PRACTICE_MAX_CELLS}"
+        yield f"notebook: {len(practice)} cells to explore and practise, expected at most {PRACTICE_MAX_CELLS}"
     if (words := words_in(practice)) > PRACTICE_MAX_WORDS:
-        yield f"notebook: {words} words to explore and practise, at most {PRACTICE_MAX_WORDS}"
+        yield f"notebook: {words} words to explore and practise, expected at most {PRACTICE_MAX_WORDS}"
     size = len(nbformat.writes(notebook).encode())
     if size >= MAX_BYTES:
         number, _ = max(enumerate(notebook.cells, 1), key=lambda pair: len(str(pair[1])))
@@ -95,7 +96,7 @@ def length(notebook: NotebookNode, name: str) -> Problems:
 
 
 def practice_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """The cells of the sections named in PRACTICE, their headings included."""
+    """The cells of the sections that PRACTICE names, their headings included."""
     found, inside = [], False
     for cell in notebook.cells:
         heading = cell.source.startswith("## ") and cell.cell_type == "markdown"
@@ -106,12 +107,12 @@ def practice_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def words_in(cells: list[NotebookNode]) -> int:
-    """Words of prose, folded solutions included but for their code."""
+    """Count the words of prose, folded solutions included except for their code."""
     return sum(count_words(cell.source) for cell in cells if cell.cell_type == "markdown")
 
 
 def count_words(markdown: str) -> int:
-    """Words that a reader reads: no code block, no tag, no link's address."""
+    """Count the words that a reader sees, without code blocks, tags and the addresses of links."""
     text = re.sub(r"^```.*?^```|<[^>]+>|\]\([^)]*\)", " ", markdown, flags=re.DOTALL | re.MULTILINE)
     return sum(any(letter.isalnum() for letter in word) for word in text.split())
 
@@ -128,36 +129,36 @@ def counts(notebook: NotebookNode, name: str) -> Problems:
 
 
 def metadata(notebook: NotebookNode, name: str) -> Problems:
-    """Nothing that depends on who saved the file: the metadata of tools/template.py, and tags that nbval knows."""
+    """Nothing depends on who saved the file: metadata as every lesson has it, and tags that nbval knows."""
     if "widgets" in notebook.metadata:
         yield "notebook: keeps widget state in metadata.widgets; run `make outputs`"
-    elif notebook.metadata != template.METADATA:
-        yield f"notebook: metadata {dict(notebook.metadata)}, expected {template.METADATA}; run `make outputs`"
+    elif notebook.metadata != notebook_files.METADATA:
+        yield f"notebook: metadata {dict(notebook.metadata)}, expected {notebook_files.METADATA}; run `make outputs`"
     for number, cell in enumerate(notebook.cells, 1):
         if extra := cell.metadata.keys() - {"tags"}:
-            yield f"cell {number}: metadata holds {sorted(extra)}, expected nothing but tags"
+            yield f"cell {number}: metadata has {sorted(extra)}, expected nothing but tags"
         if unknown := set(cell.metadata.get("tags", [])) - TAGS:
-            yield f"cell {number}: unknown tags {sorted(unknown)}, known are {sorted(TAGS)}"
+            yield f"cell {number}: unknown tags {sorted(unknown)}, expected some of {sorted(TAGS)}"
         if number != 2 and template.SETUP_TAG in cell.metadata.get("tags", []):
-            yield f"cell {number}: only the set-up cell is tagged {template.SETUP_TAG}"
+            yield f"cell {number}: is tagged {template.SETUP_TAG}, which only the set-up cell may be"
         if cell.cell_type == "code" and re.search(r"^\s*#+\s*(NBVAL|PYTEST_VALIDATE)_", cell.source, re.MULTILINE):
-            yield f"cell {number}: steers nbval with a comment; use a tag"
+            yield f"cell {number}: controls nbval with a comment; use a tag"
 
 
 def outputs(notebook: NotebookNode, name: str) -> Problems:
-    """What prints or shows has an output; none holds an error or standard error's warnings and progress bars."""
+    """A cell that prints or shows something has an output; no output is an error, a warning or a progress bar."""
     for number, cell in code_cells(notebook):
         if not cell.outputs and any(called(statement) in ("print", "show", "display") for statement in body(cell)):
             yield f"cell {number}: prints or shows something, but has no output; run `make outputs`"
         for output in cell.outputs:
             if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
-                yield f"cell {number}: holds an error, {output.ename}: {output.evalue}"
+                yield f"cell {number}: has an error as output, {output.ename}: {output.evalue}"
             if output.get("name") == "stderr":
                 yield f"cell {number}: prints to standard error: {output.text.strip()[:80]!r}"
 
 
 def paths(notebook: NotebookNode, name: str) -> Problems:
-    """No cell and no output shows a path of the machine it ran on."""
+    """No cell and no output shows a path of the machine that it ran on."""
     for number, cell in enumerate(notebook.cells, 1):
         for text in (cell.source, *map(output_text, cell.get("outputs", []))):
             if match := MACHINE_PATH.search(text):
@@ -165,7 +166,7 @@ def paths(notebook: NotebookNode, name: str) -> Problems:
 
 
 def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
-    """Each picture carries a sentence that says what it shows, as its alt text and in print."""
+    """Each picture has a sentence that says what it shows, both as its alt text and printed beside it."""
     for number, cell in code_cells(notebook):
         printed = " ".join(printed_text(cell).split())
         for output in cell.outputs:
@@ -179,9 +180,9 @@ def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
 
 
 def views(notebook: NotebookNode, name: str) -> Problems:
-    """No output refers to a widget: without its kernel it would be an error where the picture should be."""
+    """No output refers to a widget: without its kernel it would be an error in place of the picture."""
     for number, cell in code_cells(notebook):
-        if any(template.WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
+        if any(notebook_files.WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
             yield f"cell {number}: keeps the view of a widget; run `make outputs`"
 
 
@@ -194,7 +195,7 @@ def compared(notebook: NotebookNode, name: str) -> Problems:
 
 
 def own_text(cell: NotebookNode) -> str:
-    """What a cell prints or returns as text, less the alt sentences of its pictures."""
+    """The text that a cell prints or returns, without the alt sentences of its pictures."""
     text = " ".join(printed_text(cell).split())
     for output in cell.outputs:
         data = output.get("data", {})
@@ -207,10 +208,10 @@ def own_text(cell: NotebookNode) -> str:
 
 def names(notebook: NotebookNode, name: str) -> Problems:
     """No cell gives another meaning to a name that the package exports."""
-    exported = exported_names(template.ROOT / "mistral_lab")
+    exported = exported_names(notebook_files.ROOT / "mistral_lab")
     for number, cell in code_cells(notebook):
         for bound in sorted(bound_names(body(cell)) & exported.keys()):
-            yield f"cell {number}: defines {bound!r} again, which stands in mistral_lab/{exported[bound]}"
+            yield f"cell {number}: defines {bound!r} again, which mistral_lab/{exported[bound]} defines"
 
 
 def source(notebook: NotebookNode, name: str) -> Problems:
@@ -248,7 +249,7 @@ def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
 
 
 def body(cell: NotebookNode) -> list[ast.stmt]:
-    """A cell's statements; none where it is not plain Python, as the set-up cell."""
+    """The statements of a cell; none where it is not plain Python, as in the set-up cell."""
     try:
         return ast.parse(cell.source).body
     except SyntaxError:
@@ -268,7 +269,7 @@ def printed_text(cell: NotebookNode) -> str:
 
 
 def output_text(output: NotebookNode) -> str:
-    """All text of an output, in whatever form; pictures are none."""
+    """All text of an output in any form, pictures excluded."""
     data = output.get("data", {})
     shown = [str(value) for kind, value in data.items() if not kind.startswith("image/") or kind == "image/svg+xml"]
     return "\n".join([output.get("text", ""), *shown, *output.get("traceback", [])])
@@ -281,7 +282,7 @@ def alt_text(output: NotebookNode) -> str:
 
 
 def exported_names(package: Path) -> dict[str, str]:
-    """Public functions, classes and constants of the rooms, each with its file; lessons use none of `training`."""
+    """The public functions, classes and constants of the package, each with its file; those of `training` aside."""
     exported = {}
     for path in sorted(set(package.rglob("[!_]*.py")) - set((package / "training").rglob("*"))):
         module = ast.parse(path.read_text(encoding="utf-8")).body
@@ -294,7 +295,7 @@ def exported_names(package: Path) -> dict[str, str]:
 
 
 def bound_names(statements: list[ast.stmt]) -> set[str]:
-    """Names that statements give a meaning in their own scope; importing one from the package keeps its meaning."""
+    """The names that statements define in their own scope; importing a name from the package does not define it."""
     bound = set()
     pending: list[ast.AST] = list(statements)
     while pending:

@@ -14,7 +14,7 @@ import test_checks_tuning_machines as tuning_machines
 import torch
 
 from mistral_lab import checks, masks, nf4
-from mistral_lab.checks import _values, machinery
+from mistral_lab.checks import machinery, values
 
 
 def said(name, function, capsys) -> str:
@@ -311,7 +311,7 @@ WRONG = [
     (
         "longest_text",
         lambda free, L, H, G, D, size: free // (2 * L * (H // G) * D * 4),
-        "4 bytes a value, which is float32",
+        "4 bytes per value, which is float32",
     ),
     ("longest_text", lambda free, L, H, G, D, size: free / (2 * L * (H // G) * D * size), "round down"),
     ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, mask, scale=1.0), "square root of D"),
@@ -347,7 +347,7 @@ WRONG = [
     ("chosen_experts", lambda logits, A: RIGHT["chosen_experts"](-logits, A), "smallest logits|is wrong"),
     ("tokens_to_touch", lambda E, A, share: math.floor(math.log(1 - share) / math.log(1 - A / E)), "round up"),
     ("tokens_to_touch", lambda E, A, share: math.ceil(share * E / A), "no two tokens share an expert"),
-    ("tokens_to_touch", lambda E, A, share: tokens_for(E, 1, share), "one expert a token; here each token reads 2"),
+    ("tokens_to_touch", lambda E, A, share: tokens_for(E, 1, share), "one expert per token; here each token reads 2"),
     ("balance_by_layer", lambda logits, A: balance_of(torch.cat(logits), A), "is 2 where.*it pools the layers"),
     (
         "balance_by_layer",
@@ -421,7 +421,7 @@ def test_every_check_has_three_wrong_answers_and_a_right_one():
 @pytest.mark.parametrize("name", checks.__all__)
 def test_every_mistake_that_a_check_lists_gets_its_own_hint(name, capsys, monkeypatch):
     # Told apart with ten times the tolerance: no hint hangs on rounding.
-    monkeypatch.setattr(_values, "RTOL", 10 * _values.RTOL)
+    monkeypatch.setattr(values, "RTOL", 10 * values.RTOL)
     for mistake in parts_of(name)["mistakes"]:
         wrong = functools.wraps(parts_of(name)["answer"])(
             lambda *arguments, mistake=mistake: mistake.answer(*arguments)

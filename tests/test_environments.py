@@ -12,10 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import environments
+import notebook_files
 import template
 from execute import Run, bundled_environment, execute
 
-TARGETS = set(re.findall(r"^([a-z-]+):", (template.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (notebook_files.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def test_the_oldest_versions_are_the_lower_bounds_and_satisfy_them():
@@ -44,7 +45,7 @@ def test_colab_is_exact_versions_and_lacks_what_the_set_up_cell_brings():
 
 
 def test_a_copied_lesson_installs_from_the_clone_and_is_otherwise_the_same(tmp_path):
-    lesson = template.lessons()[0]
+    lesson = notebook_files.lessons()[0]
     copied = nbformat.read(environments.copy(lesson, tmp_path, "file:///some/clone"), as_version=4)
     original = nbformat.read(lesson, as_version=4)
     assert copied.cells[1].source == template.setup_source("file:///some/clone")
@@ -66,7 +67,7 @@ def test_the_clone_is_the_work_tree_without_what_git_ignores(tmp_path, monkeypat
         (tree / name).write_text(text)
     (tree / "build").mkdir()
     (tree / "build" / "large").write_text("")
-    monkeypatch.setattr(template, "ROOT", tree)
+    monkeypatch.setattr(notebook_files, "ROOT", tree)
     address = environments.clone(tmp_path / "a clone")
     assert address == f"file://{tmp_path}/a%20clone"
     subprocess.run(["git", "clone", "--quiet", address, tmp_path / "again"], check=True)
@@ -139,7 +140,7 @@ def test_a_lesson_runs_on_the_interpreter_that_it_is_given(tmp_path):
 
 
 def workflows() -> dict[str, dict]:
-    folder = template.ROOT / ".github" / "workflows"
+    folder = notebook_files.ROOT / ".github" / "workflows"
     return {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yml"))}
 
 
@@ -162,7 +163,7 @@ def test_workflows_run_the_pythons_that_the_project_allows():
 
 
 def test_the_local_run_checks_other_versions_too():
-    script = (template.ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    script = (notebook_files.ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = re.findall(r"^make ([a-z-]+)", script, re.MULTILINE)
     assert commands[0] == "test"
     assert {"test-device", "test-colab", "test-latest", "test-oldest"} <= set(commands) <= TARGETS

@@ -10,7 +10,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import template
+import notebook_files
 from mistral_lab import checks
 
 HEADING = "## Exercises"
@@ -102,7 +102,7 @@ def tried(notebook: NotebookNode, exercise: Exercise, capsys) -> tuple[str, str]
     return stub, capsys.readouterr().out
 
 
-LESSONS = {path.stem: notebook_rules.read(path) for path in template.lessons()}
+LESSONS = {path.stem: notebook_rules.read(path) for path in notebook_files.lessons()}
 
 
 @pytest.fixture(params=LESSONS)

@@ -5,7 +5,7 @@ import torch
 from students import MODELS, TWO, student
 
 from mistral_lab import finetune
-from mistral_lab.finetune.cost import _LiveTensors
+from mistral_lab.finetune.cost import LiveTensors
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -69,7 +69,7 @@ def test_nothing_that_a_step_made_outlives_it(name, checkpointing):
     tokens = torch.arange(3, 43)[None].repeat(2, 1)
     with finetune.tuning.training_mode(loaded.model, checkpointing=checkpointing):
         for _ in range(2):
-            with _LiveTensors() as made:
+            with LiveTensors() as made:
                 loss = loaded.model(input_ids=tokens, labels=tokens).loss
                 assert made.nbytes > 0
                 loss.backward()

@@ -74,7 +74,7 @@ def test_what_falls_short_is_named():
     assert full_size_lessons.shortcomings(run, record(16.0)) == [
         "01_lesson, cell 5 of 9: ValueError: no",
         "01_lesson took 16.0 minutes: expected at most 15",
-        "01_lesson, cell 4: silent for 21 s: expected a word every 20 s",
+        "01_lesson, cell 4: silent for 21 s: expected output every 20 s",
     ]
     good = Run("01_lesson", None, 2, 60.0, None, None, (CellRun(4, 30.0, 19.0),))
     assert full_size_lessons.shortcomings(good, record(1.0)) == []
@@ -91,12 +91,12 @@ time.sleep(0.5)
 
 @pytest.mark.parametrize(("mib", "survives"), [(64, True), (400, False)])
 def test_a_process_is_held_to_its_memory(mib, survives):
-    with full_size_lessons._memory_limit(os.getpid(), 2**40) as possible:
+    with full_size_lessons.memory_limit(os.getpid(), 2**40) as possible:
         pass
     if not possible:
         pytest.skip("no memory cgroup can be made here")
     process = subprocess.Popen([sys.executable, "-c", EATER, str(mib)], stdin=subprocess.PIPE)
-    watched = full_size_lessons.Held(256 * 2**20)
+    watched = full_size_lessons.LimitedMemory(256 * 2**20)
     with watched(process.pid):
         process.communicate(b"go\n", timeout=60)
         time.sleep(full_size_lessons.SAMPLE_S)

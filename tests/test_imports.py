@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "four_bit": {"files"},
     "memory": {"arguments", "config"},
     "loading": {"files", "checkpoints", "config", "sampling", "four_bit", "memory"},
-    "measure": {"arguments", "files"},
-    "finetune": {"arguments", "files", "checkpoints", "four_bit", "memory"},
+    "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
+    "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},
     "distributed": {"arguments", "checkpoints", "config", "four_bit", "memory", "loading"},
     # teaching
     "figures": set(),

@@ -42,7 +42,7 @@ def loaded():
 
 
 class Sleeper:
-    """A model whose `generate` takes known times: 40 ms for the prompt, then 10 ms a token."""
+    """A model whose `generate` takes known times: 40 ms for the prompt, then 10 ms per token."""
 
     device = torch.device("cpu")
     dtype = torch.bfloat16
@@ -370,10 +370,10 @@ def test_points_of_another_machine_are_kept_and_labelled_and_measured_here_again
     assert [point.here for point in points] == [False] * 4 + [True] * 4
     assert [point.measurement.machine for point in read_sweep(path)] == [ELSEWHERE] * 4 + [HERE] * 4
     assert str(points[0]) == (
-        "sleeper, 1 x 4 tokens: first token 500 ms, then 500 ms a token, measured elsewhere: RTX 4090 (Another CPU, "
+        "sleeper, 1 x 4 tokens: first token 500 ms, then 500 ms per token, measured elsewhere: RTX 4090 (Another CPU, "
         f"16 threads), torch {torch.__version__}"
     )
-    assert str(points[4]) == "sleeper, 1 x 4 tokens: first token 500 ms, then 500 ms a token"
+    assert str(points[4]) == "sleeper, 1 x 4 tokens: first token 500 ms, then 500 ms per token"
 
 
 @pytest.mark.parametrize(

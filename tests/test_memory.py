@@ -84,7 +84,7 @@ def random_config(seed: int) -> ModelConfig:
 
 def test_the_parts_of_mistral_and_mixtral():
     # By hand from the papers' tables: 32 layers, width 4096, 32 and 8 heads of 128, inner width 14336, 32000 pieces.
-    assert parameter_counts(MISTRAL) == {
+    assert parameter_counts(MISTRAL).by_part == {
         "embedding": 131_072_000,
         "lm_head": 131_072_000,
         "attention": 1_342_177_280,
@@ -94,7 +94,7 @@ def test_the_parts_of_mistral_and_mixtral():
     }
     assert parameter_counts(MISTRAL).total == parameter_counts(MISTRAL).active == 7_241_732_096
     mixtral = parameter_counts(MIXTRAL)
-    assert (mixtral["feed_forward"], mixtral["router"]) == (45_097_156_608, 1_048_576)
+    assert (mixtral.feed_forward, mixtral.router) == (45_097_156_608, 1_048_576)
     assert (mixtral.total, mixtral.active) == (46_702_792_704, 12_879_925_248)
 
 
@@ -127,10 +127,10 @@ def test_presets_count_what_transformers_builds(name):
 @pytest.mark.parametrize("seed", range(12))
 def test_random_shapes_count_what_transformers_builds_part_by_part(seed):
     config = random_config(seed)
-    parts = dict.fromkeys(parameter_counts(config), 0)
+    parts = dict.fromkeys(parameter_counts(config).by_part, 0)
     for name, parameter in meta_model(as_transformers(config)).named_parameters():
         parts[part_of(name)] += parameter.numel()
-    assert parts == parameter_counts(config)
+    assert parts == parameter_counts(config).by_part
 
 
 def test_one_expert_of_a_mixture_more_a_token_is_one_more_that_works():
@@ -199,7 +199,7 @@ def test_the_bundled_models_hold_what_arithmetic_says(name, bits, precision):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_full_size_shapes_hold_what_arithmetic_says(name):
-    counted = {precision: dict.fromkeys(parameter_counts(PRESETS[name]), 0) for precision in PRECISIONS}
+    counted = {precision: dict.fromkeys(parameter_counts(PRESETS[name]).by_part, 0) for precision in PRECISIONS}
     for parameter_name, parameter in meta_model(as_preset(name)).named_parameters():
         part = part_of(parameter_name)
         counted["float32"][part] += parameter.nbytes

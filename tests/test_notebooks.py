@@ -8,20 +8,21 @@ import pytest
 from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 
+import notebook_files
 import template
 
 NAME = "02_grouped_query_attention"
 ALT = "Bars of four heights, the third one the tallest."
 
 
-@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.lessons(), ids=lambda path: path.stem)
 def test_lesson_keeps_the_rules(path):
     found = notebook_rules.problems(notebook_rules.read(path), path.stem)
     assert not found, "\n".join([f"{path.name}:", *found])
 
 
 def test_there_is_a_lesson():
-    assert template.lessons(), "notebooks/ holds no lesson"
+    assert notebook_files.lessons(), "notebooks/ holds no lesson"
 
 
 def figure() -> NotebookNode:
@@ -36,7 +37,7 @@ def printed(text: str) -> NotebookNode:
 @pytest.fixture
 def lesson() -> NotebookNode:
     """A lesson of 20 cells that keeps every rule: cells 3 to 12 are prose, 13 draws, 14 to 20 print."""
-    notebook = template.new_lesson(NAME, "Grouped-query attention", template.repository())
+    notebook = template.new_lesson(NAME, "Grouped-query attention", notebook_files.repository())
     notebook.cells[1].execution_count = 1
     notebook.cells += [new_markdown_cell(f"Prose, paragraph {n}.", id=f"prose-{n}") for n in range(10)]
     drawing = new_code_cell("figures.show(figure, alt)", id="figure", execution_count=2)
@@ -79,7 +80,7 @@ def bare_figure(metadata: dict) -> NotebookNode:
 
 BREAKAGES = {
     "no id": (lambda lesson: lesson.cells[6].pop("id"), "cell 7: 'id' is a required property"),
-    "an id twice": (lambda lesson: lesson.cells[6].update(id="prose-0"), "cell 7: has the id of another cell"),
+    "an id twice": (lambda lesson: lesson.cells[6].update(id="prose-0"), "cell 7: has the same id as another cell"),
     "a cell of no type": (lambda lesson: lesson.cells[6].update(cell_type="prose"), "cell 7: is of type 'prose'"),
     "an output without data": (
         lambda lesson: lesson.cells[12].outputs[0].pop("data"),
@@ -89,26 +90,26 @@ BREAKAGES = {
     "no title": (rewrite(1, "Welcome."), "cell 1: expected Markdown that starts with the title"),
     "no badge": (rewrite(1, "# 2 · Grouped-query attention"), "cell 1: expected one line with this badge"),
     "badge of another repository": (from_another_repository, "cell 1: expected one line with this badge"),
-    "set-up of another repository": (from_another_repository, "cell 2: is not the set-up cell"),
-    "set-up replaces torch": (rewrite(2, "%pip install torch"), "cell 2: is not the set-up cell"),
-    "set-up not skipped": (lambda lesson: tag(lesson, [2]), "cell 2: the set-up cell has the one tag nbval-skip"),
-    "set-up prints": (output(2, printed("installed\n")), "cell 2: the set-up cell prints nothing"),
+    "set-up of another repository": (from_another_repository, "cell 2: expected the set-up cell"),
+    "set-up replaces torch": (rewrite(2, "%pip install torch"), "cell 2: expected the set-up cell"),
+    "set-up not skipped": (lambda lesson: tag(lesson, [2]), "cell 2: expected nbval-skip as its only tag"),
+    "set-up prints": (output(2, printed("installed\n")), "cell 2: has an output"),
     "too few cells": (lambda lesson: lesson.cells.pop(3), "notebook: 19 cells, expected 20 to 45"),
     "too many cells": (
         lambda lesson: lesson.cells.extend(new_markdown_cell("More.", id=f"more-{n}") for n in range(26)),
         "notebook: 46 cells, expected 20 to 45",
     ),
-    "too many words": (rewrite(5, "word " * 1800), r"notebook: 18\d\d words of prose, at most 1800"),
+    "too many words": (rewrite(5, "word " * 1800), r"notebook: 18\d\d words of prose, expected at most 1800"),
     "too many words of practice": (
         rewrite(12, "## Exercises\n" + "word " * 700),
-        r"notebook: 70\d words to explore and practise, at most 700",
+        r"notebook: 70\d words to explore and practise, expected at most 700",
     ),
     "too many cells of practice": (
         lambda lesson: lesson.cells.extend(
             [new_markdown_cell("## Explore", id="explore")]
             + [new_markdown_cell("More.", id=f"more-{n}") for n in range(14)]
         ),
-        "notebook: 15 cells to explore and practise, at most 14",
+        "notebook: 15 cells to explore and practise, expected at most 14",
     ),
     "too large": (output(15, printed("0" * 1_000_000)), r"notebook: .* bytes, .* the largest is cell 15"),
     "not run": (lambda lesson: lesson.cells[14].update(execution_count=None), "cell 15: was not run"),
@@ -122,7 +123,7 @@ BREAKAGES = {
         r"notebook: keeps widget state in metadata\.widgets",
     ),
     "the view of a widget": (
-        output(13, new_output("display_data", data={template.WIDGET_VIEW: {"model_id": "1"}, "text/plain": ALT})),
+        output(13, new_output("display_data", data={notebook_files.WIDGET_VIEW: {"model_id": "1"}, "text/plain": ALT})),
         "cell 13: keeps the view of a widget",
     ),
     "another kernel": (
@@ -131,16 +132,16 @@ BREAKAGES = {
     ),
     "a cell's timing": (
         lambda lesson: lesson.cells[15].metadata.update(execution={"iopub.status.busy": "2024"}),
-        r"cell 16: metadata holds \['execution'\]",
+        r"cell 16: metadata has \['execution'\]",
     ),
     "a mistyped tag": (lambda lesson: tag(lesson, [16], "nbval-ignore-ouput"), "cell 16: unknown tags"),
-    "skipped outside set-up": (lambda lesson: tag(lesson, [16], "nbval-skip"), "cell 16: only the set-up cell"),
-    "a comment for nbval": (rewrite(16, "# NBVAL_IGNORE_OUTPUT\nprint(2)"), "cell 16: steers nbval with a comment"),
+    "skipped outside set-up": (lambda lesson: tag(lesson, [16], "nbval-skip"), "cell 16: is tagged nbval-skip"),
+    "a comment for nbval": (rewrite(16, "# NBVAL_IGNORE_OUTPUT\nprint(2)"), "cell 16: controls nbval with a comment"),
     "no output": (output(17), "cell 17: prints or shows something, but has no output"),
     "no figure": (output(13), "cell 13: prints or shows something, but has no output"),
     "an error": (
         output(17, new_output("error", ename="NameError", evalue="name 'x'", traceback=[])),
-        "cell 17: holds an error, NameError: name 'x'",
+        "cell 17: has an error as output, NameError: name 'x'",
     ),
     "a warning": (
         output(17, new_output("stream", name="stderr", text="UserWarning: slow")),

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-import template
+import notebook_files
 from execute import execute
 
 # Python imports a module of this name at its start, so nothing in the kernel comes before it. Jupyter's own channels
@@ -58,7 +58,7 @@ def refusing(tmp_path) -> tuple[dict[str, str], Path]:
     return environment | {"PYTHONPATH": str(tmp_path), "REFUSED_SOCKETS": str(log)}, log
 
 
-@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.lessons(), ids=lambda path: path.stem)
 def test_a_lesson_runs_without_network(path, refusing):
     environment, log = refusing
     run = execute(path, environment=environment)
@@ -77,7 +77,7 @@ def test_a_lesson_runs_without_network(path, refusing):
 def test_a_lesson_that_asks_for_the_network_fails(source, asked_for, tmp_path, refusing):
     environment, log = refusing
     path = tmp_path / "asks.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=template.METADATA), path)
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=notebook_files.METADATA), path)
     run = execute(path, environment=environment)
     assert run.error is not None
     assert run.error.startswith("asks, cell 1 of 1: ")

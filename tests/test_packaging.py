@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import environments
-import template
+import notebook_files
 
-ROOT = template.ROOT
+ROOT = notebook_files.ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
@@ -132,7 +132,7 @@ def test_the_wheel_holds_the_bundled_models(tmp_path):
 
 
 def test_the_public_address_stands_once_outside_the_lessons():
-    address = template.repository()
+    address = notebook_files.repository()
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address)
     files = [path for path in ROOT.glob("*") if path.is_file()]
     files += [path for room in ("mistral_lab", "tools", "tests") for path in (ROOT / room).rglob("*.py")]

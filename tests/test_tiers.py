@@ -8,10 +8,10 @@ import nbformat
 import pytest
 
 import full_size_lessons
-import template
+import notebook_files
 
 RECORDS = json.loads(full_size_lessons.RECORDS.read_text(encoding="utf-8"))
-LESSONS = {path.stem: path for path in template.lessons()}
+LESSONS = {path.stem: path for path in notebook_files.lessons()}
 
 
 def tiers(name: str) -> dict[str, list[str]]:
@@ -51,7 +51,7 @@ def test_a_tier_says_what_was_recorded_or_that_it_was_not(name):
 
 
 def test_the_readme_quotes_the_records():
-    text = (template.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (notebook_files.ROOT / "README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| \[(\d\d_\w+)\]\S+ \| ([\d.]+ \| [\d.]+ \| \d+ GiB) \|$", text, re.MULTILINE))
     assert rows == {
         name: f"{record['minutes']} | {record['anonymous_bytes'] / 2**30:.1f} | {record['memory_gib']} GiB"

@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import address
 import lessons
+import notebook_files
 import outputs
 import template
 from execute import Run, bundled_environment, execute
@@ -59,7 +60,7 @@ def test_what_runs_before_a_lesson_is_no_part_of_it(notebook_of, capsys):
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("raise ValueError('one\\ntwo')", "ValueError: one"),
-        ("import os; os._exit(1)", "the kernel died, perhaps for want of memory"),
+        ("import os; os._exit(1)", "the kernel died, perhaps because memory ran out"),
     ],
 )
 def test_a_failing_cell_is_one_line_and_ends_the_lesson(notebook_of, source, error):
@@ -86,7 +87,7 @@ def test_the_table_has_a_line_a_lesson():
 
 def test_other_lessons_run_after_one_failed(notebook_of, monkeypatch, tmp_path, capsys):
     paths = [notebook_of("1 / 0", name="01_fails"), notebook_of("print('well')", name="02_passes")]
-    monkeypatch.setattr(template, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook_files, "ROOT", tmp_path)
     monkeypatch.setattr(lessons, "BUILD", tmp_path / "build")
     monkeypatch.setattr(sys, "argv", ["lessons.py", *map(str, paths)])
     with pytest.raises(SystemExit) as exit_info:
@@ -115,7 +116,7 @@ def test_outputs_are_kept_and_a_second_run_changes_nothing(notebook_of):
     assert notebook.cells[1].outputs[0].text == "kept\n"
     assert notebook.cells[1].execution_count == 1
     assert notebook.cells[1].metadata == {}
-    assert notebook.metadata == template.METADATA
+    assert notebook.metadata == notebook_files.METADATA
     assert outputs.refresh(path) is None
     assert path.read_text() == first
 
@@ -130,7 +131,7 @@ def test_a_lesson_that_fails_keeps_its_outputs(notebook_of):
 def test_an_interrupted_lesson_keeps_its_outputs(notebook_of, tmp_path):
     path = notebook_of("from pathlib import Path\nPath('started').touch()\nimport time\ntime.sleep(60)")
     before = path.read_bytes()
-    command = [sys.executable, template.ROOT / "tools" / "outputs.py", path]
+    command = [sys.executable, notebook_files.ROOT / "tools" / "outputs.py", path]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
@@ -152,7 +153,7 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        template.replace_text(path, "new")
+        notebook_files.replace_text(path, "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("01_trial.ipynb", "old")]
 
 
@@ -189,25 +190,25 @@ def test_an_address_that_github_cannot_have_is_refused(slug):
 def test_a_new_address_reaches_project_badge_and_set_up():
     elsewhere = address.parse("Some-One/lab.v2_x")
     assert elsewhere == "https://github.com/Some-One/lab.v2_x"
-    lesson = template.new_lesson("02_a", "Title", template.repository())
+    lesson = template.new_lesson("02_a", "Title", notebook_files.repository())
     lesson.cells[0].source += "\n\nProse below the badge."
     address.readdress(lesson, "02_a", elsewhere)
     expected = template.new_lesson("02_a", "Title", elsewhere)
     assert lesson.cells[0].source == expected.cells[0].source + "\n\nProse below the badge."
     assert lesson.cells[1].source == expected.cells[1].source
     assert "git+https://github.com/Some-One/lab.v2_x\n" in lesson.cells[1].source
-    before = template.PYPROJECT.read_text()
+    before = notebook_files.PYPROJECT.read_text()
     after = address.readdress_project(before, elsewhere)
     changed = [line for line in after.splitlines() if line not in before.splitlines()]
     assert changed == ['Repository = "https://github.com/Some-One/lab.v2_x"']
 
 
 def test_a_notebook_without_badge_or_set_up_is_refused():
-    lesson = template.new_lesson("02_a", "Title", template.repository())
+    lesson = template.new_lesson("02_a", "Title", notebook_files.repository())
     lesson.cells[1].metadata.tags = []
     with pytest.raises(ValueError, match=r"\A02_a: expected one Colab badge in cell 1 and the set-up cell"):
         address.readdress(lesson, "02_a", "https://github.com/a/b")
-    lesson = template.new_lesson("02_a", "Title", template.repository())
+    lesson = template.new_lesson("02_a", "Title", notebook_files.repository())
     lesson.cells[0].source = "# 2 · Title"
     with pytest.raises(ValueError, match=r"\A02_a: expected one Colab badge"):
         address.readdress(lesson, "02_a", "https://github.com/a/b")

@@ -18,7 +18,7 @@ from mistral_lab.training import corpus
 from mistral_lab.training.corpus import document
 from mistral_lab.training.recipes import RECIPES, TRACES
 from mistral_lab.training.trainer import (
-    DOCUMENTS_A_BLOCK,
+    DOCUMENTS_PER_BLOCK,
     BalancedTrainer,
     Blocks,
     export,
@@ -162,7 +162,7 @@ def test_names_come_back_sooner_in_the_first_blocks(tokenizer):
 
     def mentions(i):
         text = tokenizer.decode(data[i]["input_ids"])
-        return text.count(document(i * DOCUMENTS_A_BLOCK).name)
+        return text.count(document(i * DOCUMENTS_PER_BLOCK).name)
 
     assert mentions(0) > 2 * mentions(20)
 

@@ -1,4 +1,4 @@
-"""`make address REPO=owner/name`: move the public address in pyproject.toml and in every lesson."""
+"""`make address REPO=owner/name`: change the public address in pyproject.toml and in every lesson."""
 
 import re
 import sys
@@ -6,6 +6,7 @@ import sys
 import nbformat
 from nbformat import NotebookNode
 
+import notebook_files
 import template
 
 _SLUG = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?/[A-Za-z0-9._-]{1,100}"
@@ -13,7 +14,11 @@ _COLAB_LINE = r"^\[!\[Open in Colab\].*$"
 
 
 def parse(slug: str) -> str:
-    """The address of `owner/name` on GitHub, the only host that Colab's badge opens; ValueError for anything else."""
+    """Turn `owner/name` into its address on GitHub, the only host that Colab's badge opens.
+
+    Raises:
+        ValueError: the text is not of that form.
+    """
     name = slug.partition("/")[2]
     if not re.fullmatch(_SLUG, slug) or name in (".", "..") or name.endswith(".git"):
         raise ValueError(f"REPO is owner/name as on GitHub: make address REPO=mistral-lab/mistral-lab; got {slug!r}")
@@ -21,7 +26,7 @@ def parse(slug: str) -> str:
 
 
 def readdress_project(text: str, address: str) -> str:
-    """The text of pyproject.toml with another public address."""
+    """Put another public address into the text of pyproject.toml."""
     text, count = re.subn(r'^(Repository = ").*(")$', rf"\g<1>{address}\g<2>", text, flags=re.MULTILINE)
     if count != 1:
         raise ValueError(f"pyproject.toml has {count} lines 'Repository = \"...\"', expected one under [project.urls]")
@@ -29,7 +34,7 @@ def readdress_project(text: str, address: str) -> str:
 
 
 def readdress(notebook: NotebookNode, name: str, address: str) -> None:
-    """Give a lesson's badge and set-up cell another public address, in place."""
+    """Put another public address into a lesson's badge and set-up cell, in place."""
     opening, setup = notebook.cells[:2]
     badge = template.badge(name, address)
     opening.source, count = re.subn(_COLAB_LINE, lambda _: badge, opening.source, flags=re.MULTILINE)
@@ -41,20 +46,20 @@ def readdress(notebook: NotebookNode, name: str, address: str) -> None:
 
 
 def main() -> None:
-    """Rewrite everything that holds the address, or, where one file is not as expected, nothing."""
+    """Rewrite all files that hold the address, or none where one of them is not as expected."""
     if len(sys.argv) != 2:
         sys.exit("usage: make address REPO=owner/name")
     try:
         address = parse(sys.argv[1])
-        project = readdress_project(template.PYPROJECT.read_text(encoding="utf-8"), address)
-        notebooks = {path: nbformat.read(path, as_version=4) for path in template.lessons()}
+        project = readdress_project(notebook_files.PYPROJECT.read_text(encoding="utf-8"), address)
+        notebooks = {path: nbformat.read(path, as_version=4) for path in notebook_files.lessons()}
         for path, notebook in notebooks.items():
             readdress(notebook, path.stem, address)
     except ValueError as error:
         sys.exit(str(error))
-    template.replace_text(template.PYPROJECT, project)
+    notebook_files.replace_text(notebook_files.PYPROJECT, project)
     for path, notebook in notebooks.items():
-        template.write(notebook, path)
+        notebook_files.write(notebook, path)
     print(f"pyproject.toml and {len(notebooks)} lessons now say {address}")
 
 

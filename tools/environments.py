@@ -1,7 +1,7 @@
-"""`make test-colab`, `make test-latest`, `make test-oldest`: the lessons where other versions are installed.
+"""`make test-colab`, `make test-latest`, `make test-oldest`: run the lessons with other versions of the libraries.
 
-Each environment is a virtual environment under build/, apart from .venv. The lessons run outside the repository, and
-their set-up cell installs the package, as on Colab; only the address in it is that of a clone on this disk.
+Each environment is a virtual environment of its own under build/. The lessons run outside the repository, and their
+set-up cell installs the package as on Colab, except that it does so from a clone on this disk.
 """
 
 import argparse
@@ -18,28 +18,28 @@ import nbformat
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import template
+import notebook_files
 from execute import Run, bundled_environment, execute
 from lessons import table
 
-COLAB = template.ROOT / "tests" / "environments" / "colab.txt"
-CONSTRAINTS = template.ROOT / "constraints.txt"
+COLAB = notebook_files.ROOT / "tests" / "environments" / "colab.txt"
+CONSTRAINTS = notebook_files.ROOT / "constraints.txt"
 
-RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # of the development tools, what a lesson or a test runs in
-# Tests of what libraries do.
+RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # the development tools that lessons and tests need to run
+# Tests of what depends on the libraries.
 TESTS = ["hub", "test_cache.py", "test_four_bit.py", "test_four_bit_packing.py"]
 TESTS += ["test_loading.py", "test_transformer.py"]
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install
 
-# A warning without the place that it comes from, or a line that a library logs.
+# A warning, without the place where it comes from, or a line that a library logs.
 _REMOVAL = re.compile(
     r"\b(?:Future|(?:Pending)?Deprecation)Warning: .*|^(?!.*Warning: ).*(?:deprecated|will be removed).*$", re.MULTILINE
 )
 
 
 def declared() -> list[Requirement]:
-    """What pyproject.toml declares for lessons and library tests, fine-tuning and their runners included."""
-    project = tomllib.loads(template.PYPROJECT.read_text(encoding="utf-8"))["project"]
+    """The requirements in pyproject.toml that lessons and library tests need, those of fine-tuning included."""
+    project = tomllib.loads(notebook_files.PYPROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["finetune"]]
     lines += [line for line in extras["dev"] if Requirement(line).name in RUNNERS]
@@ -47,18 +47,18 @@ def declared() -> list[Requirement]:
 
 
 def colab() -> list[str]:
-    """What Colab has, with torch as this project pins it."""
+    """The versions that Colab has, with the version of torch that this project pins."""
     pins = re.findall(r"^(?:torch==.*)$", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
     return sorted(pins + re.findall(r"^[^#\n]+", COLAB.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def latest(requirements: Iterable[Requirement], torch: str | None) -> list[str]:
-    """The newest of everything, but `torch` where it is given."""
+    """Ask for the newest version of everything, except that `torch` is the version of torch where it is given."""
     return [f"torch=={torch}" if torch and each.name == "torch" else each.name for each in requirements]
 
 
 def oldest(requirements: Iterable[Requirement], torch: str | None) -> list[str]:
-    """The lowest version of each that satisfies its bound, but `torch` where it is given.
+    """Ask for the lowest version that each bound allows, except that `torch` is the version of torch where it is given.
 
     >>> oldest([Requirement("numpy>=2.1"), Requirement("torch>=2.8")], torch="2.13.0")
     ['numpy==2.1', 'torch==2.13.0']
@@ -71,7 +71,7 @@ def oldest(requirements: Iterable[Requirement], torch: str | None) -> list[str]:
 
 
 class Environment:
-    """A virtual environment that holds what a list of requirements asks for.
+    """A virtual environment with what a list of requirements names.
 
     Args:
         folder: where it is, or will be.
@@ -83,14 +83,14 @@ class Environment:
         self.python = folder / ".venv" / "bin" / "python"
 
     def pip(self, *arguments: str) -> str:
-        """Run pip; what it prints. What it says on standard error is shown."""
+        """Run pip and return what it prints; its standard error is shown."""
         command = [self.python, "-m", "pip", *arguments]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def install(self, *, again: bool) -> None:
-        """Make it so, unless it is: pip is asked only where the requirements changed, or `again`.
+        """Install the requirements where they have changed since the last time, or where `again` is true.
 
-        What set-up cells have installed in an earlier run is taken away in any case.
+        What set-up cells installed in an earlier run is uninstalled in any case.
         """
         installed, wanted = self.folder / "installed", "\n".join(self.requirements) + "\n"
         same = installed.is_file() and installed.read_text() == wanted
@@ -108,26 +108,27 @@ class Environment:
             self.pip("uninstall", "--quiet", "--yes", *sorted(brought))
 
     def versions(self) -> dict[str, str]:
-        """What is installed, by name."""
+        """The installed versions by name."""
         lines = self.pip("list", "--format", "freeze").splitlines()
         return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
 def clone(destination: Path) -> str:
-    """Make a repository with one commit, the work tree as it is now; its address for pip."""
-    git = ["git", "--git-dir", destination / ".git", "--work-tree", template.ROOT]
+    """Make a repository with one commit, the work tree as it is now, and return its address for pip."""
+    tree = notebook_files.ROOT
+    git = ["git", "--git-dir", destination / ".git", "--work-tree", tree]
     author = ["-c", "user.name=Mistral Lab", "-c", "user.email=lab@localhost"]
     subprocess.run(["git", "init", "--quiet", destination], check=True)
-    subprocess.run([*git, "add", "--all", "."], check=True, cwd=template.ROOT)
-    subprocess.run([*git, *author, "commit", "--quiet", "--message", "The work tree"], check=True, cwd=template.ROOT)
+    subprocess.run([*git, "add", "--all", "."], check=True, cwd=tree)
+    subprocess.run([*git, *author, "commit", "--quiet", "--message", "The work tree"], check=True, cwd=tree)
     return destination.as_uri()
 
 
 def copy(path: Path, folder: Path, address: str) -> Path:
-    """Copy a lesson, with `address` in its set-up cell in place of the public one."""
+    """Copy a lesson, with `address` in its set-up cell instead of the public address."""
     notebook = nbformat.read(path, as_version=4)
     setup = notebook.cells[1]
-    public = template.repository()
+    public = notebook_files.repository()
     if f"git+{public}" not in setup.source:
         raise ValueError(f"{path.name}: expected git+{public} in the set-up cell, as cell 2")
     setup.source = setup.source.replace(public, address)
@@ -136,7 +137,7 @@ def copy(path: Path, folder: Path, address: str) -> Path:
 
 
 def removals(run: Run) -> set[str]:
-    """What a lesson's warnings say about changes to come, each once."""
+    """Collect what a lesson's warnings say about future changes, each once."""
     streams = (
         output.text
         for cell in run.notebook.cells
@@ -152,7 +153,7 @@ def run_lessons(environment: Environment, paths: list[Path]) -> list[Run]:
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         variables = bundled_environment() | {
-            "MISTRAL_LAB_CACHE": str(there / "quantised"),  # what other versions have quantised proves nothing here
+            "MISTRAL_LAB_CACHE": str(there / "quantised"),  # a copy that other versions made must not be used
             "PYTHONWARNINGS": "default",
         }
         variables.pop("PYTHONPATH", None)
@@ -168,26 +169,26 @@ def run_lessons(environment: Environment, paths: list[Path]) -> list[Run]:
 
 
 def run_tests(environment: Environment) -> int:
-    """Run the library tests on the work tree; pytest's exit status."""
+    """Run the library tests on the work tree, and return the exit status of pytest."""
     command = [environment.python, "-m", "pytest", "-q", *(f"tests/{name}" for name in TESTS)]
-    return subprocess.run(command, cwd=template.ROOT, env=os.environ | {"PYTHONPATH": ""}, check=False).returncode
+    return subprocess.run(command, cwd=notebook_files.ROOT, env=os.environ | {"PYTHONPATH": ""}, check=False).returncode
 
 
 def main() -> None:
-    """Run the lessons in one environment, and in all but Colab's the tests; exit with 1 where one failed."""
+    """Run the lessons in one environment, and the tests too except in Colab's; exit with 1 where one failed."""
     parser = argparse.ArgumentParser(description="Run the lessons where other versions are installed.")
     parser.add_argument("name", choices=["colab", "latest", "oldest"])
-    parser.add_argument("lessons", nargs="*", type=Path, help="all, unless named")
-    parser.add_argument("--torch", help="a version of torch for latest and oldest, where theirs cannot be had")
+    parser.add_argument("lessons", nargs="*", type=Path, help="lessons to run (default: all)")
+    parser.add_argument("--torch", help="the version of torch for latest and oldest, where theirs cannot be installed")
     arguments = parser.parse_intermixed_args()
     lines = {
         "colab": colab,
         "latest": lambda: latest(declared(), arguments.torch),
         "oldest": lambda: oldest(declared(), arguments.torch),
     }[arguments.name]()
-    environment = Environment(template.ROOT / "build" / arguments.name, lines)
+    environment = Environment(notebook_files.ROOT / "build" / arguments.name, lines)
     environment.install(again=arguments.name == "latest")
-    runs = run_lessons(environment, arguments.lessons or template.lessons())
+    runs = run_lessons(environment, arguments.lessons or notebook_files.lessons())
     versions = environment.versions()
     names = sorted(canonicalize_name(each.name) for each in declared())
     print(f"\n{table(runs)}\n\n{', '.join(f'{name} {versions[name]}' for name in names if name in versions)}")

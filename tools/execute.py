@@ -19,8 +19,8 @@ from nbformat.v4 import new_code_cell
 
 CELL_TIMEOUT_S = 300
 
-# On Linux VmHWM is the peak of this program alone; ru_maxrss begins with the peak of the process that started it.
-# macOS has only ru_maxrss, there in bytes.
+# On Linux VmHWM is the peak of this program alone; ru_maxrss would start from the peak of the process that started it.
+# macOS has only ru_maxrss, in bytes.
 _PEAK = """\
 import os, re, resource
 if os.path.exists("/proc/self/status"):
@@ -31,7 +31,7 @@ else:
 
 @dataclass(frozen=True)
 class CellRun:
-    """One code cell: its number among all cells, from 1, how long it ran, and how long it said nothing meanwhile."""
+    """One code cell: its number among all cells (from 1), how long it ran, and its longest time without output."""
 
     number: int
     seconds: float
@@ -40,7 +40,7 @@ class CellRun:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one lesson: the notebook with its outputs, and `error` in one line where a cell failed."""
+    """The run of one lesson: the notebook with its outputs, and `error`, one line, where a cell failed."""
 
     name: str
     notebook: NotebookNode
@@ -58,22 +58,22 @@ def bundled_environment() -> dict[str, str]:
 
 
 class _Client(NotebookClient):
-    """A client that notes when the running cell last said something: a line, a picture or a step of a progress bar."""
+    """A client that notes when the running cell last sent something: a line, a picture or a step of a progress bar."""
 
     heard = longest_silence_s = 0.0
 
-    def process_message(self, msg, cell, cell_index):
-        """Note the time, then do what every client does."""
+    def process_message(self, msg: dict, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        """Note the time, then process the message as usual."""
         self.listen()
         return super().process_message(msg, cell, cell_index)
 
     def listen(self) -> None:
-        """Count the time since the last word."""
+        """Update the longest silence with the time since the last message."""
         now = time.perf_counter()
         self.longest_silence_s, self.heard = max(self.longest_silence_s, now - self.heard), now
 
     def begin(self) -> None:
-        """Start to count anew."""
+        """Start counting again."""
         self.heard, self.longest_silence_s = time.perf_counter(), 0.0
 
 
@@ -86,20 +86,20 @@ def execute(
     python: str = sys.executable,
     watch: Callable[[int], AbstractContextManager] = lambda pid: nullcontext(),
 ) -> Run:
-    """Run a lesson, one line of progress a cell. A cell that fails ends it; the cells after it hold no output.
+    """Run a lesson, with one line of progress per cell. A cell that fails ends the run; later cells have no output.
 
     Args:
-        path: the lesson; it is read, not written. The kernel works in its folder, as in JupyterLab.
+        path: the lesson; it is read, not written. The kernel runs in its folder, as in JupyterLab.
         environment: the kernel's environment variables.
-        timeout_s: for each cell.
-        before: what the kernel runs ahead of the lesson, in a cell that the notebook does not keep.
+        timeout_s: the time limit of each cell.
+        before: code that the kernel runs before the lesson, in a cell that the notebook does not keep.
         python: the kernel's interpreter, which needs ipykernel.
-        watch: called with the kernel's process id; what it returns is entered before the first cell, and left after the
-            last.
+        watch: is called with the kernel's process id and returns a context manager, which is entered before the first
+            cell and left after the last.
     """
 
     class Kernel(AsyncKernelManager):
-        """A kernel of that interpreter, whatever kernels are registered on this machine."""
+        """A kernel of that interpreter, whichever kernels are registered on this machine."""
 
         kernel_spec = KernelSpec(argv=[python, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
 
@@ -118,7 +118,7 @@ def execute(
     )
     error, peak_bytes, cells = None, None, []
     began = time.perf_counter()
-    # What the kernel's own log says is not the lesson's; what cells print to standard error goes to their outputs.
+    # The kernel's own log is no part of the lesson; what cells print to standard error goes to their outputs.
     with client.setup_kernel(env=environment, stderr=subprocess.DEVNULL), watch(client.km.provisioner.pid):
         if before:
             _run_aside(client, before)
@@ -134,16 +134,22 @@ def execute(
             except CellTimeoutError:
                 error = f"{place}: took more than {timeout_s} s"
             except DeadKernelError:
-                error = f"{place}: the kernel died, perhaps for want of memory"
+                error = f"{place}: the kernel died, perhaps because memory ran out"
             client.listen()
             cells.append(CellRun(index + 1, time.perf_counter() - cell_began, client.longest_silence_s))
             print(f" {'failed after ' if error else ''}{cells[-1].seconds:.1f} s", flush=True)
             if error:
                 break
         else:
-            # The largest resident memory that the kernel's process has had.
+            # The largest resident memory that the kernel's process ever had.
             peak_bytes = int(_run_aside(client, _PEAK).outputs[0].text)
     return Run(path.stem, notebook, len(code), time.perf_counter() - began, peak_bytes, error, tuple(cells))
+
+
+def exit_if_failed(failures: list[str]) -> None:
+    """Exit with status 1 and one line per failure, if there is any."""
+    if failures:
+        sys.exit("\n".join(f"FAILED {failure}" for failure in failures))
 
 
 def _run_aside(client: NotebookClient, source: str) -> NotebookNode:

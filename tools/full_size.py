@@ -1,11 +1,11 @@
-"""Write a checkpoint of real shape with seeded random weights, to run on it what is promised of the large models.
+"""Write a checkpoint of real shape with seeded random weights, to test the large models without a download.
 
     python tools/full_size.py mistral-7b-v0.1 FOLDER              16 bits, 13.5 GiB
     python tools/full_size.py mixtral-8x7b-v0.1 FOLDER --bits 4   NF4 with double quantisation, 24 GB
 
-One layer is made and written under the name of every layer: what a model computes with such weights means nothing, but
-every shape, byte and name is that of the real one. The tokenizer is that of the bundled models, whose pieces are the
-first of the vocabulary; the others decode to nothing.
+One layer is made and written under the names of all layers. What a model computes with such weights means nothing, but
+all shapes, sizes and names are those of the real model. The tokenizer is that of the bundled models. Its pieces are the
+first of the vocabulary; the other tokens decode to nothing.
 """
 
 import argparse
@@ -20,53 +20,50 @@ from tqdm.auto import tqdm
 
 from mistral_lab import PRESETS, ModelConfig
 from mistral_lab.checkpoints import locate
+from mistral_lab.memory.weights import attention_shapes, feed_forward_shapes
 
 SEED = 0
-SCALE = 0.02  # standard deviation of every matrix, as transformers initialises one
+SCALE = 0.02  # standard deviation of every matrix, as in the initialisation of transformers
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of one layer by their names on the hub, without what stands before "self_attn" and its like."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    shapes = {
-        "self_attn.q_proj.weight": (queries, config.dim),
-        "self_attn.k_proj.weight": (keys, config.dim),
-        "self_attn.v_proj.weight": (keys, config.dim),
-        "self_attn.o_proj.weight": (config.dim, queries),
-        "input_layernorm.weight": (config.dim,),
-        "post_attention_layernorm.weight": (config.dim,),
+    """The tensors of one layer, by their names on the hub without the prefix "model.layers.N."."""
+    shapes: dict[str, tuple[int, ...]] = {
+        f"self_attn.{letter}_proj.weight": shape for letter, shape in zip("qkvo", attention_shapes(config), strict=True)
     }
-    up, down = (config.hidden_dim, config.dim), (config.dim, config.hidden_dim)
+    shapes |= {"input_layernorm.weight": (config.dim,), "post_attention_layernorm.weight": (config.dim,)}
+    gate, up, down = feed_forward_shapes(config)
     if config.num_experts is None:
-        return shapes | {"mlp.gate_proj.weight": up, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
+        return shapes | {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
     shapes["block_sparse_moe.gate.weight"] = (config.num_experts, config.dim)
     for expert in range(config.num_experts):
-        for matrix, shape in (("w1", up), ("w2", down), ("w3", up)):
+        for matrix, shape in (("w1", gate), ("w2", down), ("w3", up)):
             shapes[f"block_sparse_moe.experts.{expert}.{matrix}.weight"] = shape
     return shapes
 
 
 def end_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors before the first layer and after the last."""
+    """The tensors before the first layer and after the last, by their names on the hub."""
     table = (config.vocab_size, config.dim)
     head = {} if config.tied_embeddings else {"lm_head.weight": table}
     return {"model.embed_tokens.weight": table, "model.norm.weight": (config.dim,)} | head
 
 
 def tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """A matrix of normal numbers, or a norm's vector of ones, in bfloat16."""
+    """Make a matrix of normally distributed numbers, or the vector of ones of a norm, in bfloat16."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SCALE, generator=generator)
 
 
 def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
-    """Write a shard for each layer, one for both ends, their index, config and tokenizer.
+    """Write one shard per layer, one for the tensors outside the layers, their index, the config and the tokenizer.
 
     Args:
-        folder: made where it is missing; what it holds under the same names is written over.
-        bits: 16, or 4 for what `load(..., bits=4)` keeps.
+        config: the shape of the model.
+        folder: where to write. It is created where it is missing, and files with the same names are overwritten.
+        bits: 16, or 4 for the form that `load(..., bits=4)` caches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(SEED)
@@ -101,7 +98,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
 
 
 def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of one tensor of a layer."""
+    """The tensors that a checkpoint holds for one tensor of a layer."""
     if bits == 16:
         return {name: value}
     from mistral_lab.four_bit.checkpoint import MATRIX, four_bits

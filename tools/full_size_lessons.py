@@ -1,10 +1,10 @@
 """`make test-full-size`: run each lesson that offers its 7B tier on a CPU at full size, on seeded random weights.
 
-A lesson passes if every cell runs, all of it in `MINUTES`, no cell is silent for longer than `SILENCE_S`, and the
-kernel gets along in the memory that the lesson's table of tiers names: it is held to that by a memory cgroup, which
-counts the pages of mapped files too, where this system lets us make one. Each lesson starts without a quantised copy.
+A lesson passes if every cell runs, the whole takes at most `MINUTES`, no cell is silent for longer than `SILENCE_S`,
+and the kernel needs no more memory than the lesson's table of tiers names. Where the system allows it, a memory cgroup
+enforces that limit; it counts the pages of mapped files too. Each lesson starts without a quantised copy.
 
-What was measured goes into benchmarks/lessons-7b.json; tables of tiers and README quote it.
+The measurements go to benchmarks/lessons-7b.json, which the tables of tiers and the README quote.
 """
 
 import argparse
@@ -20,25 +20,29 @@ from pathlib import Path
 
 import psutil
 
-import template
-from execute import Run, execute
+import notebook_files
+from execute import Run, execute, exit_if_failed
 from full_size import write
 from mistral_lab import PRESETS
 from mistral_lab.measure import Machine
 
 MODEL = "mistral-7b-v0.1"
-RECORDS = template.ROOT / "benchmarks" / "lessons-7b.json"
-FOLDER = template.ROOT / "build" / "full-size"
+RECORDS = notebook_files.ROOT / "benchmarks" / "lessons-7b.json"
+FOLDER = notebook_files.ROOT / "build" / "full-size"
 NEEDED_BYTES = 25 * 10**9  # on disk: the weights in 16 bits, a quantised copy, room to write
 
-MEMORY_GIB = {"01": 8, "02": 8, "03": 8, "06": 16}  # lesson: what its table of tiers asks of a CPU
+MEMORY_GIB = {"01": 8, "02": 8, "03": 8, "06": 16}  # by lesson: the memory that its table of tiers names for a CPU
 MINUTES = 15
 SILENCE_S = 20
 SAMPLE_S = 0.1
 
 
-class Held:
-    """A process in a memory cgroup of its own, watched: what it takes of its own, and with the files that it maps."""
+class LimitedMemory:
+    """Holds a process to a memory limit where the system allows it, and records what it takes.
+
+    `anonymous_bytes` is the most that the process took without the files that it maps, `resident_bytes` with them.
+    `held` says whether the limit was enforced.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -46,11 +50,11 @@ class Held:
         self.held = False
 
     @contextmanager
-    def __call__(self, pid: int) -> Iterator["Held"]:
-        """Hold and watch a process, by its id."""
+    def __call__(self, pid: int) -> Iterator["LimitedMemory"]:
+        """Limit and watch a process, by its id, while the context is open."""
         done = threading.Event()
         sampler = threading.Thread(target=self._sample, args=(psutil.Process(pid), done), daemon=True)
-        with _memory_limit(pid, self.limit_bytes) as self.held:
+        with memory_limit(pid, self.limit_bytes) as self.held:
             sampler.start()
             try:
                 yield self
@@ -69,8 +73,8 @@ class Held:
 
 
 @contextmanager
-def _memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
-    """Hold a process to so much memory, the page cache of its files included; yields whether that could be done."""
+def memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
+    """Limit the memory of a process, the page cache of its files included; yield whether that was possible."""
     for root, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):  # cgroups of version 1, and of 2
         group = Path("/sys/fs/cgroup") / root / f"mistral-lab-{os.getpid()}"
         try:
@@ -96,7 +100,7 @@ def _memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Record:
-    """One lesson at full size."""
+    """What was measured while one lesson ran at full size."""
 
     minutes: float
     memory_gib: int
@@ -109,15 +113,15 @@ class Record:
 
 
 def shortcomings(run: Run, record: Record) -> list[str]:
-    """What keeps a lesson from passing, one line each."""
+    """List why a lesson does not pass, one line per reason."""
     found = [run.error] if run.error else []
     if record.minutes > MINUTES:
         found.append(f"{run.name} took {record.minutes:.1f} minutes: expected at most {MINUTES}")
     if not record.held and record.anonymous_bytes > record.memory_gib * 2**30:
         taken = record.anonymous_bytes / 2**30
-        found.append(f"{run.name} took {taken:.1f} GiB of its own: expected at most {record.memory_gib}")
+        found.append(f"{run.name} took {taken:.1f} GiB without mapped files: expected at most {record.memory_gib}")
     found += [
-        f"{run.name}, cell {cell.number}: silent for {cell.silence_s:.0f} s: expected a word every {SILENCE_S} s"
+        f"{run.name}, cell {cell.number}: silent for {cell.silence_s:.0f} s: expected output every {SILENCE_S} s"
         for cell in run.cells
         if cell.silence_s > SILENCE_S
     ]
@@ -129,7 +133,7 @@ def run_lesson(path: Path, checkpoint: Path) -> tuple[Run, Record]:
     quantised = FOLDER / "quantised"
     shutil.rmtree(quantised, ignore_errors=True)
     memory_gib = MEMORY_GIB[path.stem[:2]]
-    watched = Held(memory_gib * 2**30)
+    watched = LimitedMemory(memory_gib * 2**30)
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "MISTRAL_LAB_MODEL": str(checkpoint),
@@ -151,17 +155,17 @@ def run_lesson(path: Path, checkpoint: Path) -> tuple[Run, Record]:
 
 
 def keep(name: str, record: Record) -> None:
-    """Write one lesson's record beside the others."""
+    """Write the record of one lesson beside those of the others."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
     records[name] = asdict(record)
-    template.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
+    notebook_files.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
-    """Run the lessons named on the command line, or all; exit with 1 where one falls short."""
+    """Run the lessons named on the command line, or all; exit with 1 where one does not pass."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("lessons", nargs="*", metavar="LESSON", help="its two digits, as 01 (default: all)")
-    parser.add_argument("--checkpoint", type=Path, default=FOLDER / MODEL, help="made where it is missing")
+    parser.add_argument("--checkpoint", type=Path, default=FOLDER / MODEL, help="created where it is missing")
     options = parser.parse_args()
     chosen = options.lessons or list(MEMORY_GIB)
     if unknown := set(chosen) - set(MEMORY_GIB):
@@ -172,12 +176,12 @@ def main() -> None:
             sys.exit(f"the disk has {free / 1e9:.0f} GB free: full size needs {NEEDED_BYTES / 1e9:.0f} GB")
         write(PRESETS[MODEL], options.checkpoint, bits=16)
     failures = []
-    for path in template.lessons():
+    for path in notebook_files.lessons():
         if path.stem[:2] in chosen:
             run, record = run_lesson(path, options.checkpoint)
             print(
-                f"{run.name}: {record.minutes} minutes, {record.anonymous_bytes / 2**30:.1f} GiB of its own, "
-                f"{record.resident_bytes / 2**30:.1f} GiB with mapped files, "
+                f"{run.name}: {record.minutes} minutes, {record.anonymous_bytes / 2**30:.1f} GiB without mapped files, "
+                f"{record.resident_bytes / 2**30:.1f} GiB with them, "
                 f"{'held to' if record.held else 'not held to'} {record.memory_gib} GiB",
                 flush=True,
             )
@@ -185,8 +189,7 @@ def main() -> None:
             failures += found
             if not found and record.held:
                 keep(run.name, record)
-    if failures:
-        sys.exit("\n".join(f"FAILED {failure}" for failure in failures))
+    exit_if_failed(failures)
 
 
 if __name__ == "__main__":

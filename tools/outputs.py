@@ -1,4 +1,4 @@
-"""`make outputs`: run the lessons and keep their outputs, the one way to refresh what is committed."""
+"""`make outputs`: run the lessons and keep their outputs. Committed outputs are refreshed in no other way."""
 
 import subprocess
 import sys
@@ -6,19 +6,19 @@ from pathlib import Path
 
 import nbformat
 
-import template
-from execute import bundled_environment, execute
+import notebook_files
+from execute import bundled_environment, execute, exit_if_failed
 
 
 def refresh(path: Path) -> str | None:
-    """Run a lesson in place; return what failed, in one line. A lesson that fails or is interrupted stays as it was."""
+    """Run a lesson in place, or return in one line what failed. A failed or interrupted lesson stays as it was."""
     run = execute(path, environment=bundled_environment())
     if run.error:
         return run.error
-    run.notebook.metadata = nbformat.from_dict(template.METADATA)
+    run.notebook.metadata = nbformat.from_dict(notebook_files.METADATA)
     for cell in run.notebook.cells:
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(template.WIDGET_VIEW, None)  # it means nothing without this kernel
+            output.get("data", {}).pop(notebook_files.WIDGET_VIEW, None)  # it means nothing without this kernel
     stripped = subprocess.run(
         [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--keep-id"],
         input=nbformat.writes(run.notebook),
@@ -27,16 +27,15 @@ def refresh(path: Path) -> str | None:
         encoding="utf-8",
         check=True,
     )
-    template.replace_text(path, stripped.stdout)
+    notebook_files.replace_text(path, stripped.stdout)
     return None
 
 
 def main() -> None:
     """Refresh the lessons named on the command line, or all; exit with 1 where a cell failed."""
-    paths = [Path(name).resolve() for name in sys.argv[1:]] or template.lessons()
+    paths = [Path(name).resolve() for name in sys.argv[1:]] or notebook_files.lessons()
     failures = [failure for path in paths if (failure := refresh(path))]
-    if failures:
-        sys.exit("\n".join(f"FAILED {failure} (left as it was)" for failure in failures))
+    exit_if_failed([f"{failure} (left as it was)" for failure in failures])
 
 
 if __name__ == "__main__":

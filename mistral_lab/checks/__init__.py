@@ -2,10 +2,10 @@
 
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
 from .experts import balance_by_layer, chosen_experts, tokens_to_touch
-from .four_bits import bits_a_weight, round_trip, unpacked_numbers
 from .heads import grouped_attention, longest_text, shared_heads
 from .layers import fused_feed_forward, layer_output, rms_normed
 from .machines import all_reduce_bytes, fullest_device, partial_output
+from .nf4 import bits_a_weight, round_trip, unpacked_numbers
 from .sampling import draw_probabilities, least_time, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight
 from .windows import prefill_in_chunks, ring_slots, window_mask

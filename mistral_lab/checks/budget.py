@@ -1,4 +1,4 @@
-"""Lesson 7: what the plain call leaves, a share of four-bit parameters, and sets of experts that stay."""
+"""Lesson 7: what `load_in_4bit=True` leaves in 16 bits, the share in four bits, and sets of experts that are kept."""
 
 from collections.abc import Callable
 
@@ -8,36 +8,36 @@ from .machinery import Mistake, judge
 
 
 def plain_call_bytes(function: Callable) -> None:
-    """Check `function(linear, other)`: bytes after `load_in_4bit=True`, for parameters in nn.Linear and for all others.
+    """Check `function(linear, other)`: bytes after `load_in_4bit=True`, from parameters in nn.Linear and all others.
 
     >>> plain_call_bytes(lambda linear, other: NotImplemented)
     plain_call_bytes: not tried yet
     """
-    a_weight = 0.5 + 4 / 64  # four bits, and its share of a float32 absmax
+    per_weight = 0.5 + 4 / 64  # bytes: four bits, and a share of a float32 absmax
     judge(
         "plain_call_bytes",
         function,
-        answer=lambda linear, other: linear * a_weight + other * 2,
+        answer=lambda linear, other: linear * per_weight + other * 2,
         cases=[(640_000, 64_000), (640_000, 6_400_000), (64_000, 64_000)],
         mistakes=[
             Mistake(
-                lambda linear, other: (linear + other) * a_weight,
-                "you put everything in four bits: what is no nn.Linear stays in 16",
+                lambda linear, other: (linear + other) * per_weight,
+                "you put everything in four bits: what is in no nn.Linear stays in 16 bits",
             ),
             Mistake(
                 lambda linear, other: (linear + other) * 0.5,
-                "you put everything in four bits, without scales: what is no nn.Linear stays in 16 bits",
+                "you put everything in four bits, and without scales: what is in no nn.Linear stays in 16 bits",
             ),
             Mistake(
                 lambda linear, other: linear * 0.5 + other * 2,
-                "the scales are missing: 64 weights share one of 4 bytes",
+                "the scales are missing: every 64 weights share a scale of 4 bytes",
             ),
             Mistake(
-                lambda linear, other: linear * a_weight + other * 4,
-                "you count 4 bytes for what stays, which is float32: bfloat16 has 2",
+                lambda linear, other: linear * per_weight + other * 4,
+                "you count 4 bytes for what stays, which is float32: a parameter in bfloat16 takes 2",
             ),
             Mistake(
-                lambda linear, other: linear * 2 + other * a_weight,
+                lambda linear, other: linear * 2 + other * per_weight,
                 "it is the other way round: the parameters in nn.Linear become four-bit",
             ),
             Mistake(
@@ -53,7 +53,7 @@ def plain_call_bytes(function: Callable) -> None:
 
 
 def share_in_four_bits(function: Callable) -> None:
-    """Check `function(tensors)`: of all parameters, the share in four bits; tensors holds (elements, dtype name).
+    """Check `function(tensors)`: the share of all parameters that is in four bits, from pairs (elements, dtype name).
 
     >>> share_in_four_bits(lambda tensors: NotImplemented)
     share_in_four_bits: not tried yet
@@ -92,7 +92,7 @@ def share_in_four_bits(function: Callable) -> None:
                 "you get {got}: a packed tensor has half as many elements as weights, so double them",
             ),
             Mistake(lambda tensors: 100 * answer(tensors), "you get {got}: give a share between 0 and 1, not per cent"),
-            Mistake(lambda tensors: 1 - answer(tensors), "you get {got}: that is the share which is not in four bits"),
+            Mistake(lambda tensors: 1 - answer(tensors), "you get {got}, which is the share that is not in four bits"),
         ],
     )
 
@@ -113,6 +113,7 @@ def kept_sets(function: Callable) -> None:
     before = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7], [1, 2]])
     after = torch.tensor([[0, 1], [3, 2], [4, 6], [0, 1], [3, 1]])
     three = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 4, 3], [6, 7, 0]])
+    single_choices = "you get {got}: you count single choices; a token counts once, if all of its experts are the same"
     judge(
         "kept_sets",
         function,
@@ -135,11 +136,11 @@ def kept_sets(function: Callable) -> None:
             ),
             Mistake(
                 lambda before, after: share(before == after),
-                "you get {got}: you count single choices; a token counts once, if all of its experts are the same",
+                single_choices,
             ),
             Mistake(
                 lambda before, after: share(ordered(before) == ordered(after)),
-                "you get {got}: you count single choices; a token counts once, if all of its experts are the same",
+                single_choices,
             ),
             Mistake(
                 lambda before, after: share((before[:, :, None] == after[:, None]).any(2).any(1)),
@@ -147,7 +148,7 @@ def kept_sets(function: Callable) -> None:
             ),
             Mistake(
                 lambda before, after: share((before[:, :, None] == after[:, None]).any(2)),
-                "you get {got}: you count single choices; a token counts once, if all of its experts are the same",
+                single_choices,
             ),
             Mistake(
                 lambda before, after: share((before.sort(0).values == after.sort(0).values).all(1)),
@@ -159,7 +160,7 @@ def kept_sets(function: Callable) -> None:
             ),
             Mistake(
                 lambda before, after: 1 - share((ordered(before) == ordered(after)).all(1)),
-                "you get {got}: that is the share which changed",
+                "you get {got}, which is the share that changed",
             ),
         ],
     )

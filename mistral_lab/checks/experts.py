@@ -1,4 +1,4 @@
-"""Lesson 4: the choice of experts, tokens until a share of them is read, and a balancing loss that sees each layer."""
+"""Lesson 4: the choice of experts, the tokens that touch a share of them, and a balancing loss for each layer."""
 
 import math
 from collections.abc import Callable
@@ -33,6 +33,10 @@ def chosen_experts(function: Callable) -> None:
         return logits.gather(1, indices)
 
     logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    over_tokens = (
+        "your first token's weights add to {got}: the softmax runs over the tokens, and it must run over the experts "
+        "of one token"
+    )
     judge(
         "chosen_experts",
         function,
@@ -42,17 +46,15 @@ def chosen_experts(function: Callable) -> None:
             Mistake(
                 weighed(lambda logits, indices: logits.softmax(-1).gather(1, indices)),
                 "your first token's weights add to {got}, not to 1: the softmax over all experts is left as it is; "
-                "divide by the sum of the chosen",
+                "divide by the sum of the chosen weights",
             ),
             Mistake(
                 weighed(lambda logits, indices: of_chosen(logits, indices).softmax(0)),
-                "your first token's weights add to {got}: the softmax runs over the tokens; it belongs to the experts "
-                "of one token",
+                over_tokens,
             ),
             Mistake(
                 weighed(lambda logits, indices: logits.softmax(0).gather(1, indices)),
-                "your first token's weights add to {got}: the softmax runs over the tokens; it belongs to the experts "
-                "of one token",
+                over_tokens,
             ),
             Mistake(
                 weighed(lambda logits, indices: of_chosen(logits, indices) / of_chosen(logits, indices).sum(1, True)),
@@ -68,7 +70,7 @@ def chosen_experts(function: Callable) -> None:
             ),
             Mistake(
                 weighed(lambda logits, indices: of_chosen(logits, indices).softmax(-1), largest=False),
-                "you choose the experts of the smallest logits: the largest win",
+                "you choose the experts with the smallest logits: choose the largest",
             ),
             Mistake(
                 lambda logits, experts_per_token: answer(logits, experts_per_token)[::-1],
@@ -79,14 +81,14 @@ def chosen_experts(function: Callable) -> None:
                 "your two results are swapped: indices first, then weights; and the softmax over all experts is left "
                 "as it is",
             ),
-            Mistake(lightest_first, "the right experts, the lightest first: give the heaviest first"),
+            Mistake(lightest_first, "your experts are right, but the lightest come first: give the heaviest first"),
         ],
         show=lambda found: f"{found[1][0].sum():.2f}",
     )
 
 
 def tokens_to_touch(function: Callable) -> None:
-    """Check `function(num_experts, experts_per_token, share)`: the fewest tokens expected to read such a share.
+    """Check `function(num_experts, experts_per_token, share)`: the fewest tokens expected to touch that share.
 
     >>> tokens_to_touch(lambda num_experts, experts_per_token, share: NotImplemented)
     tokens_to_touch: not tried yet
@@ -116,11 +118,11 @@ def tokens_to_touch(function: Callable) -> None:
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: math.ceil(tokens(1 - 1 / num_experts, share)),
-                "you answer {got}: that is one expert a token; here each token reads {experts_per_token}",
+                "you answer {got}: that is for one expert per token; here each token reads {experts_per_token}",
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: math.ceil(share * num_experts / experts_per_token),
-                "you answer {got}: that is so if no two tokens share an expert; by chance they often do",
+                "you answer {got}, which holds if no two tokens share an expert; by chance they often do",
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: math.ceil(
@@ -133,7 +135,7 @@ def tokens_to_touch(function: Callable) -> None:
 
 
 def balance_by_layer(function: Callable) -> None:
-    """Check `function(logits, experts_per_token)`: the balancing loss of each layer (N, E), mean over layers.
+    """Check `function(logits, experts_per_token)`: the balancing loss of each layer (N, E), averaged over layers.
 
     >>> balance_by_layer(lambda logits, experts_per_token: NotImplemented)
     balance_by_layer: not tried yet
@@ -174,7 +176,8 @@ def balance_by_layer(function: Callable) -> None:
                 lambda logits, experts_per_token: load_balancing_loss(
                     logits, num_experts_per_tok=experts_per_token
                 ).item(),
-                "your loss is {got} where each layer leaves half its experts idle: it pools the layers, which cancel",
+                "your loss is {got} where each layer leaves half its experts idle: it pools the layers, which cancel "
+                "out",
             ),
             Mistake(
                 lambda logits, experts_per_token: answer(logits, experts_per_token) / experts_per_token,

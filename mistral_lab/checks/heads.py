@@ -1,4 +1,4 @@
-"""Lesson 2: which head is shared, the longest text that fits, and one product for a whole group."""
+"""Lesson 2: which key and value head a query head reads, the longest text that fits, and attention in groups."""
 
 import math
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def shared_heads(function: Callable) -> None:
             ),
             Mistake(
                 lambda n_heads, n_kv_heads: [h % n_kv_heads for h in range(n_heads)],
-                "for {n_heads} heads over {n_kv_heads} you give {got}: a group is a run of neighbours; you deal them "
-                "out in turn",
+                "for {n_heads} heads over {n_kv_heads} you give {got}: a group is a run of neighbours, and you assign "
+                "the heads in turn",
             ),
             Mistake(
                 lambda n_heads, n_kv_heads: [h // (n_heads // n_kv_heads) + 1 for h in range(n_heads)],
@@ -79,17 +79,18 @@ def longest_text(function: Callable) -> None:
         mistakes=[
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads, dim, size)),
-                "you get {got} tokens: that is a cache for all {n_heads} query heads; only KV heads are kept",
+                "you get {got} tokens: that is a cache for all {n_heads} query heads; only KV heads are cached",
             ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, group, dim, size)),
-                "you get {got} tokens: is the group size taken for the number of KV heads? Divide {n_heads} by it",
+                "you get {got} tokens: is the group size taken for the number of KV heads? Divide {n_heads} by the "
+                "group size",
             ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(
                     tokens(free, layers, heads // group, dim, size, 1)
                 ),
-                "you get {got} tokens, about twice too many: both keys and values are kept",
+                "you get {got} tokens, about twice too many: both keys and values are cached",
             ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(
@@ -99,7 +100,7 @@ def longest_text(function: Callable) -> None:
             ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads // group, dim, 4)),
-                "you count 4 bytes a value, which is float32: here a value has {bytes_per_value}",
+                "you count 4 bytes per value, which is float32: here a value takes {bytes_per_value}",
             ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.ceil(
@@ -171,7 +172,7 @@ def grouped_attention(function: Callable) -> None:
             ),
             Mistake(
                 lambda q, k, v, mask: weighed(q, k, v, mask, hidden=0.0),
-                "a hidden score of 0 still gets weight, for exp(0) is 1: make it minus infinity",
+                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
             ),
             Mistake(masked_late, "you hide keys after the softmax, so the weights do not add to 1: mask the scores"),
         ],

@@ -1,11 +1,19 @@
-"""Lesson 5: the norm, the feed-forward network with its first two matrices in one, and what a layer adds to what."""
+"""Lesson 5: the norm, the feed-forward network with its first two matrices in one, and the order inside a layer."""
 
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import silu
 
 from ..moe import Expert, expert_forward
 from .machinery import Mistake, judge
+
+# Wrong ways to combine gate and up in SwiGLU, with what to say; lesson 9 asks for the same network on several ranks.
+WRONG_SWITCHES = (
+    (lambda gate, up: silu(gate * up), "the switch goes on gate alone, before the product"),
+    (lambda gate, up: gate * up, "the switch is missing: silu(gate) times up"),
+    (lambda gate, up: silu(gate) + up, "silu(gate) and up are multiplied, not added"),
+)
 
 
 def rms_normed(function: Callable) -> None:
@@ -41,15 +49,15 @@ def rms_normed(function: Callable) -> None:
             ),
             Mistake(
                 lambda x, weight, eps: answer(x - x.mean(-1, keepdim=True), weight, eps),
-                "you take the mean off first: that is LayerNorm; RMSNorm leaves it",
+                "you subtract the mean first: that is LayerNorm; RMSNorm does not",
             ),
             Mistake(
                 lambda x, weight, eps: weight * x / (x.square().mean(0, keepdim=True) + eps).sqrt(),
-                "your mean runs over the tokens: each token is normed by itself, over its own values",
+                "your mean runs over the tokens: each token is normalised by itself, over its own values",
             ),
             Mistake(
                 lambda x, weight, eps: weight * x / (x.square().mean() + eps).sqrt(),
-                "your mean runs over all tokens at once: each token is normed by itself",
+                "your mean runs over all tokens at once: each token is normalised by itself",
             ),
             Mistake(
                 lambda x, weight, eps: weight * x / (x.square().mean(-1, keepdim=True) + eps),
@@ -84,7 +92,6 @@ def fused_feed_forward(function: Callable) -> None:
 
         return wrong
 
-    silu = torch.nn.functional.silu
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     gate_up = torch.randn(10, 3, generator=generator, dtype=torch.float64)
@@ -107,10 +114,8 @@ def fused_feed_forward(function: Callable) -> None:
                 with_switch(lambda gate, up: silu(up) * gate, rows=lambda gate_up: (gate_up[0::2], gate_up[1::2])),
                 "you take every other row: all rows of gate come first, then all of up",
             ),
-            Mistake(with_switch(lambda gate, up: silu(gate * up)), "the switch goes on gate alone, before the product"),
+            *(Mistake(with_switch(switch), hint) for switch, hint in WRONG_SWITCHES),
             Mistake(with_switch(lambda gate, up: silu(gate) * silu(up)), "the switch goes on gate alone, not on up"),
-            Mistake(with_switch(lambda gate, up: gate * up), "the switch is missing: silu(gate) times up"),
-            Mistake(with_switch(lambda gate, up: silu(gate) + up), "silu(gate) and up are multiplied, not added"),
             Mistake(
                 with_switch(lambda gate, up: gate.sigmoid() * up),
                 "your switch is the sigmoid alone: silu(z) is z times sigmoid(z)",
@@ -120,7 +125,7 @@ def fused_feed_forward(function: Callable) -> None:
 
 
 def layer_output(function: Callable) -> None:
-    """Check `function(x, attention, feed_forward, first_norm, second_norm)`: a layer, from its four functions.
+    """Check `function(x, attention, feed_forward, first_norm, second_norm)`: a layer, built from its four parts.
 
     >>> layer_output(lambda x, attention, feed_forward, first_norm, second_norm: NotImplemented)
     layer_output: not tried yet
@@ -174,18 +179,25 @@ def layer_output(function: Callable) -> None:
         answer=answer,
         cases=[(x, *parts), (2 * x, *parts), *((x, *functions) for functions in replaced)],
         mistakes=[
-            Mistake(normed_copy, "you add to the normed copy: norms stand on the branches, and x itself goes on"),
+            Mistake(
+                normed_copy,
+                "you add to the normed copy: attention and feed-forward read normed copies, but add to x itself",
+            ),
             Mistake(
                 side_by_side,
-                "your feed-forward reads what attention read: it should read the stream after attention added to it",
+                "your feed-forward reads what attention read: it must read the stream after attention has added to it",
             ),
-            Mistake(nothing_added, "your parts replace x: each adds its answer to it"),
+            Mistake(nothing_added, "your parts replace x: each must add its output to x"),
             Mistake(
-                start_added, "attention's answer is lost: the second sum must start from the stream after the first"
+                start_added, "attention's output is lost: the second sum must start from the result of the first"
             ),
-            Mistake(norm_after, "your norms come after the sums, as in the first transformers: here they come before"),
+            Mistake(
+                norm_after,
+                "your norms come after the sums, as in the first transformers: here they come before attention and "
+                "before feed-forward",
+            ),
             Mistake(first_twice, "you use the first norm twice: feed-forward has its own"),
             Mistake(other_order, "attention comes first, then feed-forward"),
-            Mistake(no_norms, "your parts read x itself: each reads a normed copy"),
+            Mistake(no_norms, "your parts read x itself: each must read a normed copy"),
         ],
     )

@@ -1,4 +1,4 @@
-"""Run a reader's function on a few cases, and say in one line whether it is right, or which mistake it looks like."""
+"""Run a reader's function on a few cases, and say in one line whether it is right or which mistake it looks like."""
 
 import contextvars
 import copy
@@ -8,7 +8,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ._values import Refusal, brief, describe, difference, equal, holds_nan, kind, read, same
+from .values import (
+    Refusal,
+    answers_equal,
+    holds_nan,
+    in_short,
+    kind_of,
+    read_answer,
+    same_value,
+    say_arguments,
+    say_difference,
+)
 
 LIMIT_S = 10.0  # for all cases together; a right answer takes milliseconds
 NOT_TRIED = "not tried yet"
@@ -36,39 +46,39 @@ def judge(
 ) -> None:
     """Print one line on a function: not tried yet, passed, or what is wrong with it.
 
-    The function is called with a copy of each case, in a thread that is given up after LIMIT_S. Whatever it does, the
-    reader sees a sentence.
+    The function is called with a copy of each case, in a thread that is abandoned after LIMIT_S seconds. Whatever the
+    function does, the reader sees one sentence.
 
     Args:
-        name: of the check, printed first.
-        function: the reader's.
-        answer: the right function. Its parameters are what the reader's is called with, and what it returns, a tensor,
-            a number, a list or a tuple of these, says what is expected of the reader's.
+        name: the name of the check, printed first.
+        function: the reader's function.
+        answer: the right function. The reader's function is called with the same parameters, and must return the same
+            kind of value: a tensor, a number, a list or a tuple of these.
         cases: the arguments of each call, the simplest first. Two cases that differ in one argument show whether that
             argument is used.
-        mistakes: the likeliest first.
-        show: an answer, as NumPy array, number or list, in a few words for hints; None: its value in short.
+        mistakes: plausible wrong answers, the likeliest first.
+        show: puts an answer (NumPy array, number or list) into a few words for the hints; None uses `in_short`.
     """
-    print(f"{name}: {_verdict(function, answer, cases, mistakes, show or brief)}")
+    print(f"{name}: {_verdict(function, answer, cases, mistakes, show or in_short)}")
 
 
 def _verdict(function, answer, cases, mistakes, show) -> str:
-    """The line that `judge` prints, without the name."""
+    """The line that `judge` prints, without the name of the check."""
     parameters = list(inspect.signature(answer).parameters)
     right = [answer(*copy.deepcopy(case)) for case in cases]
-    expected = [read(value, value) for value in right]
+    expected = [read_answer(value, value) for value in right]
     try:
         _check_callable(function, parameters, cases[0])
         answers = _call(function, cases, parameters, right)
     except Refusal as refusal:
         return str(refusal)
 
-    wrong = [i for i in range(len(cases)) if not equal(answers[i], expected[i])]
+    wrong = [i for i in range(len(cases)) if not answers_equal(answers[i], expected[i])]
     if not wrong:
         return "passed"
     case, got, wanted = cases[wrong[0]], answers[wrong[0]], expected[wrong[0]]
     guesses = [
-        [read(m.answer(*copy.deepcopy(c)), like) for c, like in zip(cases, right, strict=True)] for m in mistakes
+        [read_answer(m.answer(*copy.deepcopy(c)), like) for c, like in zip(cases, right, strict=True)] for m in mistakes
     ]
     said = dict(zip(parameters, case, strict=True))
 
@@ -76,27 +86,30 @@ def _verdict(function, answer, cases, mistakes, show) -> str:
         return mistake.hint.format(**said, got=show(got), expected=show(wanted))
 
     for mistake, guess in zip(mistakes, guesses, strict=True):
-        if all(map(equal, answers, guess)):
+        if all(map(answers_equal, answers, guess)):
             return fill(mistake)
     if holds_nan(got) and not holds_nan(wanted):
         return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
     if unused := _unused(parameters, cases, answers, expected):
         return f"your answer stays the same whatever `{unused}` is: is that argument used?"
-    # Two mistakes at once, or a rounding that differs: the one that explains the first wrong answer and most others.
-    explained = [sum(equal(answers[i], guess[i]) for i in wrong) * equal(got, guess[wrong[0]]) for guess in guesses]
+    # Two mistakes at once, or other rounding: take the mistake that explains the first wrong answer and most others.
+    explained = [
+        sum(answers_equal(answers[i], guess[i]) for i in wrong) * answers_equal(got, guess[wrong[0]])
+        for guess in guesses
+    ]
     if explained and 2 * max(explained) > len(wrong):
         return fill(mistakes[explained.index(max(explained))])
-    return difference(got, wanted, describe(parameters, case))
+    return say_difference(got, wanted, say_arguments(parameters, case))
 
 
 def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
     if isinstance(function, type) or not callable(function):
         raise Refusal(
-            f"expected a function, got {kind(function)}: give the function itself, my_function, not a call of it"
+            f"expected a function, got {kind_of(function)}: give the function itself, my_function, not a call of it"
         )
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have none: their call will show
+    except (TypeError, ValueError):  # some built-in functions have no signature: calling them will show what is wrong
         return
     try:
         signature.bind(*case)
@@ -106,7 +119,7 @@ def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
 
 
 def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence):
-    """What the function returns for each case, read like the right answers."""
+    """What the function returns for each case, read in the form of the right answers."""
     answers, ends = [], []
 
     def work() -> None:
@@ -116,9 +129,9 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
             if value is NotImplemented:
                 raise Refusal(NOT_TRIED)
             for parameter, after, before in zip(parameters, given, case, strict=True):
-                if not same(after, before):
+                if not same_value(after, before):
                     raise Refusal(f"your function changes its argument `{parameter}`: work on a copy of it")
-            answers.append(read(value, like))
+            answers.append(read_answer(value, like))
 
     def guarded() -> None:
         try:
@@ -140,14 +153,14 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
             raise error
         if type(error) is NotImplementedError and not error.args:  # PyTorch raises it too, with a message
             raise Refusal(NOT_TRIED)
-        raise Refusal(_raised(error, describe(parameters, cases[len(answers)])))
+        raise Refusal(_raised(error, say_arguments(parameters, cases[len(answers)])))
     return answers
 
 
 def _raised(error: BaseException, said: str) -> str:
-    """An exception and the line of the reader's that led to it."""
+    """An exception, and the line of the reader's code that led to it."""
     message = " ".join(str(error).split())[:200]
-    frames = traceback.extract_tb(error.__traceback__)[2:]  # the first two are the calls above
+    frames = traceback.extract_tb(error.__traceback__)[2:]  # the first two are `guarded` and `work`
     own = [frame for frame in frames if frames and frame.filename == frames[0].filename]
     line = f", in the line `{own[-1].line}`" if own and own[-1].line else ""
     with_arguments = f" (called with {said})" if said else ""
@@ -160,9 +173,9 @@ def _unused(parameters, cases, answers, expected) -> str | None:
         pairs = [
             (i, j)
             for i, j in ((i, j) for j in range(len(cases)) for i in range(j))
-            if all(same(a, b) != (n == place) for n, (a, b) in enumerate(zip(cases[i], cases[j], strict=True)))
-            and not equal(expected[i], expected[j])
+            if all(same_value(a, b) != (n == place) for n, (a, b) in enumerate(zip(cases[i], cases[j], strict=True)))
+            and not answers_equal(expected[i], expected[j])
         ]
-        if pairs and all(equal(answers[i], answers[j]) for i, j in pairs):
+        if pairs and all(answers_equal(answers[i], answers[j]) for i, j in pairs):
             return parameter
     return None

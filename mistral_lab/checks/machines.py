@@ -1,16 +1,18 @@
-"""Lesson 9: what an all-reduce brings, the fullest device, and one rank's part of a feed-forward network."""
+"""Lesson 9: the bytes of an all-reduce, the fullest device, and one rank's part of a feed-forward network."""
 
 import math
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import silu
 
 from ..moe import Expert, expert_forward
+from .layers import WRONG_SWITCHES
 from .machinery import Mistake, judge
 
 
 def all_reduce_bytes(function: Callable) -> None:
-    """Check `function(nbytes, ranks)`: bytes that one rank receives while a ring adds up tensors of nbytes.
+    """Check `function(nbytes, ranks)`: bytes that one rank receives while a ring of ranks adds up tensors of nbytes.
 
     >>> all_reduce_bytes(lambda nbytes, ranks: NotImplemented)
     all_reduce_bytes: not tried yet
@@ -27,38 +29,38 @@ def all_reduce_bytes(function: Callable) -> None:
         mistakes=[
             Mistake(
                 lambda nbytes, ranks: (ranks - 1) * nbytes,
-                "you get {got}, {ranks} - 1 whole tensors: a ring sends parts of 1/{ranks}, added up on their way",
+                "you get {got}, {ranks} - 1 whole tensors: a ring sends parts of 1/{ranks}, added up on the way",
             ),
             Mistake(
                 lambda nbytes, ranks: (ranks - 1) * nbytes / ranks,
-                "you get {got}, one time round, after which each rank has one part of the sum: the sums go round, too",
+                "you get {got}, one round, after which each rank has one part of the sum: the sums must go round too",
             ),
             Mistake(
                 lambda nbytes, ranks: 2 * (ranks - 1) * nbytes,
-                "you get {got}, which is what all ranks receive together: one rank is asked for",
+                "you get {got}, which is what all ranks receive together: the bytes of one rank are asked for",
             ),
             Mistake(
                 lambda nbytes, ranks: 2 * nbytes,
-                "you get {got}: {ranks} ranks pass a part on {ranks} - 1 times, not {ranks}, for a rank has its own",
+                "you get {got}: per round a rank receives {ranks} - 1 parts, not {ranks}, because one is its own",
             ),
             Mistake(
                 lambda nbytes, ranks: 2 * nbytes / ranks,
-                "you get {got}, a part for each time round: how many parts come in a time round?",
+                "you get {got}, one part per round: how many parts does a rank receive in a round?",
             ),
             Mistake(
                 lambda nbytes, ranks: nbytes,
-                "you get {got}, as if the sum came at once: first it has to be made, part by part",
+                "you get {got}, as if the sum came at once: first it has to be computed, part by part",
             ),
             Mistake(
                 lambda nbytes, ranks: 8 * answer(nbytes, ranks), "you get {got}, which is bits: bytes are asked for"
             ),
             Mistake(
                 lambda nbytes, ranks: answer(nbytes, ranks) if ranks > 1 else nbytes,
-                "you get {got} for one rank: it has nobody to hear from, so 0",
+                "you get {got} for one rank: there is no other rank to receive from, so 0",
             ),
             Mistake(
                 lambda nbytes, ranks: answer(nbytes, ranks) if ranks > 1 else 2 * nbytes,
-                "you get {got} for one rank: it has nobody to hear from, so 0",
+                "you get {got} for one rank: there is no other rank to receive from, so 0",
             ),
         ],
     )
@@ -93,8 +95,8 @@ def fullest_device(function: Callable) -> None:
         mistakes=[
             Mistake(
                 held(lambda count, ranks: count // ranks),
-                "you get {got}: {num_experts} experts on {ranks} devices do not come out even, and the fullest has one "
-                "more: round up",
+                "you get {got}: {num_experts} experts cannot be divided evenly among {ranks} devices, and the fullest "
+                "has one more: round up",
             ),
             Mistake(
                 held(lambda count, ranks: count / ranks),
@@ -106,31 +108,31 @@ def fullest_device(function: Callable) -> None:
             ),
             Mistake(
                 held(lambda count, ranks: count // ranks + 1),
-                "you get {got}: {num_experts} experts on {ranks} devices come out even, so none has one more",
+                "you get {got}: {num_experts} experts are divided evenly among {ranks} devices, so none has one more",
             ),
             Mistake(
                 held(lambda count, ranks: count),
-                "you get {got}, all {num_experts} experts on one device: they are dealt out",
+                "you get {got}, all {num_experts} experts on one device: they are spread over {ranks}",
             ),
             Mistake(
                 lambda shared, count, each, ranks: shared / ranks + math.ceil(count / ranks) * each,
-                "you divide what is shared: it is whole on every device",
+                "you divide the shared bytes: they are on every device in full",
             ),
             Mistake(
                 lambda shared, count, each, ranks: (shared + count * each) / ranks,
-                "you get {got}, everything divided evenly: every device holds all that is shared, and whole experts",
+                "you get {got}, everything divided evenly: every device holds all shared bytes, and whole experts",
             ),
             Mistake(
                 lambda shared, count, each, ranks: math.ceil(count / ranks) * each,
-                "you count experts alone: what is shared lies on every device besides",
+                "you count experts alone: every device holds the shared bytes too",
             ),
             Mistake(
                 lambda shared, count, each, ranks: ranks * shared + count * each,
-                "you get {got}, which all {ranks} devices hold together: the fullest one is asked for",
+                "you get {got}, which all {ranks} devices hold together: the bytes on the fullest are asked for",
             ),
             Mistake(
                 lambda shared, count, each, ranks: shared + math.ceil(count / ranks) * each / count,
-                "is an expert's size divided once more? {expert_bytes} bytes are one expert, not all",
+                "is the size of an expert divided once more? {expert_bytes} bytes are one expert, not all",
             ),
         ],
     )
@@ -144,7 +146,7 @@ def partial_output(function: Callable) -> None:
     """
 
     def of(hidden, switch=None):
-        """With the hidden values that `hidden(h, rank, ranks)` gives, as a slice."""
+        """The output from the hidden values that `hidden(h, rank, ranks)` gives as a slice."""
 
         def part(x, gate, up, down, rank, ranks):
             mine = hidden(len(gate), rank, ranks)
@@ -171,7 +173,6 @@ def partial_output(function: Callable) -> None:
         mine = run(len(x), rank, ranks)
         return torch.zeros_like(x).index_copy(0, torch.arange(len(x))[mine], of(whole)(x[mine], gate, up, down, 0, 1))
 
-    silu = torch.nn.functional.silu
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     gate, up = torch.randn(2, 12, 4, generator=generator, dtype=torch.float64)
@@ -192,10 +193,10 @@ def partial_output(function: Callable) -> None:
             (x, gate, up, down.flip(0), 0, 2),
         ],
         mistakes=[
-            Mistake(of(whole), "you compute the whole on each rank: the ranks' sum would be {ranks} times too large"),
+            Mistake(of(whole), "you compute the whole on each rank: the sum of all would be {ranks} times too large"),
             Mistake(
                 lambda x, gate, up, down, rank, ranks: of(whole)(x, gate, up, down, rank, ranks) / ranks,
-                "you compute the whole, and divide it: the sum is right, but each rank would hold all weights",
+                "you compute the whole and divide it: the sum is right, but each rank would hold all weights",
             ),
             Mistake(
                 lambda x, gate, up, down, rank, ranks: of(run)(x, gate, up, down, rank, ranks) / ranks,
@@ -203,19 +204,19 @@ def partial_output(function: Callable) -> None:
             ),
             Mistake(
                 inputs_cut,
-                "you cut the inputs of gate and up: silu then sees parts of sums, and does not add up; cut their rows",
+                "you cut the inputs of gate and up: silu then sees parts of sums, which do not add up; cut their rows",
             ),
             Mistake(
                 outputs_cut,
-                "you give some outputs, from all hidden values: give all, from some; cut down along its columns",
+                "you give some outputs, from all hidden values: give all, from some; cut `down` along its columns",
             ),
             Mistake(
                 tokens_cut,
-                "you deal out tokens, all weights on each rank: a rank takes all tokens, and a part of the weights",
+                "you split the tokens, all weights on each rank: a rank takes all tokens and a part of the weights",
             ),
             Mistake(
                 of(lambda h, rank, ranks: slice(rank, None, ranks)),
-                "you deal hidden values out in turn: the sum is right, but a rank's part is a run of neighbours",
+                "you assign hidden values in turn: the sum is right, but the part of a rank is a run of neighbours",
             ),
             Mistake(
                 of(lambda h, rank, ranks: run(h, rank - 1, ranks) if rank else slice(0)),
@@ -245,8 +246,6 @@ def partial_output(function: Callable) -> None:
                 of(run, lambda gate, up: silu(up) * gate),
                 "are gate and up swapped? The switch goes on gate",
             ),
-            Mistake(of(run, lambda gate, up: silu(gate * up)), "the switch goes on gate alone, before the product"),
-            Mistake(of(run, lambda gate, up: gate * up), "the switch is missing: silu(gate) times up"),
-            Mistake(of(run, lambda gate, up: silu(gate) + up), "silu(gate) and up are multiplied, not added"),
+            *(Mistake(of(run, switch), hint) for switch, hint in WRONG_SWITCHES),
         ],
     )

@@ -1,4 +1,4 @@
-"""Lesson 8: what training an adapter takes, which tokens count, and an adapter added to its matrix."""
+"""Lesson 8: the bytes of training an adapter, the labels of an example, and an adapter added to its matrix."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from .machinery import Mistake, judge
 
 
 def adapter_bytes(function: Callable) -> None:
-    """Check `function(rank, shapes)`: bytes of adapter, gradients and AdamW; of each matrix, shapes holds (out, in).
+    """Check `function(rank, shapes)`: bytes of adapter, gradients and AdamW, for matrices of these shapes (out, in).
 
     >>> adapter_bytes(lambda rank, shapes: NotImplemented)
     adapter_bytes: not tried yet
@@ -33,7 +33,7 @@ def adapter_bytes(function: Callable) -> None:
         mistakes=[
             Mistake(
                 counted(lambda rank, rows, columns: rank * rows * columns),
-                "you multiply outputs and inputs: A is {rank} by inputs and B outputs by {rank}, so add them",
+                "you multiply outputs and inputs: A is {rank} by inputs and B is outputs by {rank}, so add them",
             ),
             Mistake(
                 counted(lambda rank, rows, columns: rows * columns),
@@ -49,11 +49,11 @@ def adapter_bytes(function: Callable) -> None:
             ),
             Mistake(
                 counted(lambda rank, rows, columns: rank * columns),
-                "you count A, and leave out B, which has {rank} numbers for each output",
+                "you count A and leave out B, which has {rank} numbers for each output",
             ),
             Mistake(
                 counted(lambda rank, rows, columns: rank * rows),
-                "you count B, and leave out A, which has {rank} numbers for each input",
+                "you count B and leave out A, which has {rank} numbers for each input",
             ),
             Mistake(
                 counted(parameters, 1),
@@ -61,21 +61,21 @@ def adapter_bytes(function: Callable) -> None:
             ),
             Mistake(
                 counted(parameters, 4),
-                "you take 4 a parameter: that is the adapter alone in bytes, or, with all that training keeps, a count "
-                "of numbers",
+                "you take 4 per parameter: that is the adapter alone in bytes, or, with all that training keeps, a "
+                "count of numbers",
             ),
             Mistake(
                 counted(parameters, 8),
-                "you take 8 bytes a parameter: is the optimiser left out, or are numbers of 16 bits counted? All "
+                "you take 8 bytes per parameter: is the optimiser left out, or are numbers of 16 bits counted? All "
                 "are float32",
             ),
             Mistake(
                 counted(parameters, 12),
-                "you take 12 bytes a parameter, 4 too few: each has itself, a gradient and two numbers of AdamW",
+                "you take 12 bytes per parameter, 4 too few: each has its value, a gradient and two numbers of AdamW",
             ),
             Mistake(
                 counted(parameters, 14),
-                "you take 14 bytes a parameter: the adapter is float32, not 16 bits as the model's computing",
+                "you take 14 bytes per parameter: the adapter is float32, not 16 bits as the model's arithmetic",
             ),
             Mistake(
                 counted(parameters, 128),
@@ -83,35 +83,35 @@ def adapter_bytes(function: Callable) -> None:
             ),
             Mistake(
                 lambda rank, shapes: 16 * parameters(rank, *shapes[0]),
-                "you count the first matrix alone: each has an adapter of its own",
+                "you count the first matrix alone: each matrix has an adapter of its own",
             ),
             Mistake(
                 lambda rank, shapes: sum(16 * parameters(rank, *shape) + 8 for shape in shapes),
-                "you get {got}, with AdamW's count of steps, as the lab does: leave it out here, to get {expected}",
+                "you get {got}, with AdamW's count of steps, as the lab does: leave that out here, to get {expected}",
             ),
         ],
     )
 
 
 def answer_labels(function: Callable) -> None:
-    """Check `function(prompt, answer, end)`: input ids and labels of an example, two lists, from lists of tokens.
+    """Check `function(prompt, answer, end)`: the input ids and the labels of an example, as two lists of tokens.
 
     >>> answer_labels(lambda prompt, answer, end: NotImplemented)
     answer_labels: not tried yet
     """
-    passed_over = -100  # by PyTorch's cross entropy
+    ignored = -100  # by PyTorch's cross-entropy
 
     def labelled(labels, ids=lambda prompt, answer, end: [*prompt, *answer, end]):
         return lambda *example: (ids(*example), labels(*example))
 
     def right(prompt, answer, end):
-        return [passed_over] * len(prompt) + [*answer, end]
+        return [ignored] * len(prompt) + [*answer, end]
 
     def without_end(prompt, answer, end):
         return [*prompt, *answer]
 
-    too_far = "your labels stand one place too far to the {}: each stands where its token does; the model shifts them"
-    all_count = "your prompt counts, too: the model would be taught to write prompts"
+    too_far = "your labels are one place too far to the {}: each belongs where its token is; the model shifts them"
+    all_count = "your prompt counts too: the model would learn to write prompts"
     judge(
         "answer_labels",
         function,
@@ -127,31 +127,31 @@ def answer_labels(function: Callable) -> None:
             Mistake(labelled(lambda prompt, answer, end: [*prompt, *answer, end]), all_count),
             Mistake(labelled(without_end, without_end), all_count + "; and the end token is missing"),
             Mistake(
-                labelled(lambda prompt, answer, end: [passed_over] * len(prompt) + answer, without_end),
+                labelled(lambda prompt, answer, end: [ignored] * len(prompt) + answer, without_end),
                 "the end token is missing: without it the model never learns to stop",
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [passed_over] * len(prompt) + [*answer, passed_over]),
+                labelled(lambda prompt, answer, end: [ignored] * len(prompt) + [*answer, ignored]),
                 "your end token does not count: then the model never learns to stop",
             ),
             Mistake(
                 labelled(right, without_end),
-                "the end token has a label, but is missing in the input ids",
+                "the end token has a label, but is missing from the input ids",
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [passed_over] * len(prompt) + answer),
-                "the end token has no label: each input id has one",
+                labelled(lambda prompt, answer, end: [ignored] * len(prompt) + answer),
+                "the end token has no label: each input id needs one",
             ),
             Mistake(
                 labelled(lambda prompt, answer, end: [0] * len(prompt) + [*answer, end]),
-                "your prompt has the label 0, which is a token like others: PyTorch passes over -100",
+                "your prompt has the label 0, which is a token like any other: PyTorch ignores -100",
             ),
             Mistake(
                 labelled(lambda prompt, answer, end: [-1] * len(prompt) + [*answer, end]),
-                "your prompt has the label -1: PyTorch passes over -100",
+                "your prompt has the label -1: PyTorch ignores -100",
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [*right(prompt, answer, end)[1:], passed_over]),
+                labelled(lambda prompt, answer, end: [*right(prompt, answer, end)[1:], ignored]),
                 too_far.format("left"),
             ),
             Mistake(
@@ -159,34 +159,34 @@ def answer_labels(function: Callable) -> None:
                 too_far.format("left"),
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [passed_over, *right(prompt, answer, end)[:-1]]),
+                labelled(lambda prompt, answer, end: [ignored, *right(prompt, answer, end)[:-1]]),
                 too_far.format("right"),
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [passed_over] * (len(prompt) + 1) + [*answer[1:], end]),
+                labelled(lambda prompt, answer, end: [ignored] * (len(prompt) + 1) + [*answer[1:], end]),
                 "the first token of your answer does not count: is there one -100 too many?",
             ),
             Mistake(
                 labelled(lambda prompt, answer, end: right(prompt, answer, end)[1:]),
-                "you give one label fewer than input ids: each id has one, and the model shifts them",
+                "you give one label fewer than input ids: each id needs one, and the model shifts them",
             ),
             Mistake(
                 labelled(lambda prompt, answer, end: [*answer, end]),
-                "you give fewer labels than input ids: each token of the prompt has one, too, -100",
+                "you give fewer labels than input ids: each token of the prompt needs one too, -100",
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: prompt + [passed_over] * (len(answer) + 1)),
+                labelled(lambda prompt, answer, end: prompt + [ignored] * (len(answer) + 1)),
                 "it is the other way round: the prompt does not count, the answer does",
             ),
             Mistake(
                 labelled(
-                    lambda prompt, answer, end: [passed_over if t in prompt else t for t in [*prompt, *answer, end]]
+                    lambda prompt, answer, end: [ignored if t in prompt else t for t in [*prompt, *answer, end]]
                 ),
-                "your labels hide a token of the answer that the prompt holds, too: go by place, not by token",
+                "your labels hide a token of the answer that the prompt also holds: go by position, not by token",
             ),
             Mistake(
                 lambda prompt, answer, end: (right(prompt, answer, end), [*prompt, *answer, end]),
-                "your two results are swapped: input ids first",
+                "your two results are swapped: input ids come first",
             ),
         ],
     )
@@ -202,12 +202,12 @@ def merged_weight(function: Callable) -> None:
     def added(scale):
         return lambda W, A, B, alpha: W + scale(A, alpha) * B @ A
 
-    # W is square, so that a change that lies on its side can be added, and is seen.
+    # W is square, so that a transposed change can be added, and is noticed.
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     A = torch.randn(3, 6, generator=generator, dtype=torch.float64)
     B = torch.randn(6, 3, generator=generator, dtype=torch.float64)
-    on_its_side = "your change lies on its side: it is B times A, outputs by inputs, not its transpose"
+    transposed = "your change is transposed: it is B times A, outputs by inputs"
     judge(
         "merged_weight",
         function,
@@ -231,7 +231,7 @@ def merged_weight(function: Callable) -> None:
             ),
             Mistake(
                 added(lambda A, alpha: alpha / len(A) ** 0.5),
-                "you divide alpha by the square root of the rank, which is another method (rsLoRA): divide by the rank",
+                "you divide alpha by the square root of the rank, as another method does (rsLoRA): divide by the rank",
             ),
             Mistake(
                 added(lambda A, alpha: (alpha / len(A)) ** 2), "your change is scaled twice: alpha / r once is enough"
@@ -239,16 +239,16 @@ def merged_weight(function: Callable) -> None:
             Mistake(added(lambda A, alpha: len(A) / alpha), "your scale is upside down: alpha / r"),
             Mistake(added(lambda A, alpha: alpha * len(A)), "you multiply alpha by the rank: divide"),
             Mistake(added(lambda A, alpha: 1), "the scale alpha / r is missing"),
-            Mistake(added(lambda A, alpha: -alpha / len(A)), "you take the change off: add it"),
-            Mistake(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T, on_its_side),
-            Mistake(lambda W, A, B, alpha: W + alpha * (B @ A).T, on_its_side + "; and alpha is divided by the rank"),
+            Mistake(added(lambda A, alpha: -alpha / len(A)), "you subtract the change: add it"),
+            Mistake(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A).T, transposed),
+            Mistake(lambda W, A, B, alpha: W + alpha * (B @ A).T, transposed + "; and alpha is divided by the rank"),
             Mistake(
                 lambda W, A, B, alpha: alpha / len(A) * B @ A,
-                "you return the change alone: it is added to W, not put in its place",
+                "you return the change alone: it is added to W and does not replace it",
             ),
             Mistake(
                 lambda W, A, B, alpha: alpha / len(A) * (W + B @ A),
-                "you scale W, too: alpha / r is for the change alone",
+                "you scale W too: alpha / r scales the change alone",
             ),
             Mistake(
                 lambda W, A, B, alpha: W @ (alpha / len(A) * B @ A),

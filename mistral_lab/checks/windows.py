@@ -11,7 +11,7 @@ from .machinery import Mistake, judge
 
 
 def window_mask(function: Callable) -> None:
-    """Check `function(queries (T,), keys (S,), window) -> (T, S) bool`, True where a position sees another.
+    """Check `function(queries (T,), keys (S,), window) -> (T, S) bool`, True where a query sees a key, by position.
 
     >>> window_mask(lambda queries, keys, window: NotImplemented)
     window_mask: not tried yet
@@ -68,13 +68,13 @@ def window_mask(function: Callable) -> None:
             ),
             Mistake(
                 visible(lambda back, window: (back >= 0) & (back < window), by_index=True),
-                "you count from the first query and the first key: use their positions, for the first query may be "
-                "number 5",
+                "you count from the first query and the first key: use their positions, because the first query may "
+                "be at position 5",
             ),
             Mistake(transposed, "your rows are keys and your columns queries: it is the other way round"),
             Mistake(
                 lambda queries, keys, window: ~position_mask(queries, keys, window=window),
-                "you mark what is hidden: True means that the query may look",
+                "you mark what is hidden: True means that the query sees the key",
             ),
         ],
         show=lambda mask: str(int(mask[-1].sum())),
@@ -82,7 +82,7 @@ def window_mask(function: Callable) -> None:
 
 
 def ring_slots(function: Callable) -> None:
-    """Check `function(seen, window)`: the position that each of W slots holds after so many tokens, -1 if empty.
+    """Check `function(seen, window)`: the position that each of W slots holds after `seen` tokens, -1 if empty.
 
     >>> ring_slots(lambda seen, window: NotImplemented)
     ring_slots: not tried yet
@@ -125,11 +125,11 @@ def ring_slots(function: Callable) -> None:
             Mistake(
                 lambda seen, window: [p if p < seen else -1 for p in range(max(0, seen - window), max(seen, window))],
                 "after {seen} tokens your slots hold {got}: that is the order of positions; a ring moves nothing, so a "
-                "new token takes the oldest one's slot",
+                "new token takes the slot of the oldest",
             ),
             Mistake(
                 lambda seen, window: written(min(seen, window), window, slot=lambda p: p),
-                "after {seen} tokens your slots hold {got}: a full ring goes on, and overwrites its oldest token",
+                "after {seen} tokens your slots hold {got}: a full ring goes on and overwrites its oldest token",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: p % window, empty=0),
@@ -174,7 +174,7 @@ def prefill_in_chunks(function: Callable) -> None:
         mistakes=[
             Mistake(
                 lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, visible=everything),
-                "your chunk is read without a mask: in it, a query sees keys that come after it",
+                "your chunk is read without a mask: inside it a query sees keys that come after it",
             ),
             Mistake(
                 lambda q, k, v, window, chunk: chunks(
@@ -196,7 +196,7 @@ def prefill_in_chunks(function: Callable) -> None:
             ),
             Mistake(
                 lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, visible=from_zero),
-                "your mask counts from the chunk's first query: it needs the positions in the whole text",
+                "your mask counts from the first query of the chunk: it needs positions in the whole text",
             ),
             Mistake(
                 lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, root=1),

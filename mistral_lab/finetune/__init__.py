@@ -1,9 +1,9 @@
-"""Fine-tuning on four-bit weights: examples, adapters, training, what it costs, and files of one's own."""
+"""Fine-tuning on four-bit weights: examples, adapters, training, what it costs, saving and merging."""
 
 from .adapters import ATTENTION, adapted, add_adapter, target_names
 from .cost import TuningBytes, measured_activation_bytes, trainable_parameters, tuning_bytes
 from .examples import IGNORED, SEPARATOR, Example, collate, read_examples, tokenise
-from .own import export, merged
+from .merging import export, merged
 from .saving import load_adapter, save_adapter
 from .tuning import Answers, Tuning, exact_match, tune
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside four-bit matrices: where they go, and how they are put on."""
+"""Low-rank adapters beside four-bit matrices: which matrices get one, and how it is added."""
 
 import os
 import warnings
@@ -10,21 +10,27 @@ from pathlib import Path
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from ..arguments import check_count
 from ..checkpoints import locate
+from ..config import ModelConfig
+from ..loading.loaded import Loaded
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSE, EXPERTS = ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3")
 
 
-def target_names(config, targets: str | Sequence[str]) -> tuple[str, ...]:
-    """Name the matrices that an adapter goes beside; the router is never among them.
+def target_names(config: ModelConfig, targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Name the matrices that get an adapter; the router is never among them.
 
     Args:
-        config: a ModelConfig.
+        config: the shape of the model.
         targets: "attention"; "all", which adds the feed-forward network or every expert; or names of matrices, each
             of which counts once.
+
+    Raises:
+        ValueError: no target, or one that names no matrix of this model.
 
     >>> from mistral_lab.config import PRESETS
     >>> target_names(PRESETS["mixtral-8x7b-v0.1"], "all")
@@ -47,29 +53,31 @@ def target_names(config, targets: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def add_adapter(loaded, *, rank: int = 8, targets: str | Sequence[str] = "attention", seed: int = 0):
-    """Freeze a model and put an adapter of low rank beside some of its matrices.
+def add_adapter(
+    loaded: Loaded, *, rank: int = 8, targets: str | Sequence[str] = "attention", seed: int = 0
+) -> Loaded:
+    """Freeze a model and put a low-rank adapter beside some of its matrices.
 
-    Equation: y = W x + (alpha / rank) · B (A x), with alpha = 2 · rank; A (rank, in) random, B (out, rank) zero, so
-        that at first y is what it was. Only A and B are trained, in float32.
+    Equation: y = W x + (alpha / rank) · B (A x), with alpha = 2 · rank. A (rank, in) starts random and B (out, rank)
+        starts at zero, so that at first y is what it was. Only A and B are trained, in float32.
 
     Source: arXiv:2106.09685, section 4.1; arXiv:2305.14314, section 3 (beside four-bit weights).
 
     Args:
-        loaded: of `load(..., bits=4)`, without an adapter; its model is changed in place.
-        rank: columns of B.
-        targets: as in `target_names`.
-        seed: of A. PyTorch's random state is put back.
+        loaded: what `load(..., bits=4)` returned, without an adapter; its model is changed in place.
+        rank: the number of columns of B.
+        targets: which matrices get an adapter, as in `target_names`.
+        seed: the seed of A. PyTorch's random state is restored afterwards.
 
     Returns:
-        the same, with a `peft.PeftModel` as its model.
+        the same model with its adapter: `model` is now a `peft.PeftModel`.
 
     Raises:
         TypeError, ValueError: a rank below 1, a target that matches nothing, or a model that has an adapter already.
         NotImplementedError: experts that are not separate matrices, as in a Mixtral that is not in four bits.
 
-    Differs: PEFT, told to adapt w1, w2 and w3 of a Mixtral, looks for the fused tensors of transformers instead. In
-        four bits the experts are separate matrices: it would warn and adapt none of them; here each gets an adapter.
+    Differs: told to adapt w1, w2 and w3 of a Mixtral, PEFT looks for the fused tensors of transformers instead. In four
+        bits the experts are separate matrices, so PEFT would warn and adapt none of them. Here each gets an adapter.
     """
     check_count("rank", rank)
     names = target_names(loaded.config, targets)
@@ -89,36 +97,42 @@ def add_adapter(loaded, *, rank: int = 8, targets: str | Sequence[str] = "attent
     return replace(loaded, model=model.eval())
 
 
-def adapted(model) -> dict[str, LoraLayer]:
-    """The matrices that have an adapter, by their name in the model without one."""
+def adapted(model: peft.PeftModel) -> dict[str, LoraLayer]:
+    """The matrices that have an adapter, by their names in the model without one."""
     layers = model.base_model.model.named_modules()
     return {name: layer for name, layer in layers if isinstance(layer, LoraLayer)}
 
 
 @contextmanager
-def separate_experts(model) -> Iterator[None]:
-    """Hide from PEFT that this is a Mixtral: it would send adapters of w1, w2 and w3 to fused tensors of transformers,
-    which a model in four bits does not have, both when it adds and when it loads them."""
+def separate_experts(model: nn.Module) -> Iterator[None]:
+    """Hide from PEFT that this is a Mixtral, both while it adds and while it loads an adapter.
+
+    Otherwise PEFT would send the adapters of w1, w2 and w3 to the fused tensors of transformers, which a model in four
+    bits does not have.
+    """
     model.config.model_type = "a mixture with separate experts"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by names that will change
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by names that will change
             yield
     finally:
         del model.config.model_type  # the class has it
 
 
-def base_name(loaded) -> str:
-    """The name by which an adapter knows its model: of a folder the last part, because the rest names one machine."""
+def base_name(loaded: Loaded) -> str:
+    """The name by which an adapter knows its model. Of a folder only the last part: the rest names one machine."""
     try:
         path = locate(loaded.name).path
-    except (FileNotFoundError, ValueError):  # moved since it was loaded
+    except (FileNotFoundError, ValueError):  # the folder was moved after loading
         path = Path(loaded.name)
     return Path(os.path.abspath(path)).name if path else loaded.name
 
 
-def check_can_take_adapter(loaded, names: Sequence[str]) -> None:
-    """Refuse a model that has an adapter, even under the name that it had before, and experts that are fused."""
+def check_can_take_adapter(loaded: Loaded, names: Sequence[str]) -> None:
+    """Refuse a model that has an adapter already, and one whose experts are fused.
+
+    The model that `add_adapter` was given has the adapter too, because it was changed in place.
+    """
     if _has_adapter(loaded.model):
         raise ValueError(f"{loaded.name} has an adapter already: load the model again for another one")
     present = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
@@ -129,16 +143,16 @@ def check_can_take_adapter(loaded, names: Sequence[str]) -> None:
         )
 
 
-def check_complete(loaded, model, names: Sequence[str]) -> None:
-    """Count what got an adapter: PEFT passes over what it does not find."""
+def check_complete(loaded: Loaded, model: peft.PeftModel, names: Sequence[str]) -> None:
+    """Count the matrices that got an adapter: PEFT silently skips those that it does not find."""
     config = loaded.config
     expected = config.n_layers * sum(1 if name not in EXPERTS else config.num_experts for name in names)
     if len(adapted(model)) != expected:
         raise RuntimeError(f"{len(adapted(model))} matrices got an adapter, expected {expected}")
 
 
-def check_adapted(loaded) -> None:
-    """Refuse a model without an adapter, and the name that a model had before it got one."""
+def check_adapted(loaded: Loaded) -> None:
+    """Refuse a model without an adapter, and the variable that was given to `add_adapter` instead of its result."""
     if isinstance(loaded.model, peft.PeftModel):
         return
     if _has_adapter(loaded.model):
@@ -146,5 +160,5 @@ def check_adapted(loaded) -> None:
     raise ValueError(f"{loaded.name} has no adapter: add one with add_adapter, or load one with load_adapter")
 
 
-def _has_adapter(model) -> bool:
+def _has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, LoraLayer) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Bytes that training an adapter takes: predicted from shapes, and measured on the tensors themselves."""
+"""The bytes that training an adapter takes: predicted from shapes, and measured on the tensors themselves."""
 
 import weakref
 from collections.abc import Sequence
@@ -9,11 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..arguments import check_count
+from ..config import ModelConfig
+from ..loading.loaded import Loaded
 from ..memory.weights import attention_shapes, feed_forward_shapes
 from .adapters import ATTENTION, DENSE, EXPERTS, target_names
 from .tuning import training_mode
 
-# Bytes: float32 for what is trained, 16 bits for the arithmetic of the model, 64 for indices.
+# Bytes per value: float32 for what is trained, 16 bits for the model's own arithmetic, 64 bits for indices.
 WIDE, NARROW, INDEX = 4, 2, 8
 
 
@@ -23,8 +25,8 @@ class TuningBytes:
 
     Args:
         adapter: A and B in float32.
-        gradients: one float32 for each of those.
-        optimiser: AdamW's two float32 for each, and its count of steps for each A and each B.
+        gradients: one float32 for each parameter of the adapter.
+        optimiser: AdamW's two float32 for each parameter, and a count of steps for each A and each B.
         activations: what the forward pass keeps for the gradients, at the moment when the loss is known.
     """
 
@@ -35,19 +37,19 @@ class TuningBytes:
 
     @property
     def total(self) -> int:
-        """All four."""
+        """The bytes of all four."""
         return self.adapter + self.gradients + self.optimiser + self.activations
 
 
-def trainable_parameters(config, *, rank: int, targets: str | Sequence[str] = "attention") -> int:
+def trainable_parameters(config: ModelConfig, *, rank: int, targets: str | Sequence[str] = "attention") -> int:
     """Count the parameters of an adapter.
 
-    Equation: the sum of rank · (in + out) over the matrices that it stands beside
+    Equation: the sum of rank · (in + out) over the matrices that have an adapter
 
     Source: arXiv:2106.09685, section 4.2.
 
     Args:
-        config: a ModelConfig.
+        config: the shape of the model.
         rank, targets: as in `add_adapter`.
 
     >>> from mistral_lab.config import PRESETS
@@ -60,7 +62,7 @@ def trainable_parameters(config, *, rank: int, targets: str | Sequence[str] = "a
 
 
 def tuning_bytes(
-    config,
+    config: ModelConfig,
     *,
     rank: int,
     targets: str | Sequence[str] = "attention",
@@ -70,8 +72,8 @@ def tuning_bytes(
 ) -> TuningBytes:
     """Predict what training an adapter holds beside the weights.
 
-    The P parameters of the adapter take 4·P bytes, their gradients 4·P, AdamW 8·P and 4 for each A
-    and B. Of the activations, where the model computes in 16 bits (b = 2 bytes), a token keeps
+    The P parameters of the adapter take 4·P bytes and their gradients 4·P. AdamW takes 8·P, and 4 more for
+    each A and each B. Where the model computes in 16 bits (b = 2 bytes), the activations of one token are
 
         norms         2·L · (4·dim + 4)                   input in float32; 1 / root mean square
         attention     L · ((2·H·D + 2·K·D)·b + 4·H)       queries, keys, values, output; softmax sums
@@ -80,23 +82,24 @@ def tuning_bytes(
         adapters      4 · (in + rank) for each matrix     its input in float32, and A x
         loss          4·V + 8                             log of the softmax, and the label
 
-    and T tokens a sequence 2·T·D·b for the angles of rotary positions. The first norm needs no gradient;
-    the last one makes up the number. With checkpointing a token keeps only what enters each layer,
-    L · dim · b, with the last norm, the loss, the angles and the positions. The layer whose gradients
-    are being computed takes its part again; that is not counted.
+    Sequences of T tokens add 2·T·D·b for the angles of rotary positions, once per batch. Of the 2·L + 1 norms
+    the first needs no gradient, so 2·L are counted. With checkpointing a token keeps only what enters each layer,
+    L · dim · b, and the last norm and the loss; the angles and the positions come on top, once. The layer whose
+    gradients are being computed holds its activations again; that is not counted.
 
     Source: arXiv:2305.14314 (activations outweigh the adapter); arXiv:1604.06174, section 3 (checkpointing); the
     forward passes of transformers 5.23.0 and PEFT 0.21.2.
 
     Args:
-        config: a ModelConfig.
+        config: the shape of the model.
         rank, targets: as in `add_adapter`.
-        batch: sequences a step.
-        tokens: of each, without padding.
+        batch: sequences per step.
+        tokens: tokens of each sequence, without padding.
+        checkpointing: as in `tune`.
 
     Returns:
-        bytes, exact where the model computes in 16 bits and attention needs no mask of its own: no padding, and every
-        text shorter than the window. Otherwise it takes some more.
+        bytes. They are exact where the model computes in 16 bits and attention needs no mask of its own, that is,
+        without padding and with every text shorter than the window. Otherwise training takes somewhat more.
     """
     check_count("batch", batch)
     check_count("tokens", tokens)
@@ -104,35 +107,40 @@ def tuning_bytes(
     matrices = _matrices(config, targets)
     L, H, K, D = config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim
     norm, loss = WIDE * config.dim + WIDE, WIDE * config.vocab_size + INDEX
-    once = tokens * 2 * D * NARROW + INDEX  # the angles; the number of labels that count
-    once += INDEX if batch == 1 else 0  # the labels of one sequence are shifted without a copy: the first stays
+    once = tokens * 2 * D * NARROW + INDEX  # the angles; how many labels count
+    once += INDEX if batch == 1 else 0  # the labels of a single sequence are shifted without a copy, so the first stays
     if checkpointing:
-        a_token = L * config.dim * NARROW + norm + loss
-        once += tokens * INDEX  # positions, from which a layer is computed again
+        per_token = L * config.dim * NARROW + norm + loss
+        once += tokens * INDEX  # the positions, which a layer that is computed again needs
     else:
         attention = (2 * H * D + 2 * K * D) * NARROW + WIDE * H
         network = (config.num_experts_per_tok or 1) * 3 * config.hidden_dim * NARROW
-        a_token = L * (2 * norm + attention + network) + loss
-        a_token += sum(WIDE * (columns + rank) * seen for _, columns, seen in _matrices(config, targets, active=True))
+        per_token = L * (2 * norm + attention + network) + loss
+        per_token += sum(WIDE * (columns + rank) * seen for _, columns, seen in _matrices(config, targets, active=True))
         if config.num_experts:
-            a_token += L * _routing_bytes(config)
+            per_token += L * _routing_bytes(config)
     return TuningBytes(
         adapter=WIDE * parameters,
         gradients=WIDE * parameters,
         optimiser=2 * WIDE * parameters + 2 * WIDE * sum(number for *_, number in matrices),
-        activations=batch * tokens * a_token + once,
+        activations=batch * tokens * per_token + once,
     )
 
 
-def _routing_bytes(config) -> int:
-    """What a layer's routing keeps for a token: of each chosen expert the output twice (as it comes, and weighted), its
-    place in two index tensors and in the router's choice, its weight twice; and the router's probabilities and sum."""
+def _routing_bytes(config: ModelConfig) -> int:
+    """The bytes that the routing of one layer keeps for one token.
+
+    For each chosen expert: its output twice (before and after weighting), its place in two index tensors and in the
+    router's choice, and its weight twice. For the router: its probabilities and their sum.
+    """
     chosen = 2 * config.dim * NARROW + 3 * INDEX + 2 * WIDE
     return config.num_experts_per_tok * chosen + WIDE * config.num_experts + WIDE
 
 
-def _matrices(config, targets, *, active: bool = False) -> list[tuple[int, int, int]]:
-    """Rows, columns and number of the adapted matrices; `active` counts those that a token goes through."""
+def _matrices(
+    config: ModelConfig, targets: str | Sequence[str], *, active: bool = False
+) -> list[tuple[int, int, int]]:
+    """Rows, columns and number of the adapted matrices; `active` counts only those that a token goes through."""
     experts = (config.num_experts_per_tok if active else config.num_experts) or 1
     feed_forward = EXPERTS if config.num_experts else DENSE
     gate, up, down = feed_forward_shapes(config)
@@ -144,8 +152,8 @@ def _matrices(config, targets, *, active: bool = False) -> list[tuple[int, int, 
     ]
 
 
-class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that operations made and that still exist; views count once."""
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations have made and that still exist; views count once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,6 +172,7 @@ class _LiveTensors(TorchDispatchMode):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensors that exist now."""
         return sum(self.live.values())
 
 
@@ -171,12 +180,13 @@ def _tensors(tree) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def measured_activation_bytes(loaded, *, batch: int, tokens: int, checkpointing: bool = False) -> int:
-    """Run one forward pass in training mode and add up the tensors that it made and that are kept for the gradients.
+def measured_activation_bytes(loaded: Loaded, *, batch: int, tokens: int, checkpointing: bool = False) -> int:
+    """Run one forward pass in training mode and add up the tensors that it keeps for the gradients.
 
     Args:
-        loaded: of `add_adapter`.
-        batch, tokens: sequences and their length; the tokens are drawn evenly from the vocabulary, with a seed.
+        loaded: what `add_adapter` returned.
+        batch, tokens: the number of sequences and their length. The tokens are drawn evenly from the vocabulary, with a
+            fixed seed.
         checkpointing: as in `tune`.
 
     Returns:
@@ -185,9 +195,9 @@ def measured_activation_bytes(loaded, *, batch: int, tokens: int, checkpointing:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(loaded.config.vocab_size, (batch, tokens), generator=generator).to(loaded.model.device)
     with training_mode(loaded.model, checkpointing=checkpointing):
-        with _LiveTensors() as made:
+        with LiveTensors() as made:
             loss = loaded.model(input_ids=drawn, labels=drawn).loss
             kept = made.nbytes
-        loss.backward()  # or what checkpointing holds would stay
+        loss.backward()  # releases what checkpointing holds
         loaded.model.zero_grad()
     return kept

@@ -1,4 +1,4 @@
-"""Examples to learn from: read with every line checked, tokenised with the loss on the answer alone."""
+"""Training examples: read with every line checked, and tokenised with the loss on the answer alone."""
 
 import errno
 import json
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 KEYS = ("prompt", "answer")
-SEPARATOR = "\n"  # between prompt and answer, in training as when asked
-IGNORED = -100  # the label that PyTorch's cross-entropy passes over
-SHOWN = 60  # characters of what was wrong
+SEPARATOR = "\n"  # between prompt and answer, in training and in evaluation
+IGNORED = -100  # the label that PyTorch's cross-entropy ignores
+SHOWN = 60  # characters of a wrong value that an error message quotes
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the model is asked, what it is to answer, and the line of the file where both stand (0: no file)."""
+    """A prompt, the expected answer, and the line of the file that holds both (0 where there is no file)."""
 
     prompt: str
     answer: str
@@ -26,17 +27,17 @@ class Example:
 
 
 def read_examples(source: str | os.PathLike) -> list[Example]:
-    """Read examples, a JSON object a line, and refuse the whole file where a line is wrong.
+    """Read examples, one JSON object per line; a single wrong line refuses the whole file.
 
     Args:
-        source: a file, or the text itself, recognised by its first character, "{", or by more than one line. Every line
-            is {"prompt": "...", "answer": "..."}; empty lines and further keys are passed over.
+        source: a file, or the text itself. It is taken as text where its first character is "{" or it has more than
+            one line. Every line is {"prompt": "...", "answer": "..."}; empty lines and further keys are ignored.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        TypeError: neither a path nor text.
-        ValueError: with the number of the first wrong line and what is wrong there; or fewer than two examples, with
-            which nothing would be left to ask.
+        FileNotFoundError, IsADirectoryError: there is no such file, or it is a folder.
+        TypeError: the source is neither a path nor text.
+        ValueError: a line is wrong (the message gives the number of the first one and what is wrong there), or there
+            are fewer than two examples, so that none would be left for the evaluation.
 
     >>> [example] = read_examples('{"prompt": "2 + 2 =", "answer": "4"}\\n{"prompt": "3 + 3 =", "answer": "6"}')[1:]
     >>> example.answer, example.line
@@ -54,7 +55,7 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
         except RecursionError:
             wrong.append(f"line {number}: nested too deeply: expected an object with the keys prompt and answer")
     if wrong and _is_list(text):
-        raise ValueError("a JSON list: write one object a line, without brackets around them and commas between them")
+        raise ValueError("a JSON list: write one object per line, without brackets around them and commas between them")
     if wrong:
         raise ValueError(wrong[0] + (f" ({len(wrong) - 1} more lines are wrong)" if wrong[1:] else ""))
     if not examples:
@@ -66,18 +67,19 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
     return examples
 
 
-def _read(source) -> bytes | str:
+def _read(source: str | os.PathLike) -> bytes | str:
+    """The text itself, or the bytes of the file."""
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source is a {type(source).__name__}: expected a path, or the text itself")
     if isinstance(source, str):
-        text = source.removeprefix("\ufeff")  # Windows writes a mark in front, in a file as three bytes
+        text = source.removeprefix("\ufeff")  # Windows starts a text with a byte order mark, three bytes in a file
         if not text.strip() or "\n" in text or text.lstrip().startswith(("{", "[{")):
             return text
     try:
         return Path(source).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except IsADirectoryError:
         raise IsADirectoryError(f"{_cut(repr(str(source)))} is a folder: expected a file, or the text itself") from None
-    except (OSError, ValueError) as error:  # ValueError: of a NUL in a path
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
         if isinstance(error, OSError) and error.errno not in NO_FILE:
             raise
         raise FileNotFoundError(f"no file {_cut(repr(str(source)))}: expected a path, or the text itself") from None
@@ -122,24 +124,25 @@ def _example(line: bytes | str, number: int) -> Example:
     return Example(entry["prompt"], entry["answer"], number)
 
 
-def tokenise(tokenizer, example: Example, *, max_tokens: int) -> dict[str, list[int]]:
-    """Turn an example into tokens and labels: the start token and the prompt count for nothing, the answer and the end
-    token do.
+def tokenise(tokenizer: PreTrainedTokenizerBase, example: Example, *, max_tokens: int) -> dict[str, list[int]]:
+    """Turn an example into tokens and labels, so that the answer and the end token alone enter the loss.
 
         tokens  <s>   Who   is   it  ?    \\n    Ida  Kaur  </s>
         labels  -100  -100 -100 -100 -100 -100  Ida  Kaur  </s>
 
-    The model itself shifts them: what stands at a place is predicted from what stands before it.
+    The model itself shifts the labels: the label at a position is predicted from the tokens before it.
 
     Args:
-        max_tokens: the model's context.
+        tokenizer: the model's tokenizer.
+        example: a prompt and its answer.
+        max_tokens: the length of the model's context.
 
     Returns:
-        "input_ids" and "labels", of one length.
+        "input_ids" and "labels", of the same length.
 
     Raises:
-        ValueError: more tokens than the context, or the text of a control token, which would be one; with the
-            example's line.
+        ValueError: the example takes more tokens than the context holds, or contains the text of a control token, which
+            the model would read as one. The message gives the example's line.
     """
     where = f"line {example.line}" if example.line else f"the example {example.prompt[:40]!r}"
     for key in KEYS:
@@ -148,25 +151,26 @@ def tokenise(tokenizer, example: Example, *, max_tokens: int) -> dict[str, list[
                 raise ValueError(
                     f"{where}: {key!r} holds {control}, which the model reads as a control token: leave it out"
                 )
-    asked = tokenizer(example.prompt + SEPARATOR).input_ids
+    prompt = tokenizer(example.prompt + SEPARATOR).input_ids
     answer = [*tokenizer(example.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    if len(asked) + len(answer) > max_tokens:
+    if len(prompt) + len(answer) > max_tokens:
         raise ValueError(
-            f"{where}: the prompt takes {len(asked):,} tokens and the answer {len(answer):,}, together more than the "
+            f"{where}: the prompt takes {len(prompt):,} tokens and the answer {len(answer):,}, together more than the "
             f"model's context of {max_tokens:,}: shorten it or leave it out"
         )
-    return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 def collate(rows: Sequence[dict[str, list[int]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
     """Put tokenised examples into one batch, padded on the right.
 
     Args:
-        rows: of `tokenise`, each with T_i tokens.
+        rows: what `tokenise` returned, row i with T_i tokens.
+        pad_token_id: the token to pad with.
 
     Returns:
-        "input_ids", "labels" and "attention_mask", each (B, T) with T the longest; padding has the label -100, so an
-        end token that is also used for padding is learnt where it ends an answer, and only there.
+        "input_ids", "labels" and "attention_mask", each (B, T) with T the largest T_i. Padding has the label -100: an
+        end token that also serves as padding is learnt where it ends an answer, and only there.
 
     >>> batch = collate([{"input_ids": [1, 7, 2], "labels": [-100, 7, 2]}, {"input_ids": [1], "labels": [-100]}],
     ...     pad_token_id=2)

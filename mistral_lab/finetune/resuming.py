@@ -1,4 +1,4 @@
-"""Going on with a training run that was stopped: which checkpoint is whole, and whether it is of the same run."""
+"""Resuming a training run that was stopped: which checkpoint is whole, and whether it belongs to the same run."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
 
 
 def newest_checkpoint(folder: Path, run: dict) -> str | None:
-    """Find where a run stopped; the first time, note in the folder which run it is.
+    """Find where a run stopped. Where there is no checkpoint yet, note in the folder which run it is.
 
     Args:
-        folder: of the checkpoints; made where it is missing.
-        run: what makes two runs the same, in the types of JSON; "steps" among it.
+        folder: the folder of the checkpoints; it is created where it is missing.
+        run: everything that makes two runs the same, in types that JSON has; one key is "steps".
 
     Returns:
-        the path of the last whole checkpoint; None where there is none.
+        the path of the last whole checkpoint, or None where there is none.
 
     Raises:
         FileExistsError: the folder holds checkpoints of another run, or the run is complete.
@@ -35,12 +35,13 @@ def newest_checkpoint(folder: Path, run: dict) -> str | None:
     return None
 
 
-def fingerprint(rows: list) -> str:
-    """Tell lists of examples apart, in the order in which they are given."""
+def fingerprint(rows: list[dict[str, list[int]]]) -> str:
+    """A short text that differs between lists of examples, or between two orders of one list."""
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _check_same(folder: Path, run: dict) -> None:
+    """Refuse checkpoints that another run wrote, and name the first difference."""
     try:
         before = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""An adapter as files: saved whole, and loaded on the model that it belongs to."""
+"""An adapter as files: saved whole, and loaded onto the model that it belongs to."""
 
 import json
 import os
@@ -10,46 +10,52 @@ from pathlib import Path
 
 import peft
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ..checkpoints import ALIASES
+from ..loading.loaded import Loaded
 from .adapters import base_name, check_adapted, check_can_take_adapter, check_complete, separate_experts, target_names
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 
-def save_adapter(loaded, folder: str | os.PathLike) -> int:
-    """Write the adapter alone, as PEFT does: the name of its model, and A and B of every matrix.
+def save_adapter(loaded: Loaded, folder: str | os.PathLike) -> int:
+    """Write the adapter alone, as PEFT does: the name of its model, and A and B of every adapted matrix.
 
     Args:
-        loaded: of `add_adapter` or `load_adapter`.
-        folder: made where it is missing. An adapter in it is replaced when the new one is whole; other files stay.
+        loaded: what `add_adapter` or `load_adapter` returned.
+        folder: created where it is missing. An adapter in it is replaced once the new one is whole; other files stay.
 
     Returns:
-        bytes of the weights file.
+        the size of the weights file in bytes.
+
+    Raises:
+        ValueError: the model has no adapter.
     """
     check_adapted(loaded)
     folder = Path(folder)
     with unfinished(folder / WEIGHTS) as place:
-        # Left to itself, PEFT would ask the hub about the vocabulary. Its README is a form with nothing filled in.
+        # Without this argument PEFT asks the hub about the vocabulary. PEFT's README is an empty form: it is left out.
         loaded.model.save_pretrained(place, save_embedding_layers=False)
         for file in (WEIGHTS, SETTINGS):
             (place / file).replace(folder / file)
     return (folder / WEIGHTS).stat().st_size
 
 
-def load_adapter(loaded, folder: str | os.PathLike):
-    """Put a saved adapter on the model that it was trained with.
+def load_adapter(loaded: Loaded, folder: str | os.PathLike) -> Loaded:
+    """Put a saved adapter onto the model that it was trained with.
 
     Args:
-        loaded: of `load(..., bits=4)`, without an adapter; its model is changed in place.
-        folder: of `save_adapter`.
+        loaded: what `load(..., bits=4)` returned, without an adapter; its model is changed in place.
+        folder: a folder that `save_adapter` wrote.
 
     Returns:
-        the same, with a `peft.PeftModel` as its model; it can be trained further.
+        the same model with its adapter: `model` is now a `peft.PeftModel`, which can be trained further.
 
     Raises:
-        FileNotFoundError: no adapter in the folder.
-        ValueError: an adapter for another model, by its name or by its matrices and their shapes; or damaged files.
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter is for another model, by its name or by its matrices and their shapes; or its files are
+            damaged.
     """
     folder = Path(folder)
     for file in (SETTINGS, WEIGHTS):
@@ -94,8 +100,8 @@ def _read_settings(file: Path) -> tuple[str, list[str], int]:
         raise ValueError(f"{file} is damaged: copy it again, or save the adapter again") from None
 
 
-def _expected_shapes(model, names: Sequence[str], rank: int) -> dict[str, tuple[int, int]]:
-    """Every tensor that an adapter for these matrices has, with its shape."""
+def _expected_shapes(model: nn.Module, names: Sequence[str], rank: int) -> dict[str, tuple[int, int]]:
+    """The tensors that an adapter for these matrices must have, with their shapes."""
     shapes = {}
     for matrix, module in model.named_modules():
         if matrix.rpartition(".")[2] in names:
@@ -105,13 +111,16 @@ def _expected_shapes(model, names: Sequence[str], rank: int) -> dict[str, tuple[
 
 
 def _check_tensors(folder: Path, expected: dict[str, tuple[int, int]]) -> None:
-    """Compare names, shapes and numbers with what there has to be: PEFT fills what is missing with random numbers."""
+    """Compare the names and shapes of tensors with the expected ones, and refuse values that are not finite.
+
+    PEFT would fill a missing tensor with random numbers.
+    """
     foreign = f"the adapter in {folder} is for another model"
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as tensors:
             found = set(tensors.keys())
             for name in sorted(found - expected.keys()):
-                raise ValueError(f"{foreign}: there is no {_matrix(name)} here that its settings name")
+                raise ValueError(f"{foreign}: there is no {_matrix_name(name)} here that its settings name")
             for name in sorted(expected.keys() - found):
                 raise ValueError(f"{foreign}, or incomplete: it has no {name}")
             for name, shape in expected.items():
@@ -123,15 +132,19 @@ def _check_tensors(folder: Path, expected: dict[str, tuple[int, int]]) -> None:
 
 
 def _check_shape(folder: Path, foreign: str, name: str, found: tuple[int, ...], expected: tuple[int, int]) -> None:
-    own, outer = (0, 1) if ".lora_A." in name else (1, 0)  # the side that is the rank, and that of the matrix
-    if len(found) != 2 or found[own] != expected[own]:
+    """Refuse a tensor whose shape is not the rank by the width of its matrix."""
+    rank_axis, matrix_axis = (0, 1) if ".lora_A." in name else (1, 0)
+    if len(found) != 2 or found[rank_axis] != expected[rank_axis]:
         raise ValueError(
             f"the adapter in {folder} is damaged: by its settings {name} has shape {expected}, in its file {found}"
         )
-    if found[outer] != expected[outer]:
-        side = "inputs" if outer else "outputs"
-        raise ValueError(f"{foreign}: its {_matrix(name)} has {found[outer]} {side}, here it has {expected[outer]}")
+    if found[matrix_axis] != expected[matrix_axis]:
+        side = "inputs" if matrix_axis else "outputs"
+        raise ValueError(
+            f"{foreign}: its {_matrix_name(name)} has {found[matrix_axis]} {side}, here it has {expected[matrix_axis]}"
+        )
 
 
-def _matrix(name: str) -> str:
-    return name.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".")[0]
+def _matrix_name(tensor_name: str) -> str:
+    """The name of the matrix that a tensor of an adapter belongs to."""
+    return tensor_name.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""A model that generates: time to the first token, time of every further one, and memory at its peak."""
+"""A model that generates text: the time to the first token, the time of each further token, and the peak of memory."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ..arguments import check_count
+from ..loading.loaded import Loaded
 from .machine import Machine
 from .peaks import peak_memory
 from .progress import with_progress
@@ -17,16 +18,17 @@ from .timing import Timing, waiter
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model generating under one setting, every sample kept, and what it ran on.
+    """One model generating under one setting: all samples, and the machine that it ran on.
 
     Args:
         prompt_tokens: length of each prompt.
         batch: sequences at once.
-        new_tokens: tokens generated for each.
-        samples_s: a tuple a run, of seconds a token: from the call to the first, then from one to the next.
-        peak_bytes: memory at its peak; `peak_of` says of what: "CUDA tensors", or the whole "process".
-        peak_reserved_bytes: on CUDA, what PyTorch's allocator had taken for them; None elsewhere.
-        dtype: of the model's activations.
+        new_tokens: tokens generated for each sequence.
+        samples_s: one tuple per run, with the seconds of each token: from the call to the first token, then from each
+            token to the next.
+        peak_bytes: the peak of memory; `peak_of` says of what: "CUDA tensors", or the whole "process".
+        peak_reserved_bytes: on CUDA, what PyTorch's allocator had reserved at most; None elsewhere.
+        dtype: the dtype of the model's activations.
         machine: hardware and versions.
 
     Raises:
@@ -47,23 +49,23 @@ class Measurement:
         check_counts(self.prompt_tokens, self.new_tokens, self.batch, len(self.samples_s))
         check_count("peak_bytes", self.peak_bytes)
         if any(len(run_s) != self.new_tokens for run_s in self.samples_s):
-            raise ValueError(f"samples_s has runs of other lengths: expected {self.new_tokens}, one sample a new token")
+            raise ValueError(f"samples_s has runs of other lengths: expected {self.new_tokens}, one sample per token")
         if not all(math.isfinite(sample) and sample >= 0 for run_s in self.samples_s for sample in run_s):
             raise ValueError("samples_s has a sample that is negative or not finite: expected seconds")
 
     @property
     def first_token(self) -> Timing:
-        """Seconds from the call to the first new token, a run: the prefill."""
+        """Seconds from the call to the first new token, one per run: the prefill."""
         return Timing(tuple(run_s[0] for run_s in self.samples_s))
 
     @property
     def per_token(self) -> Timing:
-        """Mean seconds a further token, a run: the decode."""
+        """Mean seconds per further token, one per run: the decode."""
         return Timing(tuple(statistics.fmean(run_s[1:]) for run_s in self.samples_s))
 
     @property
     def each_token(self) -> Timing:
-        """Seconds of every further token of every run: its spread shows single slow steps."""
+        """Seconds of every further token of every run; the spread shows single slow steps."""
         return Timing(tuple(sample for run_s in self.samples_s for sample in run_s[1:]))
 
     @property
@@ -73,11 +75,11 @@ class Measurement:
 
     @property
     def per_token_s(self) -> float:
-        """Median over the runs of the mean seconds a further token."""
+        """Median over the runs of the mean seconds per further token."""
         return self.per_token.median_s
 
     def to_json(self) -> str:
-        """One JSON object, from which `from_json` makes an equal Measurement."""
+        """Write one JSON object, from which `from_json` makes an equal Measurement."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -85,7 +87,7 @@ class Measurement:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: text that it cannot have written.
+            ValueError: the text is no such object.
         """
         try:
             values = json.loads(text)
@@ -101,34 +103,36 @@ class _Clock:
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def put(self, value) -> None:
+    def put(self, value: torch.Tensor) -> None:
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
         pass
 
 
-def measure_generation(loaded, *, prompt_tokens: int, new_tokens: int, batch: int = 1, repeats: int = 3) -> Measurement:
-    """Time `generate` of transformers, greedy and with its own cache, prefill apart from decode.
+def measure_generation(
+    loaded: Loaded, *, prompt_tokens: int, new_tokens: int, batch: int = 1, repeats: int = 3
+) -> Measurement:
+    """Time `generate` of transformers, greedy and with its own cache, and separate prefill from decode.
 
-    One run before the timed ones warms up and takes the memory, so that sampling disturbs no clock. The prompts are of
-    random tokens with a fixed seed, and the end token is held back, so every run does the same work. A token's time is
-    taken when it has reached the CPU, so the device is done with it. On Apple's GPU transformers hands tokens out one
-    step late, so the first token's time holds one decode step.
+    One run before the timed ones warms up and measures the memory, so that reading the memory disturbs no timing. The
+    prompts are random tokens with a fixed seed and the end token is suppressed, so that every run does the same work.
+    A token's time is taken when it has reached the CPU, so the device is done with it. On Apple's GPU transformers
+    hands out tokens one step late, so there the first token's time includes one decode step.
 
     Args:
-        loaded: what `load()` returns; its `model` is used.
+        loaded: what `load()` returned; its `model` is used.
         prompt_tokens: length of each prompt.
-        new_tokens: tokens to generate, at least 2: the first belongs to the prefill.
-        batch: prompts at once. A step then makes `batch` tokens, and the seconds are those of the step.
+        new_tokens: tokens to generate, at least 2, because the first belongs to the prefill.
+        batch: prompts at once. Each step then generates `batch` tokens, and the seconds are those of the step.
         repeats: timed runs.
 
     Returns:
-        every sample, medians, and the peak: on CUDA the bytes that tensors held ("CUDA tensors", weights included),
+        every sample, and the peak of memory: on CUDA the bytes that tensors held ("CUDA tensors", weights included),
         elsewhere the resident memory of this whole process ("process"), Python and libraries included.
 
     Raises:
-        TypeError, ValueError: a count that is no whole number, or below its smallest value.
+        TypeError, ValueError: a count is no whole number, or is below its smallest value.
     """
     check_counts(prompt_tokens, new_tokens, batch, repeats)
     model = loaded.model
@@ -178,7 +182,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_counts(prompt_tokens: int, new_tokens: int, batch: int, repeats: int) -> None:
-    """Raise TypeError or ValueError for a count that measures nothing."""
+    """Raise TypeError or ValueError for counts with which nothing can be measured."""
     for name, value in (
         ("prompt_tokens", prompt_tokens),
         ("new_tokens", new_tokens),

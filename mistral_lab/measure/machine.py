@@ -1,4 +1,4 @@
-"""What a measurement was taken on: hardware and versions, without the machine's name or any path."""
+"""The machine of a measurement: its hardware and versions, without its name or any path."""
 
 import platform
 from dataclasses import dataclass, fields
@@ -12,14 +12,16 @@ from ..arguments import check_count
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware and versions that decide how long the same work takes. Two measurements compare if these are equal.
+    """Hardware and versions that decide how long the same work takes.
+
+    Two measurements can be compared if their machines are equal.
 
     Args:
         device: "cpu", "mps", or the name of the CUDA card that held the model.
         processor: the CPU's name.
         instructions: the vector instructions PyTorch uses, and AVX512_BF16 where the CPU has it.
-        threads: PyTorch's, on the CPU.
-        torch, transformers, bitsandbytes: versions.
+        threads: PyTorch's threads on the CPU.
+        torch, transformers, bitsandbytes: the versions of these packages.
     """
 
     device: str
@@ -37,8 +39,8 @@ class Machine:
                 raise TypeError(f"{field.name} is {getattr(self, field.name)!r}: expected a text")
 
     @classmethod
-    def here(cls, device="cpu") -> "Machine":
-        """This machine, with the model on one of its devices."""
+    def here(cls, device: str | torch.device = "cpu") -> "Machine":
+        """Describe this machine, with the model on one of its devices."""
         kind = torch.device(device).type
         return cls(
             device=torch.cuda.get_device_name(device) if kind == "cuda" else kind,
@@ -63,20 +65,21 @@ def machines_here() -> set[Machine]:
 
 
 def processor() -> str:
-    """The processor's model name, or the architecture where the system does not tell."""
+    """The processor's model name, or its architecture where the system gives no name."""
     return _cpuinfo("model name") or platform.machine()
 
 
 def instructions() -> str:
-    """The vector instructions PyTorch uses on this CPU; where Linux names AVX512_BF16 among the CPU's, that too.
+    """The vector instructions that PyTorch uses on this CPU, and AVX512_BF16 where Linux says that the CPU has it.
 
-    bitsandbytes multiplies 4-bit weights without writing them out only where the CPU has AVX512_BF16.
+    bitsandbytes multiplies by 4-bit weights without dequantising them first only where the CPU has AVX512_BF16.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{capability}, AVX512_BF16" if "avx512_bf16" in _cpuinfo("flags").split() else capability
 
 
 def _cpuinfo(key: str) -> str:
+    """The first value of a key in Linux's description of the processor; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # only Linux has it

@@ -1,4 +1,4 @@
-"""The most memory in use while something runs."""
+"""The peak of memory while something runs."""
 
 import threading
 from collections.abc import Callable
@@ -12,11 +12,11 @@ SAMPLE_S = 0.005  # how often resident memory is read on the CPU
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes at the highest moment.
+    """Memory in use at the highest moment.
 
     Args:
-        bytes: of tensors on a CUDA device, elsewhere of this whole process: `of` says which.
-        reserved_bytes: on CUDA, what PyTorch's allocator had taken from the device, slack included; None elsewhere.
+        bytes: the bytes of all tensors on a CUDA device; elsewhere the bytes of this whole process. `of` says which.
+        reserved_bytes: on CUDA, what PyTorch's allocator had reserved on the device, slack included; None elsewhere.
         of: "CUDA tensors", "process", or "process, anonymous".
     """
 
@@ -25,19 +25,22 @@ class Peak:
     of: str
 
 
-def peak_memory(function: Callable[[], object], device="cpu", *, anonymous: bool = False) -> Peak:
-    """The most memory in use while a callable runs, what was in use before it included.
+def peak_memory(
+    function: Callable[[], object], device: str | torch.device = "cpu", *, anonymous: bool = False
+) -> Peak:
+    """Measure the most memory in use while a callable runs. What was in use before it counts too.
 
     Args:
         function: called once, without arguments.
-        device: on "cuda", the bytes that tensors on that card held at once (`torch.cuda.max_memory_allocated`), and
-            those that the allocator had taken for them (`torch.cuda.max_memory_reserved`); elsewhere, the resident
-            memory of this process, read every 5 ms: a shorter peak can be missed.
-        anonymous: off CUDA, leave out pages of mapped files, such as a checkpoint that is being read, which the system
-            can take back at any time. Only Linux tells them apart; elsewhere they are counted.
+        device: on "cuda", the peak is the bytes that tensors on that card held at once
+            (`torch.cuda.max_memory_allocated`), and the bytes that the allocator had reserved for them
+            (`torch.cuda.max_memory_reserved`). Elsewhere it is the resident memory of this process, read every 5 ms, so
+            that a shorter peak can be missed.
+        anonymous: off CUDA, leave out pages of mapped files, such as a checkpoint that is being read, because the
+            system can take them back at any time. Only Linux tells them apart; elsewhere they are counted.
     """
     if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()  # or what earlier work left in the allocator would count as reserved
+        torch.cuda.empty_cache()  # or what the allocator kept from earlier work would count as reserved
         torch.cuda.reset_peak_memory_stats(device)
         function()
         torch.cuda.synchronize(device)
@@ -67,6 +70,6 @@ def peak_memory(function: Callable[[], object], device="cpu", *, anonymous: bool
     return Peak(max(peak, resident()), None, "process, anonymous" if anonymous else "process")
 
 
-def peak_bytes(function: Callable[[], object], device="cpu") -> int:
-    """The bytes of `peak_memory`: of tensors on CUDA, of this process elsewhere."""
+def peak_bytes(function: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The bytes that `peak_memory` measures: those of tensors on CUDA, those of this process elsewhere."""
     return peak_memory(function, device).bytes

@@ -1,4 +1,4 @@
-"""A word now and then from a measurement that takes long."""
+"""A progress bar for a measurement that takes long."""
 
 import time
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ BAR_AFTER_S = 8
 
 
 def with_progress(count: int, what: str) -> Iterator[int]:
-    """Yield 0 to count - 1, and where that takes longer than `BAR_AFTER_S` show how far it is.
+    """Yield 0 to count - 1, and show a progress bar once that takes longer than `BAR_AFTER_S` seconds.
 
-    The bar is made and moved between two steps, so that it disturbs no clock inside one.
+    The bar is created and moved between two steps, so that it disturbs no timing inside a step.
 
     Args:
-        count: of the steps.
-        what: they are, for the bar.
+        count: the number of steps.
+        what: what is being done, in words for the bar.
     """
     began, bar = time.perf_counter(), None
     try:

@@ -1,4 +1,4 @@
-"""Many measurements of one model, kept in a file as they come: an interrupted sweep goes on where it stopped."""
+"""Many measurements of one model, each saved as soon as it is taken, so that an interrupted sweep can go on."""
 
 import json
 import os
@@ -10,10 +10,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..files import write_whole
+from ..loading.loaded import Loaded
 from .generation import Measurement, check_counts, dtype_name, measure_generation
 from .machine import Machine, machines_here
 
-FORMAT = 1  # of the file; another number is another layout
+FORMAT = 1  # the version of the file's layout
 BAR_AFTER_S = 5  # a sweep that is done sooner shows no progress bar
 
 
@@ -22,10 +23,10 @@ class Point:
     """One measurement of a sweep.
 
     Args:
-        label: what the caller calls the model.
-        weights: bytes of its parameters by dtype, by which two models of one label are told apart.
+        label: the caller's name for the model.
+        weights: the bytes of its parameters by dtype, which tell two models with the same label apart.
         measurement: times, memory, setting and machine.
-        here: whether it was taken on this machine, with these versions and threads.
+        here: whether it was taken on this machine, with these versions and this number of threads.
     """
 
     label: str
@@ -38,12 +39,12 @@ class Point:
         place = "" if self.here else f", measured elsewhere: {found.machine}"
         return (
             f"{self.label}, {found.batch} x {found.prompt_tokens} tokens: first token {found.first_token_s * 1e3:.3g} "
-            f"ms, then {found.per_token_s * 1e3:.3g} ms a token{place}"
+            f"ms, then {found.per_token_s * 1e3:.3g} ms per token{place}"
         )
 
 
 def sweep(
-    loaded,
+    loaded: Loaded,
     path: str | os.PathLike,
     *,
     label: str,
@@ -52,27 +53,27 @@ def sweep(
     new_tokens: int = 16,
     repeats: int = 3,
 ) -> list[Point]:
-    """Measure a model at every prompt length and batch size, and keep each point in a file as soon as it is there.
+    """Measure a model at every prompt length and batch size, and save each point to a file as soon as it is measured.
 
-    Points that the file has already, of this label, these weights, this setting and this machine, are not measured
-    again: a sweep that was interrupted goes on where it stopped. Points of other models, settings and machines are
-    kept. The file is replaced as a whole after each point, so an interruption never leaves half of one.
+    A point that the file has already, with the same label, weights, setting and machine, is not measured again: an
+    interrupted sweep goes on where it stopped. Points of other models, settings and machines stay in the file. The file
+    is replaced as a whole after each point, so an interruption never leaves half of one.
 
     Args:
-        loaded: what `load()` returns; its `model` is used.
-        path: the file; it may be there, in a folder that is.
+        loaded: what `load()` returned; its `model` is used.
+        path: the file. It need not exist; its folder must.
         label: what to call the model, for instance "tiny-mixtral, NF4".
         prompt_tokens: lengths of the prompt.
         batches: numbers of prompts at once.
         new_tokens: tokens generated for each prompt, at least 2.
-        repeats: timed runs a point.
+        repeats: timed runs per point.
 
     Returns:
-        every point of the file, those of other machines among them (`here` is False for these).
+        all points of the file, also those of other machines (`here` is False for these).
 
     Raises:
-        TypeError, ValueError: a count below its smallest value, or a file that no sweep wrote, which is left alone.
-        OSError: a file that cannot be written, found before the first measurement.
+        TypeError, ValueError: a count is below its smallest value, or no sweep wrote the file, which is left alone.
+        OSError: the file cannot be written; this is found before the first measurement.
     """
     grid = list(dict.fromkeys((prompt, batch) for batch in batches for prompt in prompt_tokens))
     for prompt, batch in grid:
@@ -100,11 +101,11 @@ def sweep(
 
 
 def read_sweep(path: str | os.PathLike) -> list[Point]:
-    """The points of a sweep's file, in the order in which they were measured.
+    """Read the points of a sweep's file, in the order in which they were measured.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that no sweep wrote.
+        ValueError: no sweep wrote this file.
     """
     text, here = Path(path).read_text(encoding="utf-8", errors="replace"), machines_here()
     try:
@@ -123,6 +124,7 @@ def read_sweep(path: str | os.PathLike) -> list[Point]:
 
 
 def _setting(point: Point) -> tuple:
+    """What makes two points the same measurement."""
     found = point.measurement
     numbers = (found.prompt_tokens, found.batch, found.new_tokens, len(found.samples_s))
     return (point.label, point.weights, *numbers, found.dtype, found.machine)

@@ -1,4 +1,4 @@
-"""Bytes from arithmetic: parameters by part, weights by precision, the cache that grows with the text; what fits."""
+"""Memory from arithmetic: parameters by part, weights by precision, the growing cache, and what fits."""
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
 from .fit import DEVICES, PREFILL_CHUNK, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes

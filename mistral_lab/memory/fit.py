@@ -1,4 +1,4 @@
-"""What fits a device: weights, cache and overhead named apart, and the nearest thing that fits where one does not."""
+"""What fits on a device: weights, cache and overhead one by one, and the nearest plan that fits where one does not."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 
 _MIB = 2**20
-DEVICES = {  # name -> bytes, the total that nvidia-smi prints
+DEVICES = {  # name: total bytes as nvidia-smi prints them
     "T4": 15_360 * _MIB,
     "RTX 3090": 24_576 * _MIB,
     "RTX 4090": 24_564 * _MIB,
@@ -17,9 +17,9 @@ DEVICES = {  # name -> bytes, the total that nvidia-smi prints
     "A100 80GB": 81_920 * _MIB,
 }
 PREFILL_CHUNK = 512  # tokens of the prompt read at once: `generate(prefill_chunk_size=512)` of transformers
-# What a process takes beside its tensors: the CUDA context, kernels, cuBLAS' workspace. The out-of-memory messages in
-# github.com/3DTopia/Phidias-Diffusion/issues/8 and github.com/pinokiofactory/flux-webui/issues/11, both from an RTX
-# 4090, leave 0.49 and 0.46 GiB for it. On a CPU, Python with PyTorch and transformers takes about as much.
+# What a process takes beside its tensors: the CUDA context, kernels, the workspace of cuBLAS. By the out-of-memory
+# messages in github.com/3DTopia/Phidias-Diffusion/issues/8 and github.com/pinokiofactory/flux-webui/issues/11, both
+# from an RTX 4090, this is 0.49 and 0.46 GiB. On a CPU, Python with PyTorch and transformers takes about as much.
 RUNTIME_BYTES = 512 * _MIB
 
 
@@ -27,8 +27,8 @@ RUNTIME_BYTES = 512 * _MIB
 class Plan:
     """What a model takes on a device, part by part, in bytes; `str()` is one line that says whether it fits.
 
-    Weights, code tables and cache are exact. The workspace is an estimate from shapes, the runtime a constant. Where
-    the model is split, all of this is for the fullest of the `devices`.
+    Weights, code tables and cache are exact. The workspace is an estimate from shapes, and the runtime is a constant.
+    Where the model is split, the numbers are those of the fullest of the `devices`.
     """
 
     precision: str
@@ -45,17 +45,17 @@ class Plan:
 
     @property
     def overhead_bytes(self) -> int:
-        """All that is neither weights nor cache: code tables, workspace, runtime."""
+        """Everything that is neither weights nor cache: code tables, workspace and runtime."""
         return self.tables_bytes + self.workspace_bytes + self.runtime_bytes
 
     @property
     def total_bytes(self) -> int:
-        """Weights, cache and overhead."""
+        """Weights, cache and overhead together."""
         return self.weights_bytes + self.cache_bytes + self.overhead_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the device has that much, or each of them."""
+        """Whether the device, or each of several, has that much memory."""
         return self.total_bytes <= self.device_bytes
 
     def __str__(self) -> str:
@@ -80,22 +80,24 @@ def plan(
     devices: int = 1,
     split: str | None = None,
 ) -> Plan:
-    """Say what a model takes at a context, and whether a device, or each of several, has it.
+    """Say how much memory a model takes at a context length, and whether a device, or each of several, has it.
 
-    Weights are those of `weight_bytes`, the cache that of `kv_cache_bytes` (in float32 with float32 weights, else in
-    16 bits), the overhead is code tables, `workspace_bytes` and `RUNTIME_BYTES`. The cache is what attention needs;
-    `rolling_cache_bytes` says what a `RollingCache` holds for it. The prompt is taken to be read in chunks of
-    `PREFILL_CHUNK` tokens: read in one, a long prompt needs more. Loading is not counted.
+    The weights are those of `weight_bytes`. The cache is that of `kv_cache_bytes`, in float32 with float32 weights and
+    in 16 bits otherwise. It is what attention needs; `rolling_cache_bytes` counts what a `RollingCache` holds for it.
+    The overhead is code tables, `workspace_bytes` and `RUNTIME_BYTES`. The prompt is assumed to be read in chunks of
+    `PREFILL_CHUNK` tokens; a long prompt that is read at once needs more. Loading is not counted.
 
     Args:
+        config: the shape of the model.
         precision: one of `PRECISIONS`.
         context: tokens, prompt and answer together.
         batch: sequences at once.
-        device_bytes: the device's total. What PyTorch can have is some hundreds of MiB less than what nvidia-smi prints
-            (23.64 of 23.99 GiB on an RTX 4090): where the margin is thin, give `torch.cuda.mem_get_info()[1]`.
-        devices: alike, each with `device_bytes`.
-        split: how the model is spread over them: "layers", "experts" or, unquantised, "tensors", as `weights_by_device`
-            says. The workspace of each is taken to be that of the whole model, which a split by tensors does not fill.
+        device_bytes: the device's total memory. PyTorch can use some hundreds of MiB less than nvidia-smi prints (23.64
+            of 23.99 GiB on an RTX 4090): where the margin is thin, give `torch.cuda.mem_get_info()[1]`.
+        devices: the number of equal devices, each with `device_bytes`.
+        split: how the model is spread over several devices: by "layers", by "experts" or, unquantised, by "tensors", as
+            `weights_by_device` explains. The workspace on each is counted as that of the whole model, although a split
+            by tensors needs less.
 
     Returns:
         a plan for the fullest device.
@@ -137,9 +139,9 @@ def plan(
 
 
 def workspace_bytes(config: ModelConfig, precision: str, context: int, *, batch: int = 1) -> dict[str, int]:
-    """Estimate what one forward holds beside weights and cache, at its widest, while it reads a chunk of the prompt.
+    """Estimate the most that a forward pass holds beside weights and cache while it reads a chunk of the prompt.
 
-    With C = min(context, 512) tokens in the chunk, S tokens that it may see, and b bytes a value:
+    With C = min(context, 512) tokens in the chunk, S tokens that it may see, and b bytes per value:
 
         residual      batch · C · 4·dim · b: the residual stream, its norm, and the norm's float32
         mask          batch · C · S
@@ -149,15 +151,21 @@ def workspace_bytes(config: ModelConfig, precision: str, context: int, *, batch:
         matrix        the largest quantised matrix written out in 16 bits, and its absmax in float32
         logits        batch · V · (b + 4): of the last position, and again in float32
 
-    Attention and the feed-forward network do not meet, so only the larger of the two is held at once, and the matrix
-    goes with the latter. A mixture counts as if every token of the chunk took the same expert. Scores are not counted:
-    PyTorch's scaled_dot_product_attention does not keep them.
+    Attention and the feed-forward network run one after the other, so only the larger of the two counts; the matrix
+    belongs to the latter. A mixture counts as if every token of the chunk went to the same expert. Attention scores are
+    not counted, because PyTorch's scaled_dot_product_attention does not keep them.
 
-    Source: the shapes in transformers 5.23.0's Mistral; `_gemm_4bit_default_impl` of bitsandbytes 0.50.2, which writes
-    the matrix out where no fused product is used: for many tokens, and on a CPU without AVX512_BF16.
+    Source: the shapes in the Mistral of transformers 5.23.0; `_gemm_4bit_default_impl` of bitsandbytes 0.50.2, which
+    writes the matrix out where no fused product is used: for many tokens, and on a CPU without AVX512_BF16.
+
+    Args:
+        config, precision, context, batch: as in `plan`.
 
     Returns:
-        a dict, part to bytes, of the parts that are held at once.
+        the bytes of each part that is held at the same time.
+
+    Raises:
+        TypeError, ValueError: a count below 1, or an unknown precision.
 
     >>> from mistral_lab.config import PRESETS
     >>> parts = workspace_bytes(PRESETS["mixtral-8x7b-v0.1"], "nf4-double", 4_096)
@@ -186,7 +194,10 @@ def workspace_bytes(config: ModelConfig, precision: str, context: int, *, batch:
 
 
 def largest_context(config: ModelConfig, *, precision: str, batch: int = 1, device_bytes: int) -> int:
-    """The most tokens at which a plan fits, up to what the checkpoint declares; 0 where not even one does.
+    """Find the most tokens at which a plan fits, up to what the checkpoint declares; 0 where not even one token fits.
+
+    Args:
+        config, precision, batch, device_bytes: as in `plan`.
 
     >>> from mistral_lab.config import PRESETS
     >>> largest_context(PRESETS["mistral-7b-v0.1"], precision="nf4-double", device_bytes=DEVICES["T4"])
@@ -212,18 +223,19 @@ def nearest_fit(
     device_bytes: int,
     precisions: Collection[str] = PRECISIONS,
 ) -> Plan | None:
-    """The plan to offer instead of one that does not fit.
+    """Find the plan to offer instead of one that does not fit.
 
-    First the same context in fewer bits, as many as fit. If there is none, the longest context that fits, in the fewest
-    bits on offer.
+    The first choice is the same context in fewer bits, as many as fit. If there is none, it is the longest context that
+    fits in the fewest bits on offer.
 
     Args:
-        precision: what was asked for; nothing with more bits is offered.
+        config: the shape of the model.
+        precision: what was wanted; nothing with more bits is offered.
         context, batch, device_bytes: as in `plan`.
-        precisions: those on offer.
+        precisions: the precisions that may be offered.
 
     Returns:
-        a plan that fits, or None where not even one token does.
+        a plan that fits, or None where not even one token fits.
 
     >>> from mistral_lab.config import PRESETS
     >>> asked = {"precision": "bfloat16", "context": 4096, "device_bytes": DEVICES["RTX 4090"]}
@@ -242,5 +254,5 @@ def nearest_fit(
 
 
 def _bytes_per_value(precision: str) -> int:
-    """Of activations and cache: float32 with float32 weights, otherwise 16 bits."""
+    """Bytes per value of activations and cache: float32 with float32 weights, otherwise 16 bits."""
     return 4 if precision == "float32" else 2

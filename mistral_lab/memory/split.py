@@ -11,7 +11,7 @@ SPLITS = ("layers", "experts", "tensors")
 
 
 def split_evenly(count: int, parts: int) -> list[int]:
-    """Cut a number of things into parts as equal as can be; the first parts hold one more.
+    """Divide a number of things into parts that differ by at most one; the larger parts come first.
 
     >>> split_evenly(8, 3)
     [3, 3, 2]
@@ -24,9 +24,9 @@ def weights_by_device(
 ) -> list[dict[str, WeightBytes]]:
     """Say which bytes of `weight_parts` each device holds.
 
-        layers   whole layers in a row, as transformers' `device_map="auto"` places them; the embedding with the first
-                 device, the output layer and the last norm with the last
-        experts  whole experts, as `mistral_lab.distributed` places them; all else is on every device
+        layers   consecutive whole layers, as transformers' `device_map="auto"` places them; the embedding is on the
+                 first device, the output layer and the last norm are on the last
+        experts  whole experts, as `mistral_lab.distributed` places them; everything else is on every device
         tensors  an equal share of every matrix, as `DistributedConfig(tp_size=...)` of transformers places them; router
                  and norms are on every device
 
@@ -34,23 +34,24 @@ def weights_by_device(
     for the two ends.
 
     Args:
+        config: the shape of the model.
         precision: one of `PRECISIONS`.
-        devices: how many; 1 takes the whole model.
+        devices: the number of devices; a single one holds the whole model.
         split: one of `SPLITS`; None where there is one device.
 
     Returns:
-        for each device a dict with the keys of `weight_parts`.
+        one dict per device, with the keys of `weight_parts`.
 
     Raises:
-        ValueError: a split that is not known, or that this model cannot be given to so many devices by; 4 or 8 bits
-            split by tensors, of which transformers 5.23.0 cuts the codes and leaves the scales behind.
+        ValueError: the split is unknown, or this model cannot be split so over that many devices; or 4 or 8 bits are
+            split by tensors, where transformers 5.23.0 cuts the codes and loses the scales.
 
     >>> from mistral_lab.config import PRESETS
     >>> shares = weights_by_device(PRESETS["mixtral-8x7b-v0.1"], "nf4-double", devices=2, split="experts")
     >>> [round(sum(part.total for part in share.values()) / 2**30, 2) for share in shares]
     [11.97, 11.97]
     """
-    _check(config, devices, split)
+    _check_split(config, devices, split)
     whole = weight_parts(config, precision)
     if split == "tensors" and devices > 1 and precision not in ("float32", "bfloat16"):
         others = "'layers' or 'experts'" if config.num_experts and precision != "int8" else "'layers'"
@@ -61,7 +62,7 @@ def weights_by_device(
     if devices == 1:
         return [whole]
     if split == "layers":
-        return [_some_layers(config, precision, device, devices) for device in range(devices)]
+        return [_layers_of_device(config, precision, device, devices) for device in range(devices)]
     if split == "experts":
         owned = [
             replace(config, num_experts=n, num_experts_per_tok=1) for n in split_evenly(config.num_experts, devices)
@@ -74,18 +75,21 @@ def weights_by_device(
 def cache_by_device(
     config: ModelConfig, tokens: int, *, batch: int, bytes_per_value: int, devices: int, split: str | None
 ) -> list[int]:
-    """Bytes of `kv_cache_bytes` on each device: a layer's lie where its attention is computed.
+    """Count the bytes of `kv_cache_bytes` on each device. The cache of a layer is where its attention is computed.
 
     Args:
-        tokens, batch, bytes_per_value: as in `kv_cache_bytes`.
-        devices, split: as in `weights_by_device`. With "experts" attention is on every device, so the cache is too.
+        config, tokens, batch, bytes_per_value: as in `kv_cache_bytes`.
+        devices, split: as in `weights_by_device`. With "experts" attention is on every device, and so is the cache.
+
+    Returns:
+        one number of bytes per device.
 
     >>> from mistral_lab.config import PRESETS
     >>> asked = {"batch": 1, "bytes_per_value": 2, "devices": 2}
     >>> [cache_by_device(PRESETS["mixtral-8x7b-v0.1"], 8, split=s, **asked)[0] // 2**10 for s in SPLITS]
     [512, 1024, 512]
     """
-    _check(config, devices, split)
+    _check_split(config, devices, split)
     shares = [config] * devices
     if split == "layers":
         shares = [replace(config, n_layers=layers) for layers in split_evenly(config.n_layers, devices)]
@@ -95,33 +99,34 @@ def cache_by_device(
 
 
 def traffic_bytes(config: ModelConfig, *, devices: int, split: str | None, bytes_per_value: int = 2) -> int:
-    """Bytes that all devices together receive for a token; a device receives one R-th of it on average.
+    """Count the bytes that all devices together receive per token; one device receives 1/R of them on average.
 
-    Equation, for R devices, L layers, d the width of the residual stream, A experts a token, V the vocabulary and b
-    bytes a value:
+    Equation, for R devices, L layers, a residual stream of width d, A experts per token, a vocabulary of V and b bytes
+    per value:
 
-        layers   (R - 1) · d·b                    the stream goes on to every device but the first
-        experts  (R - 1) · L·A·d·b                each answer goes to every device but its own
+        layers   (R - 1) · d·b                    every device but the first receives the residual stream
+        experts  (R - 1) · L·A·d·b                every expert's output goes to all devices but its own
         tensors  (R - 1) · ((2L + 1)·2d + V)·b    in a ring: all-reduces of the embedding, of attention and of the
                                                   feed-forward network of each layer; an all-gather of the logits
 
-    Source: arXiv:1909.08053, section 3 (two sums a layer); Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms
-    for clusters of workstations", 2009 (the ring); `mistral_lab.distributed`, whose `Traffic` counts it, for experts.
+    Source: arXiv:1909.08053, section 3 (two sums per layer); Patarasu and Yuan, "Bandwidth optimal all-reduce
+    algorithms for clusters of workstations", 2009 (the ring); `Traffic` of `mistral_lab.distributed` (experts).
 
     Args:
+        config: the shape of the model.
         devices, split: as in `weights_by_device`.
         bytes_per_value: 2 for bfloat16 and float16, 4 for float32.
 
     Returns:
-        bytes of activations. What a program sends beside them, such as the angles of rotary positions that
-        `device_map` hands to every layer, is not counted.
+        the bytes of activations. What a program sends besides, such as the angles of rotary positions that `device_map`
+        gives to every layer, is not counted.
 
     >>> from mistral_lab.config import PRESETS
     >>> mixtral = PRESETS["mixtral-8x7b-v0.1"]
     >>> [traffic_bytes(mixtral, devices=2, split=split) // 2**10 for split in SPLITS]
     [8, 512, 1102]
     """
-    _check(config, devices, split)
+    _check_split(config, devices, split)
     check_count("bytes_per_value", bytes_per_value)
     if devices == 1:
         return 0
@@ -133,7 +138,8 @@ def traffic_bytes(config: ModelConfig, *, devices: int, split: str | None, bytes
     return (devices - 1) * values[split] * bytes_per_value
 
 
-def _some_layers(config: ModelConfig, precision: str, device: int, devices: int) -> dict[str, WeightBytes]:
+def _layers_of_device(config: ModelConfig, precision: str, device: int, devices: int) -> dict[str, WeightBytes]:
+    """What one device holds where whole layers are spread over several."""
     layers = split_evenly(config.n_layers, devices)[device]
     parts = weight_parts(replace(config, n_layers=layers), precision)
     if device != 0:
@@ -148,13 +154,13 @@ def _some_layers(config: ModelConfig, precision: str, device: int, devices: int)
 
 
 def _narrow(config: ModelConfig, devices: int) -> ModelConfig:
-    """The model of which one device's matrices are the whole."""
+    """The narrower model whose whole matrices are one device's share of this model's matrices."""
     names = ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
     return replace(config, **{name: getattr(config, name) // devices for name in names})
 
 
-def _check(config: ModelConfig, devices: int, split: str | None) -> None:
-    """Refuse what cannot be split so."""
+def _check_split(config: ModelConfig, devices: int, split: str | None) -> None:
+    """Raise TypeError or ValueError where a model cannot be split so over that many devices."""
     check_count("devices", devices)
     if split is None and devices == 1:
         return

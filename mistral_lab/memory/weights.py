@@ -1,4 +1,4 @@
-"""Parameters by part, and the bytes that they take at rest in every precision."""
+"""Parameters by part, and the bytes that they take in every precision."""
 
 from dataclasses import dataclass, fields
 
@@ -6,31 +6,57 @@ from ..config import ModelConfig
 
 PRECISIONS = ("float32", "bfloat16", "int8", "nf4", "nf4-double")  # from the largest to the smallest
 BLOCK_SIZE = 64  # weights that share one absmax; arXiv:2305.14314, section 3
-NESTED_BLOCK_SIZE = 256  # absmax values that share one float32, where the absmax values are quantised too; the same
+NESTED_BLOCK_SIZE = 256  # absmax values that share one float32 in double quantisation; the same section
 
 
-class ParameterCounts(dict[str, int]):
-    """Parameters by part: embedding, lm_head, attention, feed_forward, router, norms.
+@dataclass(frozen=True)
+class ParameterCounts:
+    """The parameters of a model, part by part.
 
-    `total` adds the parts up. `active` counts what one token goes through: of the experts, only those it is sent to.
+    Args:
+        embedding: one row per piece of the vocabulary.
+        lm_head: the output layer; 0 where it is the embedding matrix again.
+        attention: the query, key, value and output matrices of all layers.
+        feed_forward: the feed-forward networks of all layers; in a mixture, all experts.
+        router: the matrices that choose among the experts; 0 in a dense model.
+        norms: the weights of all norms.
+        idle: those of `feed_forward` that belong to experts to which a token is not sent; 0 in a dense model.
     """
 
-    def __init__(self, parts: dict[str, int], *, idle: int) -> None:
-        super().__init__(parts)
-        self.total = sum(parts.values())
-        self.active = self.total - idle
+    embedding: int
+    lm_head: int
+    attention: int
+    feed_forward: int
+    router: int
+    norms: int
+    idle: int = 0
+
+    @property
+    def by_part(self) -> dict[str, int]:
+        """The six parts and their parameters, for a table or a picture."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "idle"}
+
+    @property
+    def total(self) -> int:
+        """The parameters of all parts."""
+        return sum(self.by_part.values())
+
+    @property
+    def active(self) -> int:
+        """The parameters that one token goes through: of the experts, only those to which it is sent."""
+        return self.total - self.idle
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes of some weights at rest: the numbers themselves, the scales that belong to them, and fixed tables.
+    """The bytes of some stored weights: the numbers themselves, the scales that belong to them, and fixed tables.
 
     Args:
-        payload: the weights, in however many bits.
-        absmax: one scale a block (4 bits) or a row (8 bits).
-        nested_absmax: one scale for 256 of those, where they are quantised too.
-        code_tables: bitsandbytes keeps the sixteen values, and the 256 of the absmax, beside every matrix.
-        offsets: a float32 a matrix, which double quantisation takes off the absmax first.
+        payload: the weights themselves, in however many bits.
+        absmax: the scales, one per block (4 bits) or per row (8 bits).
+        nested_absmax: in double quantisation, the scales of the scales, one for 256 of them.
+        code_tables: bitsandbytes keeps the sixteen values, and the 256 values of quantised scales, beside every matrix.
+        offsets: one float32 per matrix, which double quantisation subtracts from the scales before quantising them.
     """
 
     payload: int = 0
@@ -41,12 +67,12 @@ class WeightBytes:
 
     @property
     def total(self) -> int:
-        """Payload, absmax and nested absmax: what grows with the model, and what `weight_bytes` counts."""
+        """Payload, absmax and nested absmax: what grows with the model and what `weight_bytes` counts."""
         return self.payload + self.absmax + self.nested_absmax
 
     @property
     def tables(self) -> int:
-        """Code tables and offsets: 64 or 1,092 bytes a matrix, whatever its size."""
+        """Code tables and offsets: 64 or 1,092 bytes per matrix, whatever its size."""
         return self.code_tables + self.offsets
 
     def __add__(self, other: "WeightBytes") -> "WeightBytes":
@@ -57,52 +83,52 @@ class WeightBytes:
 
 
 def parameter_counts(config: ModelConfig) -> ParameterCounts:
-    """Count the parameters of every part.
+    """Count the parameters of every part of a model.
 
     Source: arXiv:2401.04088, section 2.1, for the two meanings of "parameters" in a mixture of experts.
 
     Returns:
-        a dict, part to number, with `.total` and `.active`. "lm_head" is 0 where it is the embedding matrix again.
-        "feed_forward" holds the experts of a mixture, "router" the matrix that chooses among them.
+        the count of each part, with `total`, `active`, and `by_part` as a dict.
 
     >>> from mistral_lab.config import PRESETS
     >>> counts = parameter_counts(PRESETS["mixtral-8x7b-v0.1"])
-    >>> counts["router"], counts.total, counts.active
+    >>> counts.router, counts.total, counts.active
     (1048576, 46702792704, 12879925248)
     """
     experts = config.num_experts or 1
     idle_experts = experts - (config.num_experts_per_tok or 1)
     one_expert = sum(rows * columns for rows, columns in feed_forward_shapes(config))
-    parts = {
-        "embedding": config.vocab_size * config.dim,
-        "lm_head": 0 if config.tied_embeddings else config.vocab_size * config.dim,
-        "attention": config.n_layers * sum(rows * columns for rows, columns in attention_shapes(config)),
-        "feed_forward": config.n_layers * experts * one_expert,
-        "router": config.n_layers * (config.num_experts or 0) * config.dim,
-        "norms": (2 * config.n_layers + 1) * config.dim,
-    }
-    return ParameterCounts(parts, idle=config.n_layers * idle_experts * one_expert)
+    return ParameterCounts(
+        embedding=config.vocab_size * config.dim,
+        lm_head=0 if config.tied_embeddings else config.vocab_size * config.dim,
+        attention=config.n_layers * sum(rows * columns for rows, columns in attention_shapes(config)),
+        feed_forward=config.n_layers * experts * one_expert,
+        router=config.n_layers * (config.num_experts or 0) * config.dim,
+        norms=(2 * config.n_layers + 1) * config.dim,
+        idle=config.n_layers * idle_experts * one_expert,
+    )
 
 
 def weight_parts(config: ModelConfig, precision: str) -> dict[str, WeightBytes]:
-    """Bytes of every part of a model at rest, with what they are for.
+    """Count the bytes of every part of a model, by what they are for.
 
     The three quantised precisions quantise the matrices of attention and of every feed-forward network or expert, each
-    matrix by itself; embedding, output layer, router and norms stay in 16 bits. Payload and scales are
+    matrix by itself. Embedding, output layer, router and norms stay in 16 bits. Payload and scales are
 
-        int8        1 byte a weight, a float32 a row
-        nf4         half a byte a weight, a float32 absmax for 64 weights
-        nf4-double  half a byte a weight, a byte for 64 weights, a float32 for 256 of those bytes
+        int8        1 byte per weight, one float32 per row
+        nf4         half a byte per weight, one float32 absmax per 64 weights
+        nf4-double  half a byte per weight, one byte per 64 weights, one float32 per 256 of those bytes
 
-    Source: arXiv:2305.14314, section 3 (NF4, double quantisation); arXiv:2208.07339, section 3.1 (int8, a scale a row);
-    the `QuantState` of bitsandbytes 0.50.2 (tables and offsets).
+    Source: arXiv:2305.14314, section 3 (NF4, double quantisation); arXiv:2208.07339, section 3.1 (int8, a scale per
+    row); the `QuantState` of bitsandbytes 0.50.2 (tables and offsets).
 
     Args:
+        config: the shape of the model.
         precision: "float32", "bfloat16" (any 16 bits), "int8", "nf4" or "nf4-double".
 
     Returns:
-        a dict with the keys of `parameter_counts`. It holds what bitsandbytes holds before the first forward: on a CPU
-        that forward repacks the matrices.
+        a dict with the keys of `ParameterCounts.by_part`. It counts what bitsandbytes holds before the first forward
+        pass; on a CPU that pass repacks the matrices.
 
     >>> from mistral_lab.config import PRESETS
     >>> parts = weight_parts(PRESETS["mixtral-8x7b-v0.1"], "nf4-double")
@@ -111,23 +137,24 @@ def weight_parts(config: ModelConfig, precision: str) -> dict[str, WeightBytes]:
     """
     check_precision(precision)
     wide = 4 if precision == "float32" else 2
-    parts = {part: WeightBytes(payload=wide * count) for part, count in parameter_counts(config).items()}
+    parts = {part: WeightBytes(payload=wide * count) for part, count in parameter_counts(config).by_part.items()}
     if precision not in ("float32", "bfloat16"):
         for part, shapes, matrices in (
             ("attention", attention_shapes(config), config.n_layers),
             ("feed_forward", feed_forward_shapes(config), config.n_layers * (config.num_experts or 1)),
         ):
-            parts[part] = sum((_matrix(*shape, precision) for shape in shapes), WeightBytes()) * matrices
+            parts[part] = sum((_quantised_matrix(*shape, precision) for shape in shapes), WeightBytes()) * matrices
     return parts
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:
-    """Bytes of all weights at rest: payload, absmax and nested absmax of every part.
+    """Count the bytes of all weights: payload, absmax and nested absmax of every part.
 
-    Not counted are code tables and offsets (about 1 KiB a matrix): they do not grow with the matrix. `weight_parts`
-    has both, and the source of each.
+    Code tables and offsets (about 1 KiB per matrix) are not counted, because they do not grow with the matrix.
+    `weight_parts` gives both, and the source of each.
 
     Args:
+        config: the shape of the model.
         precision: "float32", "bfloat16" (any 16 bits), "int8", "nf4" or "nf4-double".
 
     Returns:
@@ -147,18 +174,18 @@ def check_precision(precision: str) -> None:
 
 
 def attention_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the query, key, value and output matrices of a layer."""
+    """Rows and columns of the query, key, value and output matrices of one layer."""
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     return [(queries, config.dim), (keys, config.dim), (keys, config.dim), (config.dim, queries)]
 
 
 def feed_forward_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    """Rows and columns of the gate, up and down matrices of a layer, or of one expert."""
+    """Rows and columns of the gate, up and down matrices of one layer or one expert."""
     return [(config.hidden_dim, config.dim), (config.hidden_dim, config.dim), (config.dim, config.hidden_dim)]
 
 
-def _matrix(rows: int, columns: int, precision: str) -> WeightBytes:
-    """One quantised matrix; the last block and the last byte may be partly filled."""
+def _quantised_matrix(rows: int, columns: int, precision: str) -> WeightBytes:
+    """The bytes of one quantised matrix; its last block and its last byte may be partly filled."""
     weights = rows * columns
     if precision == "int8":
         return WeightBytes(payload=weights, absmax=4 * rows)

@@ -11,7 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .. import checkpoints
 from ..files import write_whole
@@ -29,18 +35,18 @@ BUNDLED = checkpoints.BUNDLED["tiny-mistral"].parent
 
 
 class Clock(TrainerCallback):
-    """Adds up the seconds that a run took, over interruptions.
+    """Adds up the seconds of a run over interruptions.
 
-    What came after the last checkpoint is done again, and counted again.
+    The steps after the last checkpoint are done again after an interruption, and their time counts again.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
         self.started = time.perf_counter()
 
-    def on_save(self, args, state, control, **kwargs):
-        """Whenever a checkpoint is written."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Write the seconds down whenever a checkpoint is written."""
         seconds = self.before + time.perf_counter() - self.started
         run = {
             "seconds": round(seconds),
@@ -52,7 +58,7 @@ class Clock(TrainerCallback):
 
 
 def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the folder for checkpoints, or refuse one that was filled with another recipe, shape or text."""
+    """Create the folder for checkpoints, or refuse one that holds those of another recipe, model shape or text."""
     folder.mkdir(parents=True, exist_ok=True)
     data = Blocks(tokenizer, length=recipe.length, size=16, ramp=1)
     text = "".join(str(data[i]["input_ids"].tolist()) for i in range(len(data)))
@@ -64,7 +70,7 @@ def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train what is asked for, then measure both models and write the card."""
+    """Train what the command line names, then measure both models and write the card."""
     parser = argparse.ArgumentParser(prog="python -m mistral_lab.training", description=__doc__)
     parser.add_argument("--only", choices=[*RECIPES, "traces", "ranks", "card"], help="do one part (default: all)")
     parser.add_argument(
@@ -86,12 +92,12 @@ def main(arguments: list[str] | None = None) -> None:
         (BUNDLED / "traces").mkdir(exist_ok=True)
         for name, recipe in TRACES.items():
             trace = LoadTrace(held_out(tokenizer, 4 * len(KINDS)), every=10)
-            with TemporaryDirectory() as folder:  # minutes long: an interrupted one starts again
+            with TemporaryDirectory() as folder:  # takes minutes, so an interrupted one starts again
                 train(recipe, tokenizer, Path(folder), callbacks=[trace], save_steps=recipe.steps)
             write_whole(BUNDLED / "traces" / f"{name}.json", trace.as_json())
     if options.only in (None, "ranks"):
         (BUNDLED / "traces").mkdir(exist_ok=True)
-        write_whole(BUNDLED / "traces" / "ranks.json", as_json(measure_ranks()))  # minutes, too
+        write_whole(BUNDLED / "traces" / "ranks.json", as_json(measure_ranks()))  # takes minutes too
     if options.only in (None, "card"):
         write_whole(BUNDLED / "README.md", card.render(card.measure(BUNDLED), json.loads(runs.read_text())))
 

@@ -1,10 +1,10 @@
-"""The model card: every number in it is measured here, on the checkpoints as shipped."""
+"""The model card: every number in it is measured here, on the checkpoints as they are shipped."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import evaluation
 from .corpus import KINDS
@@ -22,7 +22,7 @@ BASELINES, BASELINE_DOCUMENTS = {"unigram": 1, "5-gram": 5}, 32_000
 
 
 def measure(folder: Path) -> dict:
-    """Everything the card says of both models: nested dicts, ready for `render`."""
+    """Measure everything that the card says of both models, as nested dicts for `render`."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny-mistral")
     encoded = evaluation.held_out(tokenizer, DOCUMENTS)
     asked = evaluation.held_out(tokenizer, RECALL_DOCUMENTS)
@@ -58,18 +58,18 @@ def measure(folder: Path) -> dict:
     return results
 
 
-def complete(model: PreTrainedModel, tokenizer, prompt: str) -> str:
-    """Greedy continuation of 30 tokens, prompt included."""
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Continue a prompt greedily by 30 tokens; the prompt is included."""
     tokens = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=30, do_sample=False)
     return tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
 def render(results: dict, runs: dict[str, dict]) -> str:
-    """The card as Markdown.
+    """Write the card as Markdown.
 
     Args:
         results: what `measure` returned.
-        runs: for each model what its training left in `run.json`: seconds, threads, processor, torch.
+        runs: for each model what its training wrote to `run.json`: seconds, threads, processor, torch.
     """
     models = results["models"]
     training = [
@@ -118,7 +118,7 @@ def render(results: dict, runs: dict[str, dict]) -> str:
                     documents=DOCUMENTS, counted=BASELINE_DOCUMENTS, millions=results["baseline tokens"] / 1e6
                 ).strip(),
                 _table("|".join(["kind", *BASELINES, *(f"`{name}`" for name in models)]), losses),
-                "What each model gains on each baseline: nats a token, with the interval.",
+                "What each model gains on each baseline, in nats per token, with the interval.",
                 _table("|".join(["model", "gain on", *KINDS]), gains),
                 "## Recall of unseen names",
                 RECALL_TEXT.format(documents=RECALL_DOCUMENTS).strip(),
@@ -138,7 +138,7 @@ def render(results: dict, runs: dict[str, dict]) -> str:
 
 
 def _table(header: str, rows: list[list[str]]) -> str:
-    """A Markdown table; the header's cells stand between bars."""
+    """A Markdown table; the cells of the header are separated by bars."""
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -151,37 +151,37 @@ def _percent(interval: evaluation.Interval) -> str:
 HEAD = """
 # The bundled models
 
-`tiny-mistral` (`MistralForCausalLM`, sliding window of 64) and `tiny-mixtral` (`MixtralForCausalLM`, 8 experts, 2 a
-token, no window) are real checkpoints in Hugging Face format, in bfloat16, with one tokenizer: byte-level BPE of
-2,560 pieces. They were trained from nothing by `mistral_lab/training`; `make train` does it again. This page is
+`tiny-mistral` (`MistralForCausalLM`, sliding window of 64) and `tiny-mixtral` (`MixtralForCausalLM`, 8 experts, 2
+per token, no window) are real checkpoints in Hugging Face format, in bfloat16, with one tokenizer: byte-level BPE of
+2,560 pieces. They were trained from scratch by `mistral_lab/training`; `make train` does it again. This page is
 written by the same command, from measurements of the files beside it.
 
-**Data.** An endless corpus written by a seeded program, in six kinds: English, French, Chinese, Python, arithmetic,
-JSON. Nobody's text was copied. Every document brings a name back, many of them far beyond the window. In each form of
+**Data.** An endless corpus written by a seeded program, in six kinds: English, French, Chinese, Python, arithmetic and
+JSON. Nobody's text was copied. In every document a name comes back, often far beyond the window. In each form of
 sentence about one pair of words in eight (given and family name, thing and place, the two numbers of a sum) is kept
 out of training; the held-out split takes its pairs from those alone.
 """
 LOSS_TEXT = """
-Nats a token on {documents} held-out documents. The baselines (Witten-Bell smoothing) counted {counted:,} training
+Nats per token on {documents} held-out documents. The baselines (Witten-Bell smoothing) counted {counted:,} training
 documents, {millions:.1f} million tokens. Intervals here and below are the middle 95 % of bootstrap resamples over
 documents.
 """
 RECALL_TEXT = """
 How often the whole name of a person, whose two words never stood together in training, is the first choice when it is
 due, on {documents:,} held-out documents. Distance is counted from the predicting token back to the nearest mention; the
-few beyond 252 are left out. `tiny-mistral` sees 63 tokens back in a layer; what lies further reached it through several
-layers. Beside it the same questions with all but the last 64 tokens removed, and chance: each answer held against the
-names of all other documents.
+few beyond 252 are left out. A layer of `tiny-mistral` sees 63 tokens back; a name further away reached it through
+several layers. Two columns compare: the same questions with all but the last 64 tokens removed, and chance, where each
+answer is compared with the names of all other documents.
 """
 ROUTING_TEXT = """
 The least used expert of any layer carries {least} of the held-out assignments (an even share is 12.5 %). How far each
-kind's expert load lies from the common load (total variation, mean over kinds), beside the same with the labels of the
-documents shuffled:
+kind's expert load lies from the common load (total variation, mean over kinds), and how far where the labels of the
+documents are shuffled:
 """
 LIMITS = """
-They know the words and the sentence shapes of their corpus, and nothing of the world; the reasons they give were drawn
+They know the words and the sentence forms of their corpus, and nothing of the world; the reasons they give were drawn
 at random. They do not answer questions, follow instructions or translate. Of {questions} held-out sums of two numbers
-below 100 they complete rightly: {sums}. They are here so that attention, caches, routing and number formats can be
+below 100 they complete correctly: {sums}. They are here so that attention, caches, routing and number formats can be
 taken apart on weights that were really trained, on any machine. Their routing says little about a large model's.
 
 Licence: Apache 2.0, as the rest of the repository.

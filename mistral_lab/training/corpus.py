@@ -13,7 +13,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Document:
-    """One text, its kind, and the name that comes back in it."""
+    """A text, its kind, and the name that comes back in it."""
 
     kind: str
     text: str
@@ -21,13 +21,16 @@ class Document:
 
 
 def document(index: int, *, split: str = TRAIN, kind: str | None = None, spread: float = 1.0) -> Document:
-    """Document number `index` of a split. Without a kind, the six take turns.
+    """Write document number `index` of a split. Without a kind, the six kinds take turns.
 
     Args:
-        index: any integer from 0 on; there is no last one.
-        split: "train", or "held_out", whose pairs of words training never shows.
-        spread: 1 for the corpus as it is; towards 0, names come back ever sooner.
+        index: any integer from 0 on; there is no last document.
+        split: "train", or "held_out", whose pairs of words never occur in training.
         kind: one of `KINDS`, to write only that kind.
+        spread: 1 for the corpus as it is; the closer to 0, the sooner names come back.
+
+    Raises:
+        ValueError: an unknown kind or split.
 
     >>> document(7).kind, document(7) == document(7)
     ('french', True)

@@ -26,7 +26,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the middle 95 % of its bootstrap resamples."""
+    """A mean, and the bounds of the middle 95 % of its bootstrap resamples."""
 
     mean: float
     low: float
@@ -37,7 +37,12 @@ class Interval:
 
 
 def bootstrap(values: np.ndarray, weights: np.ndarray | None = None) -> Interval:
-    """Resample documents with replacement: values (n,), and weights (n,) where documents differ in length."""
+    """Estimate how uncertain a mean over documents is, by resampling them with replacement.
+
+    Args:
+        values: one value per document, (n,).
+        weights: (n,), where documents differ in length; None weighs all alike.
+    """
     weights = np.ones(len(values)) if weights is None else weights
     drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     means = (values * weights)[drawn].sum(1) / weights[drawn].sum(1)
@@ -46,19 +51,19 @@ def bootstrap(values: np.ndarray, weights: np.ndarray | None = None) -> Interval
 
 
 def held_out(tokenizer: PreTrainedTokenizerBase, documents: int) -> list[Encoded]:
-    """The first documents of the held-out split, tokenised."""
+    """Tokenise the first documents of the held-out split."""
     texts = [document(i, split=HELD_OUT) for i in range(documents)]
     return [Encoded(text, tokenizer(text.text).input_ids) for text in texts]
 
 
 @torch.inference_mode()
 def next_token_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    """Logits (T, V) in float32 for one document."""
+    """Compute the logits (T, V) of one document, in float32."""
     return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float().cpu()
 
 
 def losses(model: PreTrainedModel, encoded: list[Encoded]) -> list[np.ndarray]:
-    """Nats a token for every document, each of shape (T - 1,): <s> is given, all that follows is predicted."""
+    """Compute the nats of every token of every document, each (T - 1,): <s> is given, all that follows is predicted."""
     return [
         torch.nn.functional.cross_entropy(
             next_token_logits(model, text.tokens)[:-1], torch.tensor(text.tokens[1:]), reduction="none"
@@ -68,19 +73,19 @@ def losses(model: PreTrainedModel, encoded: list[Encoded]) -> list[np.ndarray]:
 
 
 def baseline(tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, order: int, documents: int) -> NGram:
-    """An n-gram model that has counted the first training documents, ready for these held-out ones."""
+    """Make an n-gram model for these held-out documents, which has counted the first training documents."""
     model = NGram(order, vocab_size=len(tokenizer), wanted=(text.tokens for text in encoded))
     model.count(tokenizer(document(i, split=TRAIN).text).input_ids for i in range(documents))
     return model
 
 
 def baseline_losses(model: NGram, encoded: list[Encoded], *, order: int) -> list[np.ndarray]:
-    """The same as `losses`, for an n-gram model, by its own order or a lower one."""
+    """Compute what `losses` does for an n-gram model, by its own order or a lower one."""
     return [model.nats(text.tokens, order=order)[1:] for text in encoded]
 
 
 def by_kind(encoded: list[Encoded], nats: list[np.ndarray]) -> dict[str, Interval]:
-    """Mean nats a token for each kind, with an interval over documents."""
+    """Average the nats per token for each kind of text, with an interval over documents."""
     table = {}
     for kind in KINDS:
         chosen = [values for text, values in zip(encoded, nats, strict=True) if text.document.kind == kind]
@@ -89,9 +94,9 @@ def by_kind(encoded: list[Encoded], nats: list[np.ndarray]) -> dict[str, Interva
 
 
 def mentions(tokenizer: PreTrainedTokenizerBase, text: Encoded) -> list[tuple[int, int]]:
-    """Where the document's name stands, each time, as (first token, number of tokens).
+    """Find where the document's name occurs, each time as (first token, number of tokens).
 
-    A name after a space and one after a quotation mark are different tokens; both count.
+    A name after a space and a name after a quotation mark are different tokens; both count.
     """
     found = set()
     for lead in (" ", ""):
@@ -102,10 +107,12 @@ def mentions(tokenizer: PreTrainedTokenizerBase, text: Encoded) -> list[tuple[in
 
 @dataclass(frozen=True)
 class Recall:
-    """How often an unseen name came back whole.
+    """How often the model predicted an unseen name completely.
 
-    `asked` is the number of questions, `right` the share answered, `chance` the share when each answer is held against
-    the names of all other documents.
+    Args:
+        asked: the number of places where the name was due.
+        right: the share of these where the model predicted it.
+        chance: the share where each prediction is compared with the names of all other documents instead.
     """
 
     asked: int
@@ -116,11 +123,12 @@ class Recall:
 def recall(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, context: int | None = None
 ) -> dict[str, Recall]:
-    """Greedy recall of the document's name by distance, from the token that predicts it back to its nearest mention.
+    """Measure how often the model predicts the document's name, by the distance to its nearest earlier mention.
 
-    A name counts only if all of its tokens are the model's first choice. Distances beyond the last of `RANGES` are left
-    out. With `context`, the model sees only that many tokens before the answer: with 64 a name further back is out of
-    sight, which shows what guessing alone achieves. The interval resamples documents.
+    A name counts only if all of its tokens are the model's first choice. The distance is counted from the token that
+    predicts the name; distances beyond the last of `RANGES` are left out. With `context`, the model sees only that many
+    tokens before the answer: with 64 a name further back is out of sight, which shows what guessing alone achieves. The
+    intervals come from resampling documents.
     """
     asked: dict[str, list[tuple[int, tuple, tuple]]] = {label: [] for label in RANGES}
     for number, text in enumerate(encoded):
@@ -156,14 +164,14 @@ def _score(questions: list[tuple[int, tuple, tuple]]) -> Recall:
 
 @torch.inference_mode()
 def chosen_experts(model: PreTrainedModel, tokens: list[int]) -> list[np.ndarray]:
-    """The experts that each token of a document chose, (T, A) a layer."""
+    """The experts that each token of a document chose, (T, A) per layer."""
     given = torch.tensor([tokens], device=model.device)
     layers = model(input_ids=given, output_router_logits=True).router_logits
     return [logits.topk(model.config.num_experts_per_tok, -1).indices.cpu().numpy() for logits in layers]
 
 
 def choices(model: PreTrainedModel, encoded: list[Encoded]) -> dict[str, np.ndarray]:
-    """How often each expert of each layer was chosen in every document: kind -> (documents, L, E)."""
+    """Count how often each expert of each layer was chosen, for each kind of text: (documents, L, E)."""
     experts = model.config.num_local_experts
     table: dict[str, list[list[np.ndarray]]] = defaultdict(list)
     for text in encoded:
@@ -173,19 +181,19 @@ def choices(model: PreTrainedModel, encoded: list[Encoded]) -> dict[str, np.ndar
 
 
 def as_load(chosen: np.ndarray) -> np.ndarray:
-    """Counts (documents, L, E) to the share of all assignments that each expert carries, (L, E)."""
+    """Turn counts (documents, L, E) into the share of all assignments that each expert carries, (L, E)."""
     total = chosen.sum(0)
     return total / total.sum(-1, keepdims=True)
 
 
 def routing_difference(table: dict[str, np.ndarray]) -> np.ndarray:
-    """How far the kinds' expert loads lie from the common one, a layer: mean total variation distance, (L,)."""
+    """Measure how far the expert loads of the kinds lie from the common load: mean total variation per layer, (L,)."""
     common = as_load(np.concatenate(list(table.values())))
     return np.mean([np.abs(as_load(chosen) - common).sum(-1) / 2 for chosen in table.values()], axis=0)
 
 
 def shuffled_difference(table: dict[str, np.ndarray], *, shuffles: int = 200) -> np.ndarray:
-    """The same with the documents' kinds shuffled, (shuffles, L): what chance alone gives."""
+    """Measure `routing_difference` with the kinds of the documents shuffled, (shuffles, L): what chance alone gives."""
     generator = np.random.default_rng(0)
     everything, sizes = np.concatenate(list(table.values())), [len(chosen) for chosen in table.values()]
     results = []
@@ -196,7 +204,7 @@ def shuffled_difference(table: dict[str, np.ndarray], *, shuffles: int = 200) ->
 
 
 def right_sums(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: int) -> Interval:
-    """The share of held-out sums of two numbers below 100 that greedy decoding completes rightly."""
+    """Measure the share of held-out sums of two numbers below 100 that greedy decoding completes correctly."""
     scribe, hits = Scribe("sums", HELD_OUT), []
     for _ in range(questions):
         a, b = scribe.pair("sum", range(100), range(100))

@@ -1,4 +1,4 @@
-"""The task of the lesson on fine-tuning: letters that name two people, and a record that names the one who writes."""
+"""The task of the lesson on fine-tuning: letters that name two people, and a record that names the writer."""
 
 import json
 
@@ -7,14 +7,14 @@ from .scribe import Scribe
 
 
 def letters(split: str, count: int) -> str:
-    """Write letters with their answers, a JSON object a line, as `finetune.read_examples` reads them.
+    """Write letters with their answers, one JSON object per line, as `finetune.read_examples` reads them.
 
-    Each letter names its writer and another person, in any order; the answer is a record with the writer alone. Given
-    and family name never stand together in both splits.
+    Each letter names its writer and another person, in any order; the answer is a record with the writer alone. No pair
+    of a given and a family name occurs in both splits.
 
     Args:
         split: "train" or "held_out".
-        count: of letters; of a larger number the first are the same.
+        count: the number of letters. A larger number begins with the same letters.
 
     >>> from mistral_lab.training.scribe import TRAIN
     >>> first, second = letters(TRAIN, 2).split("\\n")

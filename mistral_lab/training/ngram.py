@@ -1,4 +1,4 @@
-"""A unigram and a 5-gram model: what a reader of five tokens at a time can know of a text."""
+"""N-gram models, the baselines of the model card: what can be predicted from the last few tokens alone."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 class NGram:
     """An n-gram model with Witten-Bell smoothing, down to a uniform guess over the vocabulary.
 
-    Equation: p(x | h) = (count(h x) + distinct(h) * p(x | h')) / (count(h) + distinct(h)), where h' drops the oldest
-    token of h and p(x | nothing) starts from 1 / V.
+    Equation: p(x | h) = (count(h x) + distinct(h) * p(x | h')) / (count(h) + distinct(h)), where h' is h without its
+    oldest token, and 1 / V takes the place of p(x | h') where h is empty.
     Source: Witten and Bell, "The zero-frequency problem", IEEE Transactions on Information Theory 37(4), 1991.
 
-    Only histories that occur in `wanted` are counted, so that counting millions of tokens stays small.
+    Only histories that occur in `wanted` are counted, so that counting millions of tokens takes little memory.
 
     >>> model = NGram(1, vocab_size=4, wanted=[[1, 2, 1]])
     >>> model.count([[1, 2, 1]])
@@ -21,7 +21,7 @@ class NGram:
     [0.5, 0.3]
     """
 
-    def __init__(self, order: int, *, vocab_size: int, wanted: Iterable[Sequence[int]]):
+    def __init__(self, order: int, *, vocab_size: int, wanted: Iterable[Sequence[int]]) -> None:
         self.order, self.vocab_size, self.tokens_counted = order, vocab_size, 0
         self.followers: dict[tuple[int, ...], Counter] = defaultdict(Counter)
         self.wanted = {
@@ -29,7 +29,7 @@ class NGram:
         }
 
     def _histories(self, tokens: Sequence[int], i: int, order: int) -> list[tuple[int, ...]]:
-        """The contexts of token i, from the empty one to the longest."""
+        """The histories of token i, from the empty one to the longest."""
         return [tuple(tokens[i - n : i]) for n in range(min(order - 1, i) + 1)]
 
     def count(self, documents: Iterable[Sequence[int]]) -> None:
@@ -42,7 +42,7 @@ class NGram:
                         self.followers[history][token] += 1
 
     def nats(self, tokens: Sequence[int], *, order: int | None = None) -> np.ndarray:
-        """Minus the log probability of each token, shape (len(tokens),), by this order or a lower one."""
+        """Compute the negative log probability of each token, (len(tokens),), by this order or a lower one."""
         losses = np.empty(len(tokens))
         for i, token in enumerate(tokens):
             probability = 1 / self.vocab_size

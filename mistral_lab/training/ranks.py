@@ -1,4 +1,4 @@
-"""Rank against quality: adapters of many ranks taught one task, on the bundled tiny-mistral in four bits."""
+"""Rank against quality: adapters of many ranks learn one task, on the bundled tiny-mistral in four bits."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .scribe import HELD_OUT, TRAIN
 MODEL, BITS = "tiny-mistral", 4
 RANKS, TARGETS, SEEDS = (1, 2, 4, 8, 16, 32, 64), ("attention", "all"), (0, 1, 2)
 STEPS, BATCH_SIZE, LEARNING_RATE = 40, 16, 1e-2
-TAUGHT, ASKED = 960, 150  # letters
+TAUGHT, ASKED = 960, 150  # letters to learn from, letters to evaluate on
 
 
 def measure_ranks(
@@ -24,18 +24,18 @@ def measure_ranks(
     taught: int = TAUGHT,
     asked: int = ASKED,
 ) -> dict:
-    """Train an adapter for every rank, place and seed, and count the right answers about people never seen in training.
+    """Train an adapter for every rank, target and seed, and count the right answers on letters with unseen names.
 
     Args:
-        ranks: of the adapters.
-        seeds: each of the random start of an adapter and of the order of the letters.
-        steps: of the optimiser, in each run.
-        taught, asked: letters to learn from, and letters asked about.
+        ranks: the ranks of the adapters.
+        seeds: each decides the random start of an adapter and the order of the letters.
+        steps: optimiser steps in each run.
+        taught, asked: how many letters to learn from, and how many to evaluate on.
 
     Returns:
-        "settings" that all runs share, "ranks", "seeds", and "right": for each of the targets, for each rank, the
-        number of right answers with each seed. "right_at_half_the_rate": for each of the targets, that of the last rank
-        with half the learning rate.
+        "settings", which all runs share, "ranks", "seeds", and "right": for each of the targets and each rank, the
+        number of right answers with each seed. "right_at_half_the_rate" has, for each of the targets, those of the last
+        rank with half the learning rate.
     """
     lessons, questions = read_examples(letters(TRAIN, taught)), read_examples(letters(HELD_OUT, asked))
 
@@ -66,5 +66,5 @@ def measure_ranks(
 
 
 def as_json(found: dict) -> str:
-    """The record as it is kept."""
+    """Write the record in the form of the bundled file."""
     return json.dumps(found) + "\n"

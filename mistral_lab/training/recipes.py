@@ -1,4 +1,4 @@
-"""What is trained, and for how long: every number that shapes the two bundled models, in one place."""
+"""What is trained, and for how long: all numbers that shape the two bundled models."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, Mixtr
 
 from .tokenizer import VOCAB_SIZE
 
-# Every side of every matrix, the router's apart, is a multiple of 64. Two query heads share one KV head; in Mistral 7B
+# Both sides of every matrix, except the router's, are multiples of 64. Two query heads share one KV head; in Mistral 7B
 # four do.
 SHAPE = dict(
     vocab_size=VOCAB_SIZE,
@@ -28,9 +28,10 @@ SHAPE = dict(
 class Recipe:
     """One training run.
 
-    A step takes `batch_size` blocks of `length` tokens. In the first `ramp` steps names come back sooner than the
-    corpus has it, ever less so (see `Blocks`). `balance` multiplies the mean over layers of the router's balancing
-    loss, which is 2 where two experts of eight are used evenly; 0 leaves the router alone.
+    A step takes `batch_size` blocks of `length` tokens. In the first `ramp` steps names come back sooner than they do
+    in the corpus, and the difference shrinks with every step (see `Blocks`). `balance` multiplies the router's
+    balancing loss, averaged over layers; that loss is 2 where every token goes to two experts and all are used evenly.
+    With a `balance` of 0 nothing balances the router.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Recipe:
     seed: int = 0
 
     def new_model(self) -> PreTrainedModel:
-        """A model with random weights from the recipe's seed."""
+        """Make a model with random weights from the recipe's seed."""
         torch.manual_seed(self.seed)
         if self.architecture == "mistral":
             model = MistralForCausalLM(MistralConfig(**SHAPE, intermediate_size=384, sliding_window=64))
@@ -67,12 +68,12 @@ class Recipe:
 
 @torch.no_grad()
 def make_ready_to_copy(model: PreTrainedModel) -> None:
-    """Start every attention head as a faint copier of what it reads.
+    """Start every attention head so that it weakly copies the tokens that it reads.
 
-    lm_head starts equal to the embedding, and each head's output matrix as a fifth of its value matrix transposed, so
-    what a head writes is what the output layer understands. In trials with six layers and the usual random start,
-    recall of names inside the window was still at chance after 1.8 million tokens; with this start and the ramp it
-    passed one half before 0.8 million.
+    lm_head starts equal to the embedding, and the output matrix of each head as a fifth of its transposed value matrix.
+    So a head writes what the output layer reads as the same token. In trials with six layers and the usual random
+    start, recall of names inside the window was still at chance after 1.8 million tokens; with this start and the ramp
+    it exceeded one half before 0.8 million.
     Source: the idea is Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828.
     """
     config = model.config
@@ -90,6 +91,6 @@ RECIPES = {
     "tiny-mistral": Recipe("tiny-mistral", "mistral", steps=4600),
     "tiny-mixtral": Recipe("tiny-mixtral", "mixtral", steps=3200, balance=0.02),
 }
-# Two runs that differ in the balancing loss alone, on the corpus as it is, for the lesson on experts.
+# Two runs for the lesson on experts, on the corpus as it is. They differ in the balancing loss alone.
 SHORT = Recipe("trace-balanced", "mixtral", steps=300, batch_size=4, warmup_steps=30, ramp=1, balance=0.02)
 TRACES = {"balanced": SHORT, "unbalanced": replace(SHORT, name="trace-unbalanced", balance=0.0)}

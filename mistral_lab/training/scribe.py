@@ -1,14 +1,17 @@
-"""What every kind of text is written with: seeded choices, reserved pairs, and names that come back after a gap."""
+"""What all kinds of text share: seeded choices, reserved pairs of words, and names that come back after a gap."""
 
 import random
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-DOCUMENT_TOKENS, MENTION_TOKENS = 260, 10  # rough sizes that end a document
+T = TypeVar("T")
+
+DOCUMENT_TOKENS, MENTION_TOKENS = 260, 10  # approximate lengths of a document, and of a sentence with the name
 TRAIN, HELD_OUT = "train", "held_out"
 
-# 64 x 64 people. Each word becomes one token, so a name is two tokens and an unseen name is an unseen pair.
+# 64 x 64 people. Each word becomes one token, so a name is two tokens, and an unseen name is an unseen pair of tokens.
 GIVEN = (
     "Ada Alma Amir Anton Arlo Bela Bruno Carla Cleo Dara Dario Edna Elsa Emil Enzo Esther Felix Fiona Gita Greta "
     "Hana Hugo Ida Igor Ines Iris Ivan Jana Jonas Karl Kira Lara Leon Lena Luca Mara Milo Mina Nadia Nils Nora "
@@ -24,7 +27,7 @@ FAMILY = (
 
 
 def is_reserved(topic: str, first: str, second: str) -> bool:
-    """Whether this pair is kept out of training: about one pair in eight, by a checksum and so for ever.
+    """Whether this pair is kept out of training: about one pair in eight, chosen by a checksum and so always the same.
 
     >>> is_reserved("name", "Ada", "Bell") == is_reserved("name", "Ada", "Bell")
     True
@@ -33,7 +36,7 @@ def is_reserved(topic: str, first: str, second: str) -> bool:
 
 
 def rough_tokens(text: str) -> int:
-    """A tokenizer-free estimate of a text's tokens: a word, a digit or another sign counts as one.
+    """Estimate the tokens of a text without a tokenizer: a word, a digit or another sign counts as one.
 
     >>> rough_tokens("Ada has 12 pears.")
     6
@@ -44,46 +47,46 @@ def rough_tokens(text: str) -> int:
 class Scribe:
     """Seeded choices for one document of one split.
 
-    A training document never holds a reserved pair; a held-out document takes every pair from the reserved ones. Single
-    words are shared, so held-out text asks for unseen combinations of known parts. `spread` below 1 brings the name
-    back sooner and more often: the first lessons of a training run.
+    A training document never holds a reserved pair; a held-out document takes all its pairs from the reserved ones. All
+    single words occur in both, so held-out text tests unseen combinations of known words. With a `spread` below 1 the
+    name comes back sooner and more often, as at the start of a training run.
     """
 
-    def __init__(self, seed: str, split: str, spread: float = 1.0):
+    def __init__(self, seed: str, split: str, spread: float = 1.0) -> None:
         if split not in (TRAIN, HELD_OUT):
             raise ValueError(f"split must be {TRAIN!r} or {HELD_OUT!r}, got {split!r}")
         self.random = random.Random(seed)
         self.split = split
         self.spread = spread
 
-    def pick(self, options: Sequence):
-        """One of the options, evenly."""
+    def pick(self, options: Sequence[T]) -> T:
+        """Choose one of the options, all equally likely."""
         return self.random.choice(options)
 
     def number(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Choose an integer from low to high, both included."""
         return self.random.randint(low, high)
 
     def chance(self, share: float) -> bool:
-        """True in this share of the calls."""
+        """Return True in this share of the calls."""
         return self.random.random() < share
 
     def pair(self, topic: str, firsts: Sequence, seconds: Sequence) -> tuple:
-        """A pair that belongs to this document's split. Needs lists long enough to hold reserved pairs."""
+        """Choose a pair that belongs to this document's split. The lists must be long enough to hold reserved pairs."""
         while True:
             first, second = self.pick(firsts), self.pick(seconds)
             if is_reserved(topic, str(first), str(second)) == (self.split == HELD_OUT):
                 return first, second
 
     def name(self) -> str:
-        """A given name and a family name."""
+        """Choose a given name and a family name."""
         return " ".join(self.pair("name", GIVEN, FAMILY))
 
     def gaps(self) -> list[int]:
-        """How many tokens (roughly) pass before the document's name comes back, each time.
+        """Choose how many tokens (roughly) pass before the document's name comes back, each time.
 
-        The window of `tiny-mistral` shows 64 tokens, so under half of the gaps stay inside it; across the others some
-        token in between, or several, must pass the name on.
+        The window of `tiny-mistral` shows 64 tokens, so fewer than half of the gaps lie inside it. Across the others
+        one or several tokens in between must pass the name on.
         """
         gaps, length = [], 0
         while length < DOCUMENT_TOKENS:
@@ -96,7 +99,7 @@ class Scribe:
 def compose(
     scribe: Scribe, opening: str, filler: Callable[[], str], mention: Callable[[], str], separator: str = " "
 ) -> str:
-    """An opening that gives a name, then stretches of filler without it, each ended by a sentence with the name."""
+    """Write an opening with a name, then stretches of filler without it, each followed by a sentence with the name."""
     parts = [opening]
     for gap in scribe.gaps():
         written = 0

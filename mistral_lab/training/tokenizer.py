@@ -1,4 +1,4 @@
-"""The shared tokenizer: byte-level BPE, so that any Unicode text goes in and comes out unchanged."""
+"""The tokenizer of both models: byte-level BPE, so that any Unicode text can be encoded and decoded unchanged."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,8 +17,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(documents: int = 12_000) -> PreTrainedTokenizerFast:
     """Learn the 2,560 pieces from the first documents of the training split.
 
-    Digits and Chinese signs stay single, as in Mistral's tokenizer; every other word may become one piece. A text
-    gets a leading <s>, as Mistral's tokenizer gives it.
+    Every digit and every Chinese sign is a piece of its own, as in Mistral's tokenizer; any other word may become one
+    piece. A text starts with <s>, as with Mistral's tokenizer.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

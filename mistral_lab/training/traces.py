@@ -1,9 +1,10 @@
-"""Watch the router while it trains: the load of every expert, and the loss, every few steps."""
+"""Record the router while it trains: the load of every expert and the loss, every few steps."""
 
 import json
 
 import numpy as np
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .evaluation import Encoded, as_load, choices, losses
 
@@ -11,22 +12,36 @@ from .evaluation import Encoded, as_load, choices, losses
 class LoadTrace(TrainerCallback):
     """Measures the expert load (L, E) and the loss on fixed held-out documents every `every` steps."""
 
-    def __init__(self, encoded: list[Encoded], *, every: int):
+    def __init__(self, encoded: list[Encoded], *, every: int) -> None:
         self.encoded, self.every = encoded, every
         self.steps: list[int] = []
         self.loads: list[np.ndarray] = []
         self.losses: list[float] = []
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        """Before step 0, `every`, 2 * `every`, and so on."""
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
+        """Measure before steps 0, `every`, 2 * `every`, and so on."""
         if state.global_step % self.every == 0:
             self._measure(state.global_step, model)
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        """And once more after the last step."""
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
+        """Measure once more after the last step."""
         self._measure(state.global_step, model)
 
-    def _measure(self, step: int, model) -> None:
+    def _measure(self, step: int, model: nn.Module) -> None:
         model.eval()
         chosen = np.concatenate(list(choices(model, self.encoded).values()))
         nats = np.concatenate(losses(model, self.encoded)).mean()
@@ -36,6 +51,6 @@ class LoadTrace(TrainerCallback):
         self.losses.append(float(nats))
 
     def as_json(self) -> str:
-        """Steps (n,), loads (n, L, E) and losses (n,) in nats a token, rounded to four places."""
+        """Write steps (n,), loads (n, L, E) and losses (n,) in nats per token, rounded to four places."""
         rounded = {"loads": np.round(self.loads, 4).tolist(), "losses": np.round(self.losses, 4).tolist()}
         return json.dumps({"steps": self.steps} | rounded) + "\n"

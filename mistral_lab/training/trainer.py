@@ -1,10 +1,10 @@
-"""Train one recipe with transformers' Trainer: resumable, and the last checkpoint always whole."""
+"""Train one recipe with transformers' Trainer, so that an interrupted run resumes from a whole checkpoint."""
 
 import errno
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,23 +13,24 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.utils import ModelOutput
 
 from .corpus import document
 from .recipes import Recipe
 
 CHECKPOINT_BYTES = 64 * 2**20  # more than any checkpoint here takes, optimiser included
-DOCUMENTS_A_BLOCK = 17  # more than ever fit; not a multiple of six, so that blocks begin with every kind in turn
+DOCUMENTS_PER_BLOCK = 17  # more than ever fit; not a multiple of six, so that blocks begin with every kind in turn
 
 
 class Blocks(Dataset):
-    """Blocks of exactly `length` tokens, each made of whole documents with </s> between them and the last one cut off.
+    """Blocks of exactly `length` tokens, made of documents with </s> after each; the last document is cut off.
 
-    Block i is written when it is asked for and depends on i alone, so a resumed run sees what an uninterrupted one
-    sees. In the first quarter of the `ramp` blocks names come back at once; by its end, as seldom as the corpus has
-    it.
+    Block i is written when it is needed and depends on i alone, so a resumed run sees the same blocks as an
+    uninterrupted one. In the first quarter of the `ramp` blocks names come back at once; the gaps then grow, and at the
+    end of the ramp they are those of the corpus.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, length: int, size: int, ramp: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, length: int, size: int, ramp: int) -> None:
         self.tokenizer, self.length, self.size, self.ramp = tokenizer, length, size, ramp
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class Blocks(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens: list[int] = []
-        number = index * DOCUMENTS_A_BLOCK
+        number = index * DOCUMENTS_PER_BLOCK
         spread = min(1.0, max(0.0, index / self.ramp - 0.25) / 0.75)
         while len(tokens) < self.length:
             tokens += self.tokenizer(document(number, spread=spread).text).input_ids + [self.tokenizer.eos_token_id]
@@ -47,33 +48,38 @@ class Blocks(Dataset):
 
 
 class BalancedTrainer(Trainer):
-    """A Trainer whose balancing loss looks at each layer alone.
+    """A Trainer whose balancing loss is computed for each layer by itself.
 
-    Differs: transformers pools all layers before it multiplies shares and probabilities, so one layer that overuses
-    an expert and another that starves it cancel out. Here each layer pays for itself; the mean over layers takes the
-    pooled loss's place.
+    Differs: transformers pools all layers before it multiplies shares and probabilities, so a layer that overuses an
+    expert and another that hardly uses it cancel out. Here the mean of the layers' own losses replaces the pooled loss.
     """
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy plus `router_aux_loss_coef` times the mean balancing loss of the layers."""
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
+        """Compute the cross-entropy plus `router_aux_loss_coef` times the mean balancing loss of the layers."""
         outputs = model(**inputs, output_router_logits=True)
         experts, chosen = model.config.num_local_experts, model.config.num_experts_per_tok
         layers = [load_balancing_loss_func((logits,), experts, chosen) for logits in outputs.router_logits]
         loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         """Read a checkpoint as `from_pretrained` does.
 
-        The Trainer's own way passes over every expert and router with only a warning: a checkpoint names the matrices
-        of each expert, the model in memory has them fused.
+        The Trainer's own method skips every expert and router with only a warning, because a checkpoint names the
+        matrices of each expert while the model in memory has them fused.
         """
         saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read to its end; one cut short by an interruption is passed over."""
+    """Find the newest whole checkpoint; those that an interruption cut short are skipped."""
     numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for path in sorted(numbered, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
@@ -94,19 +100,26 @@ def train(
     folder: Path,
     *,
     save_steps: int = 500,
-    callbacks: list[TrainerCallback] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     bf16: bool = True,
 ) -> PreTrainedModel:
     """Train a recipe to its last step, from the last whole checkpoint in `folder` where there is one.
 
     Args:
-        folder: where checkpoints go; at most two are kept, and the older one leaves only after the newer is whole.
+        recipe: what to train.
+        tokenizer: the tokenizer of the model.
+        folder: where checkpoints go. At most two are kept, and the older one is deleted only when the newer is whole.
         save_steps: steps between checkpoints.
-        bf16: compute matrix products in bfloat16; weights and optimiser stay float32.
+        callbacks: callbacks for the Trainer.
+        progress: whether to show a progress bar.
+        bf16: compute matrix products in bfloat16; weights and optimiser stay in float32.
+
+    Returns:
+        the trained model, in evaluation mode.
 
     Raises:
-        OSError: where the disk is full, with what is still there to resume from.
+        OSError: the disk is full; the message says what is left to resume from.
     """
     model = recipe.new_model()
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,11 +178,11 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 @contextmanager
 def full_disk_in_one_line(folder: Path) -> Iterator[None]:
-    """Turn what a full disk makes Python, torch or safetensors raise into one OSError that says what is left."""
+    """Replace what Python, torch or safetensors raise on a full disk by one OSError that says what is left."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors raise errors of their own, with the reason in the text, or nowhere.
+        # torch and safetensors raise errors of their own, with the reason in their text or with none.
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if not full and shutil.disk_usage(folder).free >= CHECKPOINT_BYTES:
             raise

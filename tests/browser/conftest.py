@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import template
+import notebook_files
 from execute import bundled_environment
 
-SCREENS = template.ROOT / "build" / "screens"
+SCREENS = notebook_files.ROOT / "build" / "screens"
 START_S = 90
 # All cells in the page at once, or a picture far below would not be there to look for; no question about news.
 SETTINGS = {
@@ -40,7 +40,7 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     lessons = home / "notebooks"
     lessons.mkdir()
-    for path in template.lessons():
+    for path in notebook_files.lessons():
         shutil.copy(path, lessons)
     for name, content in SETTINGS.items():
         path = home / "settings" / name

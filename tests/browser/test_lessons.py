@@ -11,7 +11,7 @@ import pytest
 from conftest import SCREENS
 from playwright.sync_api import TimeoutError
 
-import template
+import notebook_files
 
 RUN_S = 240
 # A run that stands still is begun again: about one in ten did so here, each lesson ran when asked again, and the cause
@@ -30,7 +30,7 @@ def screens():
     SCREENS.mkdir(parents=True, exist_ok=True)
 
 
-@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.lessons(), ids=lambda path: path.stem)
 def test_a_lesson_in_the_browser(path, lab, page, stop_kernels):
     notebook = nbformat.read(path, 4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-import template
+import notebook_files
 from execute import bundled_environment, execute
 
 CHOOSE = f"import sys; sys.path.append({str(backend.SOURCE.parent)!r}); import backend; backend.choose()"
@@ -27,7 +27,7 @@ def lesson(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("path", template.lessons(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebook_files.lessons(), ids=lambda path: path.stem)
 def test_a_lesson_runs_through(path, device):
     assert run(path, device).error is None
 

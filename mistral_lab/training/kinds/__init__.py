@@ -1,4 +1,4 @@
-"""The kinds of text the bundled models learn, a file each. `write(scribe)` gives a document and the name in it."""
+"""The kinds of text that the bundled models learn, one file each; `write(scribe)` gives a document and its name."""
 
 from . import arithmetic, chinese, english, french, json_records, python_code
 

@@ -39,7 +39,7 @@ def write(scribe: Scribe) -> tuple[str, str]:
 
 
 def story(scribe: Scribe) -> tuple[str, str]:
-    """A person told with one pronoun, whose name others say from time to time."""
+    """A story about a person, with one pronoun throughout, whose name others say from time to time."""
     name, he = person(scribe), scribe.pick("他她")
     job, place = scribe.pair("chinese job", JOBS, PLACES)
     opening = scribe.pick((f"从前有一位{job}，名叫{name}，住在{place}。", f"{place}住着一位{job}，名叫{name}。"))
@@ -69,7 +69,7 @@ def story(scribe: Scribe) -> tuple[str, str]:
 
 
 def essay(scribe: Scribe) -> tuple[str, str]:
-    """What the future of something is, and what the writer likes, signed now and then."""
+    """An essay on the future of something and on what the writer likes, signed now and then."""
     name = person(scribe)
 
     def opinion() -> str:

@@ -57,7 +57,7 @@ def write(scribe: Scribe) -> tuple[str, str]:
 
 
 def story(scribe: Scribe) -> tuple[str, str]:
-    """A person, told with one pronoun throughout, whose name others say from time to time."""
+    """A story about a person, with one pronoun throughout, whose name others say from time to time."""
     name = scribe.name()
     he, him, his = scribe.pick((("he", "him", "his"), ("she", "her", "her")))
     job, place = scribe.pair("english job", JOBS, PLACES)
@@ -103,7 +103,7 @@ def story(scribe: Scribe) -> tuple[str, str]:
 
 
 def letter(scribe: Scribe) -> tuple[str, str]:
-    """First-person likes and dislikes, signed now and then."""
+    """A letter about what the writer likes, signed now and then."""
     name = scribe.name()
     topics = scribe.random.sample(sorted(FAVOURITES), k=len(FAVOURITES))
 
@@ -134,7 +134,7 @@ def letter(scribe: Scribe) -> tuple[str, str]:
 
 
 def fact(scribe: Scribe) -> str:
-    """One sentence about an animal, the same wherever it stands."""
+    """A sentence about an animal, with facts that are the same in every document."""
     animal = scribe.pick(sorted(ANIMALS))
     home, food = ANIMALS[animal]
     return scribe.pick(

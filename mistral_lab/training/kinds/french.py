@@ -41,7 +41,7 @@ def write(scribe: Scribe) -> tuple[str, str]:
 
 
 def story(scribe: Scribe) -> tuple[str, str]:
-    """A person told in the third person; the gender chosen in the first sentence holds to the last."""
+    """A story about a person; the gender that the first sentence chooses is kept to the end."""
     name = scribe.name()
     he = scribe.pick(("il", "elle"))
     job, place = scribe.pair(f"french job {he}", JOBS[he], PLACES)
@@ -84,7 +84,7 @@ def story(scribe: Scribe) -> tuple[str, str]:
 
 
 def letter(scribe: Scribe) -> tuple[str, str]:
-    """First-person likes, signed now and then."""
+    """A letter about what the writer likes, signed now and then."""
     name = scribe.name()
 
     def opinion() -> str:

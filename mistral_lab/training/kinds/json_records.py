@@ -1,4 +1,4 @@
-"""JSON: an order, a record a line, whose customer and order number come back."""
+"""JSON: an order, one record per line, whose customer and order number come back."""
 
 import json
 
@@ -11,7 +11,7 @@ STATES = "packed sent lost returned paid open".split()
 
 
 def write(scribe: Scribe) -> tuple[str, str]:
-    """One record a line. Returns the text and the customer's name."""
+    """An order, one record per line. Returns the text and the customer's name."""
     name = scribe.name()
     number = scribe.number(100, 999)
     city, state = scribe.pair("json order", CITIES, STATES)

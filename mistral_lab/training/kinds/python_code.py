@@ -1,4 +1,4 @@
-"""Python: small files of short functions whose argument names must be used again, with an author who signs."""
+"""Python: small files of short functions that use the names of their arguments again, signed by their author."""
 
 from ..scribe import Scribe, compose
 

@@ -19,7 +19,7 @@ from mistral_lab.training.scribe import HELD_OUT, TRAIN
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_exported_is_the_dequantised_weight_and_its_adapter(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune.own, "SHARD_BYTES", 2**20)  # several shards
+    monkeypatch.setattr(finetune.merging, "SHARD_BYTES", 2**20)  # several shards
     loaded = student(name, targets="all", filled=True)
     before = logits(loaded)
     folder = finetune.export(loaded, tmp_path / "mine")
@@ -69,13 +69,13 @@ def test_export_refuses_what_it_would_spoil(tmp_path):
     wide = finetune.add_adapter(load("tiny-mistral"), rank=2)
     with pytest.raises(ValueError, match="is not in four bits"):
         finetune.export(wide, tmp_path / "mine")
-    monkey = finetune.own.save_file
+    monkey = finetune.merging.save_file
     try:
-        finetune.own.save_file = lambda *arguments: (_ for _ in ()).throw(OSError("no space"))
+        finetune.merging.save_file = lambda *arguments: (_ for _ in ()).throw(OSError("no space"))
         with pytest.raises(OSError, match="no space"):
             finetune.export(loaded, tmp_path / "mine")
     finally:
-        finetune.own.save_file = monkey
+        finetune.merging.save_file = monkey
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +89,7 @@ def test_a_failed_export_leaves_nothing_and_no_folder_of_the_reader_is_touched(t
     def full(*arguments):
         raise OSError("no space")
 
-    monkeypatch.setattr(finetune.own, "save_file", full)
+    monkeypatch.setattr(finetune.merging, "save_file", full)
     with pytest.raises(OSError, match="no space"):
         finetune.export(loaded, tmp_path / "new" / "deeper" / "m")
     assert {path.name for path in tmp_path.iterdir()} == {"m", "m.unfinished"}

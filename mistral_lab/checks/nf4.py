@@ -1,4 +1,4 @@
-"""Lesson 6: two numbers out of a byte, the bits of a weight, and a matrix there and back."""
+"""Lesson 6: two numbers from one byte, the bits per weight, and a matrix quantised and dequantised."""
 
 from collections.abc import Callable
 
@@ -37,25 +37,27 @@ def unpacked_numbers(function: Callable) -> None:
             Mistake(halves(low, high), "you read the low half first: the first number is in the high half"),
             Mistake(
                 lambda packed: torch.cat([high(packed), low(packed)]),
-                "you give all high halves, then all low ones: the two of a byte stay together",
+                "you give all high halves, then all low ones: the two numbers of a byte stay together",
             ),
             Mistake(
                 lambda packed: torch.cat([low(packed), high(packed)]),
-                "you give all low halves, then all high ones: the two of a byte stay together, the high half first",
+                "you give all low halves, then all high ones: the two numbers of a byte stay together, the high half "
+                "first",
             ),
             Mistake(
                 halves(lambda packed: packed & 0xF0, low),
                 "your high half is still 16 times too large: shift it down by four bits",
             ),
             Mistake(
-                halves(high, lambda packed: packed), "the low half still holds the high one: keep its four bits only"
+                halves(high, lambda packed: packed),
+                "your low half still holds the high one: keep the lowest four bits only",
             ),
         ],
     )
 
 
 def bits_a_weight(function: Callable) -> None:
-    """Check `function(block_size, double)`: bits that one weight takes in NF4, its share of all scales included.
+    """Check `function(block_size, double)`: the bits that one weight takes in NF4, its share of all scales included.
 
     >>> bits_a_weight(lambda block_size, double: NotImplemented)
     bits_a_weight: not tried yet
@@ -107,7 +109,7 @@ def bits_a_weight(function: Callable) -> None:
 
 
 def round_trip(function: Callable) -> None:
-    """Check `function(w, block_size, codebook (16,))`: w as it comes back from four bits, in blocks along its rows.
+    """Check `function(w, block_size, codebook (16,))`: w quantised to four bits and back, in blocks along its rows.
 
     >>> round_trip(lambda w, block_size, codebook: NotImplemented)
     round_trip: not tried yet

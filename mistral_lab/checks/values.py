@@ -1,4 +1,4 @@
-"""What a reader's function returned: read as what is expected, compared, and said in words."""
+"""What a reader's function returned: brought into the expected form, compared, and put into words."""
 
 import numbers
 from collections.abc import Sequence
@@ -10,30 +10,30 @@ RTOL = ATOL = 1e-5  # float32 keeps seven digits, of which a sum may lose two
 
 
 class Refusal(Exception):
-    """What the reader gave cannot be compared; the message says why."""
+    """What the reader gave cannot be compared with the answer; the message says why."""
 
 
-def read(value, like):
-    """A value as what `like` is: an array for a tensor, a list, a number, or a tuple of these.
+def read_answer(value: object, like: object) -> np.ndarray | list | float | tuple:
+    """Bring a value into the form of `like`: an array where that is a tensor, a list, a number, or a tuple of these.
 
     Raises:
-        Refusal: it is something else.
+        Refusal: the value cannot be brought into that form.
     """
-    found = f"your function returns {kind(value)}"
+    found = f"your function returns {kind_of(value)}"
     if isinstance(like, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(like):
-            raise Refusal(f"{found}: expected {len(like)} results, {' and '.join(map(kind, like))}")
-        return tuple(map(read, value, like))
+            raise Refusal(f"{found}: expected {len(like)} results, {' and '.join(map(kind_of, like))}")
+        return tuple(map(read_answer, value, like))
     if isinstance(like, list):
         if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 1:
             value = value.tolist()
         element = str if like and isinstance(like[0], str) else numbers.Real
         if not isinstance(value, list | tuple) or not all(_is(element, x) for x in value):
-            raise Refusal(f"{found}: expected {kind(like)}")
+            raise Refusal(f"{found}: expected {kind_of(like)}")
         return [x if element is str else float(x) for x in value]
     if isinstance(like, torch.Tensor):
         if not isinstance(value, torch.Tensor | np.ndarray):
-            raise Refusal(f"{found}: expected {kind(like)}")
+            raise Refusal(f"{found}: expected {kind_of(like)}")
         array = _array(value, found)
         if (array.dtype == bool) != (like.dtype == torch.bool):
             expected = "True and False (torch.bool)" if like.dtype == torch.bool else "numbers"
@@ -46,63 +46,63 @@ def read(value, like):
     return float(value)
 
 
-def equal(one, other) -> bool:
-    """Whether two values that `read` returned agree, up to rounding; NaN agrees with NaN."""
+def answers_equal(one: object, other: object) -> bool:
+    """Whether two values that `read_answer` returned agree up to rounding; NaN agrees with NaN."""
     if isinstance(one, tuple):
-        return all(map(equal, one, other))
+        return all(map(answers_equal, one, other))
     if isinstance(one, list) and (len(one) != len(other) or (one and isinstance(one[0], str))):
         return one == other
     return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=RTOL, atol=ATOL, equal_nan=True)
 
 
-def same(one, other) -> bool:
-    """Whether an argument is still what it was."""
+def same_value(one: object, other: object) -> bool:
+    """Whether two arguments hold exactly the same values."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(same_value, one, other))
     return one is other or (type(one) is type(other) and one == other)
 
 
-def holds_nan(value) -> bool:
-    """Whether a value that `read` returned holds NaN."""
+def holds_nan(value: object) -> bool:
+    """Whether a value that `read_answer` returned holds NaN."""
     if isinstance(value, tuple | list):
         return any(map(holds_nan, value))
     return not isinstance(value, str) and bool(np.isnan(value).any())
 
 
-def difference(got, wanted, said: str) -> str:
-    """What differs, where no known mistake explains it."""
+def say_difference(got: object, wanted: object, said: str) -> str:
+    """Say what differs, where no known mistake explains it."""
     where = f"for {said}: " if said else ""
     if isinstance(wanted, tuple):
-        at = next(i for i, pair in enumerate(zip(got, wanted, strict=True)) if not equal(*pair))
-        return f"result {at + 1} of {len(wanted)} is wrong: {difference(got[at], wanted[at], said)}"
+        at = next(i for i, pair in enumerate(zip(got, wanted, strict=True)) if not answers_equal(*pair))
+        return f"result {at + 1} of {len(wanted)} is wrong: {say_difference(got[at], wanted[at], said)}"
     if not isinstance(wanted, np.ndarray):
-        return f"{where}your answer is {brief(got)}, expected {brief(wanted)}"
+        return f"{where}your answer is {in_short(got)}, expected {in_short(wanted)}"
     if got.shape != wanted.shape:
         return f"{where}your answer has shape {got.shape}, expected {wanted.shape}"
     off = ~np.isclose(got, wanted, rtol=RTOL, atol=ATOL)
     first = tuple(int(i) for i in np.argwhere(off)[0])
-    values = f"{brief(got[first].item())}, expected {brief(wanted[first].item())}"
+    values = f"{in_short(got[first].item())}, expected {in_short(wanted[first].item())}"
     return f"{where}{off.sum()} of {off.size} values are wrong, the first at {list(first)}: {values}"
 
 
-def describe(parameters: Sequence[str], case: tuple) -> str:
-    """The arguments of a call that can be said in few words."""
+def say_arguments(parameters: Sequence[str], case: tuple) -> str:
+    """Name the arguments of a call, without those that take more than a few words."""
     said = [
-        f"{parameter} = {brief(value)}"
+        f"{parameter} = {in_short(value)}"
         for parameter, value in zip(parameters, case, strict=True)
         if not callable(value) and not isinstance(value[0] if isinstance(value, list) else value, torch.Tensor)
     ]
     return ", ".join(said)
 
 
-def brief(value) -> str:
-    """A value in a few words: numbers in full, lists up to eight entries, arrays by shape."""
+def in_short(value: object) -> str:
+    """Put a value into a few words: numbers in full, lists up to eight entries, arrays by their shape."""
     if isinstance(value, tuple):
-        return f"({', '.join(map(brief, value))})"
+        return f"({', '.join(map(in_short, value))})"
     if isinstance(value, list):
-        return f"[{', '.join(map(brief, value[:8]))}{', ...' if len(value) > 8 else ''}]"
+        return f"[{', '.join(map(in_short, value[:8]))}{', ...' if len(value) > 8 else ''}]"
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"values of shape {tuple(value.shape)}"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -110,8 +110,8 @@ def brief(value) -> str:
     return repr(value)
 
 
-def kind(value) -> str:
-    """What sort of thing a value is, in words."""
+def kind_of(value: object) -> str:
+    """Say in words what sort of thing a value is."""
     if value is None:
         return "nothing (is a `return` missing?)"
     if isinstance(value, torch.Tensor):
@@ -128,20 +128,20 @@ def kind(value) -> str:
 
 
 def _array(value, found: str) -> np.ndarray:
-    """A tensor or array as a NumPy array of bool or float64, of its own memory."""
+    """Copy a tensor or array into a NumPy array of bool or float64."""
     try:
         if isinstance(value, torch.Tensor) and not value.is_complex():
             value = value.detach().cpu()
             value = np.array(value.numpy() if value.dtype == torch.bool else value.double().numpy())
         if np.asarray(value).dtype.kind in "biuf":
             return np.array(value, dtype=bool if value.dtype == bool else np.float64)
-    except Exception:  # a tensor without values, sparse, quantised
+    except Exception:  # a tensor that is sparse, quantised or on the meta device
         pass
     raise Refusal(f"{found}, which holds no plain numbers")
 
 
 def _is(element: type, x) -> bool:
-    """Whether x is text, or a number other than True and False; a tensor of no axes is one."""
+    """Whether x is text or a number, as `element` asks; True and False are no numbers, a tensor without axes is one."""
     return (
         isinstance(x, element)
         and not isinstance(x, bool)

@@ -1,4 +1,4 @@
-"""A tuned model as files of one's own: the adapter merged into 16-bit weights that plain transformers reads."""
+"""The adapter merged into its model, and the result as 16-bit files that plain transformers reads."""
 
 import copy
 import json
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ..checkpoints import locate
 from ..four_bit import ExactLinear4bit
+from ..loading.loaded import Loaded
 from .adapters import adapted, base_name, check_adapted
 from .saving import unfinished
 
@@ -19,28 +20,29 @@ SHARD_BYTES = 2 * 2**30
 DTYPE = torch.bfloat16
 
 
-def export(loaded, folder: str | os.PathLike) -> Path:
+def export(loaded: Loaded, folder: str | os.PathLike) -> Path:
     """Merge an adapter into its model and write a plain Hugging Face checkpoint in bfloat16, whole or not at all.
 
     Equation: W' = dequantised(W) + (alpha / rank) · B A, added in float32, rounded once
 
-    The four-bit weights are written out and not quantised again, so nothing of the adapter is lost to sixteen values.
-    Beside the weights it writes a tokenizer, and CHANGES.md: section 4(b) of the Apache License 2.0 asks that changed
-    files say so. LICENSE and NOTICE files that lie beside the model's own weights are copied, as 4(a) and 4(d) ask.
+    The four-bit weights are dequantised and the sum is not quantised again, so no part of the adapter is rounded to
+    sixteen values. The tokenizer is written too, and CHANGES.md, because section 4(b) of the Apache License 2.0
+    requires changed files to say so. LICENSE and NOTICE files beside the model's own weights are copied, as 4(a) and
+    4(d) require.
 
     Args:
-        loaded: of `add_adapter` or `load_adapter`, in four bits; it stays as it is.
-        folder: must not exist.
+        loaded: what `add_adapter` or `load_adapter` returned, in four bits; it is not changed.
+        folder: where to write; it must not exist.
 
     Returns:
         the folder.
 
     Raises:
-        FileExistsError: something is there already.
-        ValueError: no adapter, or a model that is not in four bits (`loaded.model.merge_and_unload()` of PEFT merges
-            that exactly).
+        FileExistsError: there is something at that path already.
+        ValueError: the model has no adapter, or is not in four bits (PEFT's `loaded.model.merge_and_unload()` merges
+            such a model exactly).
 
-    Differs: `merge_and_unload` of PEFT quantises the sum to four bits again, which rounds the adapter away in part.
+    Differs: PEFT's `merge_and_unload` quantises the sum to four bits again, which rounds away part of the adapter.
     """
     check_adapted(loaded)
     folder = Path(folder)
@@ -63,14 +65,14 @@ def export(loaded, folder: str | os.PathLike) -> Path:
 
 
 @torch.no_grad()
-def merged(loaded) -> Iterator[tuple[str, torch.Tensor]]:
-    """Give every tensor of the model with its adapter merged, one at a time, under the names of a checkpoint.
+def merged(loaded: Loaded) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give the tensors of the model with its adapter merged, one at a time, under the names that a checkpoint uses.
 
     Args:
-        loaded: of `add_adapter` or `load_adapter`, in four bits.
+        loaded: what `add_adapter` or `load_adapter` returned, in four bits.
 
     Yields:
-        name and tensor, bfloat16, on the CPU.
+        the name and the tensor, in bfloat16 on the CPU.
     """
     model = loaded.model.base_model.model
     beside = adapted(loaded.model)
@@ -86,7 +88,7 @@ def merged(loaded) -> Iterator[tuple[str, torch.Tensor]]:
                 yield _checkpoint_name(loaded, f"{name}.{key}"), parameter.to(DTYPE).cpu()
 
 
-def _checkpoint_name(loaded, name: str) -> str:
+def _checkpoint_name(loaded: Loaded, name: str) -> str:
     return name.replace(".mlp.", ".block_sparse_moe.") if loaded.config.num_experts else name
 
 
@@ -117,7 +119,7 @@ def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) ->
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_changes(loaded, folder: Path) -> None:
+def _write_changes(loaded: Loaded, folder: Path) -> None:
     settings = loaded.model.peft_config["default"]
     (folder / "CHANGES.md").write_text(
         f"These weights are a changed version of {base_name(loaded)}.\n\n"
@@ -128,10 +130,10 @@ def _write_changes(loaded, folder: Path) -> None:
     )
 
 
-def _licences(loaded) -> list[Path]:
-    """What lies beside the original; the folder from which weights were read may be the lab's own copy in four bits."""
+def _licences(loaded: Loaded) -> list[Path]:
+    """The licence files of the original model; what was loaded may be the lab's own copy of it in four bits."""
     try:
         origin = locate(loaded.name).config_folder()
-    except (OSError, ValueError):  # moved since, or out of reach: no reason to lose what was trained
+    except (OSError, ValueError):  # the original was moved or is out of reach, which is no reason to fail
         return []
     return [file for pattern in ("LICENSE*", "NOTICE*") for file in sorted(origin.glob(pattern)) if file.is_file()]
