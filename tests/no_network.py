@@ -1,6 +1,6 @@
-"""A pytest plugin for nbval: each socket that a lesson's kernel opens to another machine is refused, and its cell fails.
+"""A pytest plugin for nbval: a lesson's kernel gets no socket to another machine, and a cell that asks for one fails.
 
-    PYTHONPATH=tests python -m pytest -p no_network --nbval --nbval-current-env notebooks
+    python -m pytest -p tests.no_network --nbval --nbval-current-env notebooks
 """
 
 import os
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item):
-    """Fail a cell that asked for the network, even where it went on without. After the last cell its kernel has ended."""
+    """Fail a cell that asked, even where it went on without. After the last cell the kernel has ended by now."""
     yield
     log = Path(os.environ["REFUSED_SOCKETS"])
     if asked := log.read_text():

@@ -6,6 +6,7 @@ Cells are numbered from 1, Markdown included.
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -280,6 +281,7 @@ def alt_text(output: NotebookNode) -> str:
     return next((entry["alt"] for entry in [*by_kind, output.metadata] if "alt" in entry), "")
 
 
+@cache
 def exported_names(package: Path) -> dict[str, str]:
     """Public functions, classes and constants of the rooms, each with its file; lessons use none of `training`."""
     exported = {}
