@@ -157,7 +157,7 @@ def test_a_task_that_the_model_cannot_do_is_learnt(name):
     questions = letters(HELD_OUT, 60)
     loaded = student(name, rank=8)
     assert finetune.exact_match(loaded, questions).share < 0.1
-    finetune.tune(loaded, letters(TRAIN, 960), steps=60, batch_size=16)
+    finetune.tune(loaded, letters(TRAIN, 480), steps=60, batch_size=8)
     assert finetune.exact_match(loaded, questions).share > 0.9
 
 
