@@ -1,4 +1,4 @@
-"""Mistral Lab: what the lessons share. Importing it is light: a room is imported when a name of it is first used.
+"""Mistral Lab: what the lessons share. Importing it is light: a module is imported when one of its names is first used.
 
 >>> import mistral_lab
 >>> sorted(set(mistral_lab.__all__) & {"config", "load"})
@@ -10,15 +10,15 @@ from pkgutil import iter_modules
 
 __version__ = "0.1.0"
 
-_ROOMS = {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
-_EXPORTS = {"load": "loading", "ModelConfig": "config", "PRESETS": "config"}  # name -> the room it stands in
+_MODULES = {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
+_EXPORTS = {"load": "loading", "ModelConfig": "config", "PRESETS": "config"}  # name -> the module it stands in
 
-__all__ = sorted(_ROOMS | _EXPORTS.keys())
+__all__ = sorted(_MODULES | _EXPORTS.keys())
 
 
 def __getattr__(name: str) -> object:
-    """Import the room, or the exported name, the first time it is asked for."""
-    if name in _ROOMS:
+    """Import a module, or an exported name, the first time it is asked for."""
+    if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _EXPORTS:
         return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -10,7 +10,7 @@ from importlib import metadata
 import psutil
 import torch
 
-from ._checkpoints import BUNDLED
+from .checkpoints import BUNDLED
 from .config import PRESETS, ModelConfig
 from .measure import instructions, processor
 from .memory import DEVICES, PRECISIONS, largest_context, plan

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional
 
-from ._checks import check_count
+from .arguments import check_count
 from .masks import position_mask
 
 CHUNK = 128  # queries a step of windowed_attention: each meets at most 2·CHUNK keys beyond its window

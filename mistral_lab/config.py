@@ -4,8 +4,8 @@ import json
 import math
 from dataclasses import dataclass, fields, replace
 
-from ._checkpoints import locate
-from ._checks import check_count
+from .arguments import check_count
+from .checkpoints import locate
 
 ARCHITECTURES = ("mistral", "mixtral", "llama")
 

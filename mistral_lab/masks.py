@@ -2,7 +2,7 @@
 
 import torch
 
-from ._checks import check_count
+from .arguments import check_count
 
 
 def causal_mask(T: int) -> torch.Tensor:

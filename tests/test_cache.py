@@ -189,20 +189,20 @@ def test_a_window_read_as_at_most_w_back_is_caught(size):
 def test_position_p_lies_in_slot_p_mod_w_and_one_step_writes_one_slot():
     ring = ring_of(5)
     for position in range(17):
-        before = ring._keys.clone()
+        before = ring.keys.clone()
         ring.append(*marked(position, position + 1))
         for half in (0, 5):
-            assert torch.equal(ring._keys[:, :, half + position % 5], marked(position, position + 1)[0][:, 0])
+            assert torch.equal(ring.keys[:, :, half + position % 5], marked(position, position + 1)[0][:, 0])
         rest = [slot for slot in range(10) if slot % 5 != position % 5]
         # Bits, because memory that was never written may hold what is no number.
-        assert torch.equal(ring._keys[:, :, rest].view(torch.int64), before[:, :, rest].view(torch.int64))
+        assert torch.equal(ring.keys[:, :, rest].view(torch.int64), before[:, :, rest].view(torch.int64))
 
 
 def test_a_step_copies_nothing_but_its_token():
     ring = ring_of(6)
     for position in range(20):
         keys, values, _ = ring.append(*marked(position, position + 1))
-        for handed_out, slots in ((keys, ring._keys), (values, ring._values)):
+        for handed_out, slots in ((keys, ring.keys), (values, ring.values)):
             assert handed_out.untyped_storage().data_ptr() == slots.untyped_storage().data_ptr()
             assert handed_out.transpose(1, 2)[
                 0, 0
@@ -229,10 +229,10 @@ def test_a_chunk_longer_than_the_window_is_not_kept_alive():
 def test_reset_starts_again_at_position_zero_in_the_same_storage():
     ring = ring_of(4)
     feed(ring, ListRing(4), [7, 1, 1])
-    where = ring._keys.data_ptr()
+    where = ring.keys.data_ptr()
     ring.reset()
     feed(ring, ListRing(4), [1, 2, 6, 1])
-    assert ring._keys.data_ptr() == where
+    assert ring.keys.data_ptr() == where
 
 
 def test_select_batch_reorders_and_resizes_the_rows():
@@ -472,7 +472,7 @@ def in_slot_order(ring_write):
 def test_a_ring_in_slot_order_fails_the_left_padded_batch_and_only_that(window, monkeypatch):
     model = tiny(window)
     tokens = prompt(window - 2)
-    monkeypatch.setattr(KVRing, "_write", in_slot_order(KVRing._write))
+    monkeypatch.setattr(KVRing, "write", in_slot_order(KVRing.write))
     for mask, right in ((torch.ones_like(tokens), True), (left_padding(tokens), False)):
         without = generate(model, tokens, mask, new=3 * window)
         through = generate(model, tokens, mask, new=3 * window, cache=RollingCache(model.config))
@@ -492,7 +492,7 @@ def test_a_ring_of_one_key_too_many_or_too_few_is_seen():
 
 def test_a_token_written_to_one_half_only_is_seen(monkeypatch):
     def first_half_only(self, keys, values):
-        self._keys, self._values = keys, values
+        self.keys, self.values = keys, values
         self._key_halves = keys[:, :, : self.window].unsqueeze(2)
         self._value_halves = values[:, :, : self.window].unsqueeze(2)
 

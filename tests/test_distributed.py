@@ -12,7 +12,7 @@ import reference
 import torch
 from safetensors.torch import load_file, save_file
 
-from mistral_lab import loading
+from mistral_lab import checkpoints
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.distributed import __main__ as command
 from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank
@@ -20,7 +20,7 @@ from mistral_lab.distributed import experts as loader
 from mistral_lab.loading import load
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
-BUNDLED = loading.locate("tiny-mixtral").path
+BUNDLED = checkpoints.locate("tiny-mixtral").path
 TINY = ModelConfig.from_pretrained("tiny-mixtral")
 
 

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mistral_lab import loading
+from mistral_lab import checkpoints
 from mistral_lab.distributed import launch, launcher
 from mistral_lab.distributed.outcome import failure
 
-BUNDLED = str(loading.locate("tiny-mixtral").path)
+BUNDLED = str(checkpoints.locate("tiny-mixtral").path)
 
 # Ranks that fail. Rank 0 waits for rank 1, or computes on as if nothing were.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from students import MODELS, TWO, logits, same, student, weights_of
 
 from mistral_lab import finetune, load
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.finetune.saving import SETTINGS, WEIGHTS
 from mistral_lab.four_bit import ExactLinear4bit
 

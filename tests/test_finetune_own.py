@@ -12,7 +12,7 @@ from students import MODELS, letters, logits, student
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from mistral_lab import finetune, load
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.four_bit import ExactLinear4bit
 from mistral_lab.training.scribe import HELD_OUT, TRAIN
 

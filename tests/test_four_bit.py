@@ -21,7 +21,7 @@ from transformers.core_model_loading import MergeModulelist, WeightConverter, We
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from mistral_lab import four_bit, load, memory, nf4
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config, pieces
 from mistral_lab.four_bit.quantizer import FourBitQuantizer

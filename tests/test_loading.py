@@ -26,11 +26,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from mistral_lab import loading
-from mistral_lab._checkpoints import ALIASES, BUNDLED, PINNED, locate
-from mistral_lab._generation import Printer
+from mistral_lab.checkpoints import ALIASES, BUNDLED, PINNED, locate
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.loading import load
+from mistral_lab.loading import load, loader
+from mistral_lab.loading.printing import Printer
 
 PROMPT = "AI的未来是"
 SIZES = {
@@ -152,7 +151,7 @@ def test_a_bundled_name_loads_without_a_word_and_leaves_the_settings(mistral, mo
         load("tiny-mistral", bits=bits)
     assert capfd.readouterr() == ("", "")
     assert settings() == before
-    with loading._quiet():
+    with loader._quiet():
         logging.getLogger("a.library").warning("something")
         warnings.warn("something else", stacklevel=1)
     assert (capfd.readouterr(), caplog.records) == (("", ""), [])
@@ -391,13 +390,13 @@ def test_the_gpu_decides_the_dtype_by_its_compute_capability(monkeypatch, capabi
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # a T4 (7.5) says so too
     for bits in (None, 4):
-        assert loading._choose_dtype(torch.device("cuda", 0), bits, PRESETS["mistral-7b-v0.1"]) == expected
+        assert loader._choose_dtype(torch.device("cuda", 0), bits, PRESETS["mistral-7b-v0.1"]) == expected
 
 
 def test_on_a_cpu_only_small_models_are_float32(mistral):
     cpu, small, large = torch.device("cpu"), ModelConfig.from_pretrained(mistral), PRESETS["mistral-7b-v0.1"]
-    assert loading._choose_dtype(cpu, None, small) == torch.float32
-    assert loading._choose_dtype(cpu, None, large) == torch.bfloat16
+    assert loader._choose_dtype(cpu, None, small) == torch.float32
+    assert loader._choose_dtype(cpu, None, large) == torch.bfloat16
     for dtype in (torch.bfloat16, "bfloat16"):
         assert load(mistral, dtype=dtype).model.lm_head.weight.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype is 'int8': expected torch.float32"):
@@ -408,9 +407,9 @@ def test_without_a_device_a_gpu_is_taken_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for there, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert loading._choose_device(None).type == kind
+        assert loader._choose_device(None).type == kind
     with pytest.raises(RuntimeError, match="device is 'cuda:1', but PyTorch sees 1 such GPU here: use device='cpu'"):
-        loading._choose_device("cuda:1")
+        loader._choose_device("cuda:1")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -569,8 +568,8 @@ def test_no_code_of_a_checkpoint_is_run(copy):
 
 def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch, no_network):
     config = PRESETS["mixtral-8x7b-v0.1"]
-    monkeypatch.setattr(loading.Source, "config_folder", lambda self: None)
-    monkeypatch.setattr(loading, "read_config", lambda folder: config.to_transformers())
+    monkeypatch.setattr(loader.Source, "config_folder", lambda self: None)
+    monkeypatch.setattr(loader, "read_config", lambda folder: config.to_transformers())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
     # What this process holds for other things makes no room.
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=60 * 2**30))
@@ -599,7 +598,7 @@ def test_running_out_of_memory_frees_what_was_taken_and_shows_the_plan(mistral, 
         taken.append(weakref.ref(half_loaded))
         raise failure
 
-    monkeypatch.setattr(loading, "_load_model", fail)
+    monkeypatch.setattr(loader, "_load_model", fail)
     with pytest.raises(
         MemoryError, match=r"ran out of memory while it was loaded \(float32, .* fits\); other programs"
     ):
@@ -611,7 +610,7 @@ def test_other_failures_of_torch_pass_through(mistral, monkeypatch):
     def fail(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(loading, "_load_model", fail)
+    monkeypatch.setattr(loader, "_load_model", fail)
     with pytest.raises(RuntimeError, match="^something else$"):
         load(mistral)
 

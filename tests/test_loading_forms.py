@@ -20,12 +20,11 @@ from bitsandbytes.nn import Linear8bitLt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mistral_lab import _forms, _placement, loading
-from mistral_lab._checkpoints import ALIASES, BUNDLED, weight_files
-from mistral_lab._forms import COPIES, held_bytes, quantised_precision
+from mistral_lab.checkpoints import ALIASES, BUNDLED, weight_files
 from mistral_lab.config import PRESETS, ModelConfig, read_config
 from mistral_lab.four_bit import ExactLinear4bit, audit, quantized_folder
-from mistral_lab.loading import load
+from mistral_lab.loading import forms, load, loader, placement
+from mistral_lab.loading.forms import COPIES, bytes_in_files, quantised_precision
 from mistral_lab.memory import weight_bytes, weight_parts
 
 GIB = 2**30
@@ -222,7 +221,7 @@ def test_a_form_whose_library_is_not_installed_names_it_and_what_to_take(method,
     folder = tmp_path / "Mistral-7B-Instruct-v0.1-X"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": method, "bits": 4, "group_size": 128})
-    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     message = refused(
         ValueError if method == "exl2" else ImportError, f"is in {kind}, which cannot be read here", name=folder
     )
@@ -235,7 +234,7 @@ def test_a_form_that_a_library_reads_is_given_to_it(tmp_path, monkeypatch):
     folder = tmp_path / "gptq"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": "gptq", "bits": 4, "group_size": 128})
-    monkeypatch.setattr(_forms, "_why_not", lambda entry, device: None)
+    monkeypatch.setattr(forms, "_why_not", lambda entry, device: None)
     refused(FileNotFoundError, "no model.safetensors", name=folder)  # the weights are what is missing, then
 
 
@@ -286,7 +285,7 @@ def test_a_repository_is_explained_from_its_list_of_files(monkeypatch):
     def no_config(self):
         raise FileNotFoundError("no config.json in owner/Mistral-7B-v0.3-GGUF on the hub")
 
-    monkeypatch.setattr(loading.Source, "config_folder", no_config)
+    monkeypatch.setattr(loader.Source, "config_folder", no_config)
     listed = SimpleNamespace(list_repo_files=lambda repo, revision: ["a.gguf", "README.md"])
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: listed)
     name = "owner/Mistral-7B-v0.3-GGUF"
@@ -327,14 +326,14 @@ def full_size(monkeypatch, double: bool, available: int):
     """Mixtral as a quantised checkpoint of the hub, of which nothing is here but its config."""
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     config.quantization_config = in_four_bits("tiny-mistral", "nf4", double, torch.uint8, "nothing")[1]
-    monkeypatch.setattr(loading.Source, "config_folder", lambda self: Path("nowhere"))
-    monkeypatch.setattr(loading, "read_config", lambda folder: config)
+    monkeypatch.setattr(loader.Source, "config_folder", lambda self: Path("nowhere"))
+    monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=0))
 
 
 def test_plain_nf4_of_mixtral_is_two_gibibytes_more_and_refused_before_its_download(monkeypatch):
-    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     full_size(monkeypatch, double=False, available=int(23.9 * GIB))
     refused(MemoryError, "nf4, 512 tokens: weights 24.82", name="owner/mixtral-plain", device="cpu")
     full_size(monkeypatch, double=True, available=int(22.9 * GIB))
@@ -353,7 +352,7 @@ def test_what_our_own_files_hold_is_what_arithmetic_says(name, tmp_path):
         device=torch.device("cpu"),
     )
     parts = weight_parts(load(name).config, "nf4-double").values()
-    held = held_bytes(weight_files(folder), torch.bfloat16)
+    held = bytes_in_files(weight_files(folder), torch.bfloat16)
     assert (held.total, held.tables) == (sum(part.total for part in parts), sum(part.tables for part in parts))
 
 
@@ -362,7 +361,7 @@ def test_what_our_own_files_hold_is_what_arithmetic_says(name, tmp_path):
 def test_what_files_hold_is_what_the_loaded_model_takes(name, matrices, double, tmp_path):
     tensors, entry, _ = in_four_bits(name, "nf4", double, torch.bfloat16, matrices)
     folder = write(tmp_path / "four", name, tensors, entry)
-    held = held_bytes(weight_files(folder), torch.float16)
+    held = bytes_in_files(weight_files(folder), torch.float16)
     assert held.total == audit(load(folder, dtype="float16").model).nbytes
 
 
@@ -397,7 +396,7 @@ def test_the_headers_of_a_copy_of_mixtral_at_full_size(tmp_path):
         add(f"{name}.weight", shape, "F16", 2 * torch.Size(shape).numel())
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    held = held_bytes([tmp_path / "model.safetensors"], torch.bfloat16)
+    held = bytes_in_files([tmp_path / "model.safetensors"], torch.bfloat16)
     assert held.total == weight_bytes(config, "nf4")
     assert round(held.total / GIB, 2) == 24.82
 
@@ -405,7 +404,7 @@ def test_the_headers_of_a_copy_of_mixtral_at_full_size(tmp_path):
 def test_wide_experts_are_planned_as_they_lie(tmp_path, monkeypatch):
     tensors, entry, _ = in_four_bits("tiny-mixtral", "nf4", True, torch.uint8, ATTENTION)
     folder = write(tmp_path / "today", "tiny-mixtral", tensors, entry)
-    held = held_bytes(weight_files(folder), torch.bfloat16).total
+    held = bytes_in_files(weight_files(folder), torch.bfloat16).total
     config = read_config(folder)
     assert held > 2 * weight_bytes(load("tiny-mixtral").config, quantised_precision(config))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
@@ -420,7 +419,7 @@ def test_wide_experts_are_planned_as_they_lie(tmp_path, monkeypatch):
 def pretended_gpu(monkeypatch):
     """One GPU of 24 GiB as far as `load` asks about it; what would go to it is caught."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(loading, "_choose_device", lambda device: gpu)
+    monkeypatch.setattr(loader, "_choose_device", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -437,7 +436,7 @@ def test_a_quantised_checkpoint_lies_whole_on_one_device(name, bits, tmp_path, p
         placed.append((device_map, dtype, quantisation, place))
         raise InterruptedError
 
-    monkeypatch.setattr(loading, "_load_model", caught)
+    monkeypatch.setattr(loader, "_load_model", caught)
     with pytest.raises(InterruptedError):
         load(folder, bits=bits)
     assert placed == [(pretended_gpu, torch.bfloat16, None, None)]
@@ -459,7 +458,7 @@ def test_a_quantised_checkpoint_lies_whole_on_one_device(name, bits, tmp_path, p
 )
 def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
     config = PRESETS[preset]
-    device_map, written = _placement.spread(config.to_transformers(), torch.bfloat16, room)
+    device_map, written = placement.spread(config.to_transformers(), torch.bfloat16, room)
     assert set(device_map.values()) == devices
     layers = [device for name, device in device_map.items() if name.startswith("model.layers.")]
     layers = layers or list(devices) * config.n_layers  # all on one, which has one entry
@@ -474,7 +473,7 @@ def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
 def test_part_of_an_unquantised_model_on_the_disk(name, tmp_path, pretended_gpu, monkeypatch, whole, recwarn):
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "cache"))
     room = {"cpu": weight_bytes(ModelConfig.from_pretrained(name), "float32") // 2}
-    monkeypatch.setattr(loading, "free_memory", lambda: room)  # as if the GPU were full
+    monkeypatch.setattr(loader, "free_memory", lambda: room)  # as if the GPU were full
     loaded = load(name, dtype="float32")
     assert {"cpu", "disk"} == set(loaded.model.hf_device_map.values())
     assert torch.equal(logits(loaded.model), whole[name])
@@ -495,13 +494,13 @@ def test_what_a_killed_process_left_is_removed_and_the_disk_is_looked_at_again(t
     dead, alive = tmp_path / f"offload-{ended.pid}-x", tmp_path / f"offload-{os.getppid()}-x"
     for folder in (dead, alive):
         folder.mkdir()
-    need = _placement.need_of_experts(tmp_path, 10**9)
+    need = placement.need_of_experts(tmp_path, 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    with _placement.offload_folder(need) as place:
+    with placement.offload_folder(need) as place:
         assert set(tmp_path.iterdir()) == {alive, place}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9 - 1))
     full = pytest.raises(OSError, match=r"1\.0 GB are needed in .* \(1\.0 GB for experts")
-    with full, _placement.offload_folder(need):
+    with full, placement.offload_folder(need):
         pass
 
 
@@ -510,8 +509,8 @@ def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeyp
         raise InterruptedError
 
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "free_memory", lambda: {"cpu": 2**20})
-    monkeypatch.setattr(loading, "_load_model", fail)
+    monkeypatch.setattr(loader, "free_memory", lambda: {"cpu": 2**20})
+    monkeypatch.setattr(loader, "_load_model", fail)
     with pytest.warns(UserWarning, match="tiny-mixtral is larger"), pytest.raises(InterruptedError):
         load("tiny-mixtral")
     assert not list(tmp_path.iterdir())
@@ -519,9 +518,9 @@ def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeyp
 
 def test_a_disk_too_full_for_the_experts_is_said_before_the_download(tmp_path, pretended_gpu, monkeypatch):
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
-    monkeypatch.setattr(loading.Source, "config_folder", lambda self: tmp_path)
-    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
-    monkeypatch.setattr(loading, "read_config", lambda folder: config)
+    monkeypatch.setattr(loader.Source, "config_folder", lambda self: tmp_path)
+    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "not" / "made"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 10**9))
@@ -540,10 +539,10 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
     def fetch(self, *beside):
         raise Fetched
 
-    monkeypatch.setattr(loading.Source, "config_folder", lambda self: tmp_path)
-    monkeypatch.setattr(loading.Source, "folder", fetch)
+    monkeypatch.setattr(loader.Source, "config_folder", lambda self: tmp_path)
+    monkeypatch.setattr(loader.Source, "folder", fetch)
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
-    monkeypatch.setattr(loading, "read_config", lambda folder: config)
+    monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
     with pytest.warns(UserWarning, match="is quantised here, once") as said, pytest.raises(Fetched):
         load("mixtral-8x7b-v0.1", bits=4, device="cpu")
@@ -556,8 +555,8 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
 
 
 def test_nothing_is_offered_where_the_16_bits_are_there(monkeypatch, tmp_path, recwarn):
-    monkeypatch.setattr(loading.Source, "config_folder", lambda self: BUNDLED["tiny-mistral"])
-    monkeypatch.setattr(loading.Source, "folder", lambda self, *beside: BUNDLED["tiny-mistral"])
+    monkeypatch.setattr(loader.Source, "config_folder", lambda self: BUNDLED["tiny-mistral"])
+    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: BUNDLED["tiny-mistral"])
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
     load("owner/model", bits=4, device="cpu")
     assert not [warning for warning in recwarn if "download" in str(warning.message)]

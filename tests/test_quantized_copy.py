@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mistral_lab import load, loading, memory
+from mistral_lab import checkpoints, load, memory
 from mistral_lab.config import ModelConfig
-from mistral_lab.loading import quantized_copy
+from mistral_lab.loading import loader, quantized_copy
 from mistral_lab.memory import weight_bytes
 
 MIXTRAL = ModelConfig.from_pretrained("tiny-mixtral")
@@ -19,7 +19,7 @@ MIXTRAL = ModelConfig.from_pretrained("tiny-mixtral")
 def plain(tmp_path, monkeypatch):
     """A folder in 16 bits, and a cache of its own."""
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "cache"))
-    return shutil.copytree(loading.locate("tiny-mixtral").path, tmp_path / "plain")
+    return shutil.copytree(checkpoints.locate("tiny-mixtral").path, tmp_path / "plain")
 
 
 def test_the_copy_is_what_load_makes_and_reads(plain):
@@ -35,10 +35,10 @@ def test_the_copy_is_what_load_makes_and_reads(plain):
 
 def test_it_is_made_where_the_model_does_not_fit_and_no_model_is_loaded(plain, monkeypatch):
     full = memory.plan(MIXTRAL, precision="nf4-double", context=512, device_bytes=1)
-    monkeypatch.setattr(loading, "plan_here", lambda *asked: full)
+    monkeypatch.setattr(loader, "plan_here", lambda *asked: full)
     with pytest.raises(MemoryError, match="does not fit"):
         load(plain, bits=4)
-    monkeypatch.setattr(loading, "_load_model", None)
+    monkeypatch.setattr(loader, "_load_model", None)
     copy = quantized_copy(plain, dtype="float16")
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "float16"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from mistral_lab._files import write_whole
+from mistral_lab.files import write_whole
 from mistral_lab.loading import load
 from mistral_lab.training import __main__ as command
 from mistral_lab.training import corpus

@@ -21,16 +21,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mistral_lab import transformer
-from mistral_lab._checkpoints import BUNDLED
-from mistral_lab._tensors import checkpoint_name
 from mistral_lab.attention import grouped_query_attention
 from mistral_lab.cache import RollingCache
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.loading import load
 from mistral_lab.memory import parameter_counts
 from mistral_lab.moe import Expert, Routing, capture_routing, sparse_experts
-from mistral_lab.transformer import FeedForward, Layer, MixtureOfExperts, Transformer
+from mistral_lab.sampling import choose_token
+from mistral_lab.transformer import FeedForward, Layer, MixtureOfExperts, Transformer, blocks, decoder, generation
+from mistral_lab.transformer.weights import checkpoint_name
 
 # The logits of the small models are at most 4, where float32 has steps of 2e-7; a dozen operations a layer, in another
 # order, leave differences of 1e-6. Whatever is broken on purpose below differs by more than 1e-2.
@@ -225,7 +225,7 @@ def test_a_single_token_goes_through_the_experts_as_many_do(mixture, dtype):
         layer.router.weight.to(dtype),
         [Expert(*(w.to(dtype) for w in e.weights())) for e in layer.experts],
     )
-    routing = transformer.route_top_k(x[0] @ router.T, num_experts_per_tok=2)
+    routing = blocks.route_top_k(x[0] @ router.T, num_experts_per_tok=2)
     expected = sparse_experts(x[0], routing, experts)
     other = MixtureOfExperts(mixture.config).to(dtype)
     other.load_state_dict(layer.state_dict())
@@ -280,16 +280,16 @@ def swapped(self):
 
 def attention_reads_the_bare_stream(self, x, now):
     x = x + self.attention(x, now)
-    return x + self.feed_forward(transformer.rms_norm(x, self.feed_forward_norm, self.eps))
+    return x + self.feed_forward(blocks.rms_norm(x, self.feed_forward_norm, self.eps))
 
 
 BREAKAGE = {
-    "rotary pairs interleaved": (transformer, "turn", interleaved),
-    "no rotation": (transformer, "turn", lambda x, cos, sin: x),
-    "sines of the wrong sign": (transformer, "turn", lambda x, c, s: x * c - x.roll(x.shape[-1] // 2, dims=-1) * s),
+    "rotary pairs interleaved": (blocks, "turn", interleaved),
+    "no rotation": (blocks, "turn", lambda x, cos, sin: x),
+    "sines of the wrong sign": (blocks, "turn", lambda x, c, s: x * c - x.roll(x.shape[-1] // 2, dims=-1) * s),
     "gate and up swapped": (FeedForward, "weights", swapped),
     "a norm left out": (Layer, "forward", attention_reads_the_bare_stream),
-    "a norm without its weight": (transformer, "rms_norm", lambda x, w, e: x * (x.square().mean(-1, True) + e).rsqrt()),
+    "a norm without its weight": (blocks, "rms_norm", lambda x, w, e: x * (x.square().mean(-1, True) + e).rsqrt()),
 }
 
 
@@ -305,7 +305,7 @@ def test_a_broken_part_is_far_from_right(request, kind, breakage, monkeypatch):
 
 def test_unnormalised_routing_weights_are_far_from_right(mixture, monkeypatch):
     right = mixture(prompt(23))
-    monkeypatch.setattr(transformer, "route_top_k", unnormalised)
+    monkeypatch.setattr(blocks, "route_top_k", unnormalised)
     assert (mixture(prompt(23)) - right).abs().max() > 1e-2
     assert (in_chunks(mixture, prompt(23), 1) - right).abs().max() > 1e-2
 
@@ -320,7 +320,7 @@ def test_a_window_off_by_one_is_far_from_right(dense, monkeypatch):
             # A query of W tokens or less sees the same keys: the first to differ is the one that loses or gains one.
             assert (difference > 1e-3).tolist() == [False] * min(7, window) + [True] * (23 - min(7, window))
     with monkeypatch.context() as patch:
-        patch.setattr(transformer, "position_mask", one_key_more)
+        patch.setattr(decoder, "position_mask", one_key_more)
         assert (in_chunks(dense, tokens, 20) - right).abs().max() > 1e-2
     with monkeypatch.context() as patch:
         patch.setattr(RollingCache, "get_mask_sizes", lambda self, T, layer: (T, self.get_seq_length()))
@@ -329,8 +329,8 @@ def test_a_window_off_by_one_is_far_from_right(dense, monkeypatch):
 
 
 def test_positions_that_start_again_with_every_chunk_are_far_from_right(dense, monkeypatch):
-    right, angles = dense(prompt(23)), Transformer._angles
-    monkeypatch.setattr(Transformer, "_angles", lambda self, positions: angles(self, positions - positions[:, :1]))
+    right, angles = dense(prompt(23)), Transformer.angles
+    monkeypatch.setattr(Transformer, "angles", lambda self, positions: angles(self, positions - positions[:, :1]))
     torch.testing.assert_close(dense(prompt(23)), right, **CLOSE)
     assert (in_chunks(dense, prompt(23), 5) - right).abs().max() > 1e-2
 
@@ -457,14 +457,16 @@ def test_the_bundled_models_generate_as_in_transformers(bundled):
 def test_the_size_of_the_prompts_chunks_changes_no_token(models, chunk, monkeypatch):
     ours, _ = models
     expected = ours.generate(prompt(40), max_new_tokens=12)
-    monkeypatch.setattr(transformer, "CHUNK", chunk)
+    monkeypatch.setattr(generation, "PROMPT_CHUNK", chunk)
     assert torch.equal(ours.generate(prompt(40), max_new_tokens=12), expected)
 
 
 def test_a_long_prompt_goes_through_in_chunks(dense, monkeypatch):
-    seen, hidden = [], Transformer._hidden
-    monkeypatch.setattr(transformer, "CHUNK", 50)
-    monkeypatch.setattr(Transformer, "_hidden", lambda self, *args: seen.append(args[0].shape) or hidden(self, *args))
+    seen, hidden = [], Transformer.hidden_states
+    monkeypatch.setattr(generation, "PROMPT_CHUNK", 50)
+    monkeypatch.setattr(
+        Transformer, "hidden_states", lambda self, *args: seen.append(args[0].shape) or hidden(self, *args)
+    )
     dense.generate(prompt(120), max_new_tokens=3)
     assert seen == [(2, 50), (2, 50), (2, 20), (2, 1), (2, 1)]
 
@@ -477,7 +479,7 @@ def left_padded(T, lengths):
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_a_padded_batch_generates_what_each_row_alone_and_transformers_generate(models, chunk, monkeypatch):
     ours, theirs = models
-    monkeypatch.setattr(transformer, "CHUNK", chunk)
+    monkeypatch.setattr(generation, "PROMPT_CHUNK", chunk)
     lengths = [12, 1, 7, 3]
     tokens, mask = left_padded(12, lengths)
     out = ours.generate(tokens, max_new_tokens=20, pad_mask=mask)
@@ -492,9 +494,11 @@ def test_a_padded_batch_generates_what_each_row_alone_and_transformers_generate(
 
 def test_logits_of_a_padded_row_are_those_of_the_row_alone(dense, monkeypatch):
     """Tokens may agree by luck; these are the numbers behind them."""
-    lengths, seen, choose = [12, 1, 7, 3], [], transformer._choose
+    lengths, seen = [12, 1, 7, 3], []
     tokens, mask = left_padded(12, lengths)
-    monkeypatch.setattr(transformer, "_choose", lambda logits, *rest: seen.append(logits) or choose(logits, *rest))
+    monkeypatch.setattr(
+        generation, "choose_token", lambda logits, *rest: seen.append(logits) or choose_token(logits, *rest)
+    )
     out = dense.generate(tokens, max_new_tokens=15, pad_mask=mask)
     for row, length in enumerate(lengths):
         expected = dense(out[row : row + 1, 12 - length : -1])[0, length - 1 :]
@@ -503,10 +507,10 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone(dense, monkeypatch):
 
 def test_positions_of_a_padded_row_count_from_its_first_token_as_in_transformers(dense, monkeypatch):
     """Attention sees distances alone, so only rounding tells: what is compared is what is rotated by."""
-    seen, angles = [], Transformer._angles
+    seen, angles = [], Transformer.angles
     tokens, mask = left_padded(6, [6, 2])
     monkeypatch.setattr(
-        Transformer, "_angles", lambda self, positions: seen.append(positions) or angles(self, positions)
+        Transformer, "angles", lambda self, positions: seen.append(positions) or angles(self, positions)
     )
     dense.generate(tokens, max_new_tokens=2, pad_mask=mask)
     assert seen[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 1, 2, 3]]
@@ -515,7 +519,7 @@ def test_positions_of_a_padded_row_count_from_its_first_token_as_in_transformers
 def test_no_query_of_a_padded_batch_sees_nothing(dense, monkeypatch):
     """Where PyTorch answers such a row with NaN, it spreads: 0 times NaN is NaN in the rows that hide it."""
     tokens, mask = left_padded(12, [12, 1])
-    monkeypatch.setattr(transformer, "CHUNK", 5)  # the second row's first two chunks are padding alone
+    monkeypatch.setattr(generation, "PROMPT_CHUNK", 5)  # the second row's first two chunks are padding alone
     masks, sees = [], Transformer._mask
     monkeypatch.setattr(Transformer, "_mask", lambda *args: masks.append(sees(*args)) or masks[-1])
     dense.generate(tokens, max_new_tokens=3, pad_mask=mask)
@@ -590,7 +594,7 @@ def test_tokens_are_drawn_as_often_as_the_warpers_of_transformers_say(temperatur
     warped = TemperatureLogitsWarper(temperature)(None, logits)
     shares = (warped if top_p == 1 else TopPLogitsWarper(top_p)(None, warped)).softmax(dim=-1)[0]
     draws, random = 50_000, torch.Generator().manual_seed(0)
-    drawn = transformer._choose(logits.expand(draws, -1), temperature, top_p, random).bincount(minlength=30) / draws
+    drawn = choose_token(logits.expand(draws, -1), temperature, top_p, random).bincount(minlength=30) / draws
     assert (drawn[shares == 0] == 0).all()
     # The share of n draws has a deviation of √(p(1 - p)/n): five of them are passed once in two million.
     assert ((drawn - shares).abs() <= 5 * (shares * (1 - shares) / draws).sqrt() + 1e-6).all()

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from mistral_lab import PRESETS, ModelConfig
-from mistral_lab.loading import locate
+from mistral_lab.checkpoints import locate
 
 SEED = 0
 SCALE = 0.02  # standard deviation of every matrix, as transformers initialises one

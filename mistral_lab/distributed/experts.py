@@ -13,14 +13,14 @@ from torch import distributed, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 
-from .._checkpoints import BUNDLED, locate
-from .._checks import check_count
-from .._fitting import SHORT_CONTEXT
-from .._forms import quantised_precision
+from ..arguments import check_count
+from ..checkpoints import BUNDLED, locate
 from ..config import ModelConfig, read_config
 from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
 from ..four_bit.quantizer import FourBitQuantizer
-from ..loading import dtype_of_card, quantized_copy
+from ..loading.fitting import SHORT_CONTEXT
+from ..loading.forms import quantised_precision
+from ..loading.loader import dtype_of_card, quantized_copy
 from ..memory import plan, split_evenly
 
 METHOD = "mistral_lab.distributed"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from .._checks import check_count
+from ..arguments import check_count
 from .outcome import failed, failure
 
 HOST = "127.0.0.1"

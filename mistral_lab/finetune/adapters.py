@@ -11,8 +11,8 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 
-from .._checkpoints import locate
-from .._checks import check_count
+from ..arguments import check_count
+from ..checkpoints import locate
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DENSE, EXPERTS = ("gate_proj", "up_proj", "down_proj"), ("w1", "w2", "w3")

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .._checks import check_count
+from ..arguments import check_count
 from ..memory.weights import attention_shapes, feed_forward_shapes
 from .adapters import ATTENTION, DENSE, EXPERTS, target_names
 from .tuning import training_mode

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .._checkpoints import locate
+from ..checkpoints import locate
 from ..four_bit import ExactLinear4bit
 from .adapters import adapted, base_name, check_adapted
 from .saving import unfinished

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from .._files import write_whole
+from ..files import write_whole
 
 RUN = "run.json"
 STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 import peft
 from safetensors import SafetensorError, safe_open
 
-from .._checkpoints import ALIASES
+from ..checkpoints import ALIASES
 from .adapters import base_name, check_adapted, check_can_take_adapter, check_complete, separate_experts, target_names
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"

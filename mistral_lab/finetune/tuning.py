@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from .._checks import check_count
+from ..arguments import check_count
 from .adapters import base_name, check_adapted, separate_experts
 from .examples import SEPARATOR, Example, collate, tokenise
 from .resuming import fingerprint, newest_checkpoint

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .._files import Need, check_disk, full_disk_in_a_sentence, one_process_at_a_time, write_whole, written_whole
+from ..files import Need, check_disk, full_disk_in_a_sentence, one_process_at_a_time, write_whole, written_whole
 from .pieces import quantize_matrix
 from .quantizer import nf4_config
 

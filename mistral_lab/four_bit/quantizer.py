@@ -14,7 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from .._files import read_header
+from ..files import read_header
 from .linear import ExactLinear4bit, pack_at_first_forward
 from .pieces import quantize_matrix
 
@@ -233,8 +233,10 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):
                     held is None or any(matrix.startswith(f"{name}.") for matrix in held)
                 ):
                     model.set_submodule(name, self._experts(model.config, kind))
-                elif type(module) is nn.Linear and module.bias is None and (
-                    name not in kept if held is None else name in held
+                elif (
+                    type(module) is nn.Linear
+                    and module.bias is None
+                    and (name not in kept if held is None else name in held)
                 ):
                     model.set_submodule(name, ExactLinear4bit(module.in_features, module.out_features, **kind))
         self.separate_experts = any(isinstance(module, FourBitExperts) for module in model.modules())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from .._checks import check_count
+from ..arguments import check_count
 from .machine import Machine
 from .peaks import peak_memory
 from .progress import with_progress

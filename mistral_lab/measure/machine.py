@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .._checks import check_count
+from ..arguments import check_count
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .._files import write_whole
+from ..files import write_whole
 from .generation import Measurement, check_counts, dtype_name, measure_generation
 from .machine import Machine, machines_here
 

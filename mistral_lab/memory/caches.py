@@ -1,6 +1,6 @@
 """Bytes of keys and values: what attention needs, and what the rolling cache holds."""
 
-from .._checks import check_count
+from ..arguments import check_count
 from ..config import ModelConfig
 
 

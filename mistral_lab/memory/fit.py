@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .._checks import check_count
+from ..arguments import check_count
 from ..config import ModelConfig
 from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes

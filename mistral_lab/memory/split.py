@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .._checks import check_count
+from ..arguments import check_count
 from ..config import ModelConfig
 from .caches import kv_cache_bytes
 from .weights import WeightBytes, weight_parts

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from .._checks import check_count
+from ..arguments import check_count
 
 WHOLE = (torch.int64, torch.int32)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_count
+from ..arguments import check_count
 from .experts import WHOLE, Routing, check_indices, route_top_k
 
 ROUTERS = (".mlp.gate", ".feed_forward.router")  # modules of transformers' models, of the lab's Transformer

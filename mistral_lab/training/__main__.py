@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from .. import _checkpoints
-from .._files import write_whole
+from .. import checkpoints
+from ..files import write_whole
 from ..measure import processor
 from . import card
 from .corpus import KINDS
@@ -25,7 +25,7 @@ from .tokenizer import train_tokenizer
 from .traces import LoadTrace
 from .trainer import Blocks, export, train
 
-BUNDLED = _checkpoints.BUNDLED["tiny-mistral"].parent
+BUNDLED = checkpoints.BUNDLED["tiny-mistral"].parent
 
 
 class Clock(TrainerCallback):

@@ -9,7 +9,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from mistral_lab import load, memory
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.config import ModelConfig
 from mistral_lab.four_bit import ExactLinear4bit, audit, nf4_config, pieces
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mistral_lab import attention, cache, checks, explorers, finetune, load, masks, measure, moe, nf4
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.training import evaluation
 from mistral_lab.training.letters import letters
 from mistral_lab.training.scribe import TRAIN

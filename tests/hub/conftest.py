@@ -9,7 +9,7 @@ import pytest
 from hub_server import Hub
 
 import mistral_lab
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 TOKEN = "hf_a_secret"

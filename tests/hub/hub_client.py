@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 from huggingface_hub import constants
 
-from mistral_lab._checkpoints import locate
-from mistral_lab._files import lab_cache
+from mistral_lab.checkpoints import locate
+from mistral_lab.files import lab_cache
 
 
 def quantise(name: str, pause_in: str | None = None, when_told: bool = False) -> Path:
@@ -28,7 +28,7 @@ def quantise(name: str, pause_in: str | None = None, when_told: bool = False) ->
     """
     import torch
 
-    from mistral_lab._checkpoints import weight_files
+    from mistral_lab.checkpoints import weight_files
     from mistral_lab.four_bit import checkpoint
 
     save = checkpoint.save_file

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, Fault
 
-from mistral_lab._checkpoints import BUNDLED
+from mistral_lab.checkpoints import BUNDLED
 
 WEIGHTS = "model.safetensors"
 SIZE = (BUNDLED["tiny-mistral"] / WEIGHTS).stat().st_size

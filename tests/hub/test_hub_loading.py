@@ -11,7 +11,7 @@ from hub_server import COMMIT, Fault
 from huggingface_hub import constants
 
 from mistral_lab import load
-from mistral_lab._checkpoints import BUNDLED, locate
+from mistral_lab.checkpoints import BUNDLED, locate
 from mistral_lab.config import ModelConfig
 
 HOST = "/{repo_id}/resolve/{revision}/{filename}"

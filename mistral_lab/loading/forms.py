@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ._checkpoints import ALIASES, Source, weight_files
-from ._files import read_header, size
-from .config import ModelConfig
-from .memory import WeightBytes, weight_bytes
+from ..checkpoints import ALIASES, Source, weight_files
+from ..config import ModelConfig
+from ..files import decimal_size, read_header
+from ..memory import WeightBytes, weight_bytes
 
 # Copies in NF4 with double quantisation that others made of the models with an alias. Each name was read on a page of
 # the hub: the two of Mixtral list 24.49 GB in five files and an index as long as one with every expert and router in
@@ -117,7 +117,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def held_bytes(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
+def bytes_in_files(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
     """Bytes that the tensors of a quantised checkpoint will take, from what the files say of them.
 
     Args:
@@ -140,7 +140,7 @@ def held_bytes(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
 
 def offer_copy(source: Source, config: ModelConfig) -> None:
     """Warn, before a checkpoint in 16 bits is downloaded that is wanted in 4, what that takes and what spares it."""
-    kept = size(weight_bytes(config, "nf4-double"))
+    kept = decimal_size(weight_bytes(config, "nf4-double"))
     known = next((alias for alias, (repo, _) in ALIASES.items() if repo == source.repo), None)
     if known:
         other = (
@@ -153,7 +153,7 @@ def offer_copy(source: Source, config: ModelConfig) -> None:
             f"bitsandbytes) would download some {kept} instead"
         )
     warnings.warn(
-        f"{source.name} is quantised here, once: {size(weight_bytes(config, 'bfloat16'))} in 16 bits are "
+        f"{source.name} is quantised here, once: {decimal_size(weight_bytes(config, 'bfloat16'))} in 16 bits are "
         f"downloaded and {kept} in 4 bits written; {other}",
         stacklevel=4,  # the line that called `load`
     )

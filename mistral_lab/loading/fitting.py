@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from ._checkpoints import weight_files
-from ._forms import held_bytes
-from .config import ModelConfig
-from .memory import PRECISIONS, RUNTIME_BYTES, Plan, nearest_fit, plan
+from ..checkpoints import weight_files
+from ..config import ModelConfig
+from ..memory import PRECISIONS, RUNTIME_BYTES, Plan, nearest_fit, plan
+from .forms import bytes_in_files
 
 SHORT_CONTEXT = 512  # tokens with which a model must fit to be loaded
 
@@ -25,7 +25,7 @@ def planned_precision(bits: int | None, dtype: torch.dtype) -> str:
 
 def as_held(asked: Plan, folder: Path, dtype: torch.dtype) -> Plan:
     """The plan of a quantised checkpoint with the bytes that its files hold, whatever is quantised in them."""
-    held = held_bytes(weight_files(folder), dtype)
+    held = bytes_in_files(weight_files(folder), dtype)
     return replace(asked, weights_bytes=held.total, tables_bytes=held.tables)
 
 

@@ -17,7 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ._files import Need, check_disk, full_disk_in_a_sentence, lab_cache, one_process_at_a_time, size, write_whole
+from .files import (
+    Need,
+    check_disk,
+    decimal_size,
+    full_disk_in_a_sentence,
+    lab_cache,
+    one_process_at_a_time,
+    write_whole,
+)
 
 # Mistral's own format (consolidated*) lies beside the same weights and would double the download.
 WANTED = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "LICENSE*", "NOTICE*"]
@@ -271,7 +279,7 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
 def _wrong(repo: str, file: RemoteFile, reason: str) -> OSError:
     return OSError(
         f"{file.name} of {repo} arrived damaged and was removed ({reason}): load again to download it once more "
-        f"({size(file.size)}); the other files stay"
+        f"({decimal_size(file.size)}); the other files stay"
     )
 
 

@@ -15,8 +15,8 @@ from accelerate import infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from . import _files
-from ._files import Need
+from ..files import Need
+from ..files import check_disk as check_room
 
 Device = int | str  # the number of a GPU, "cpu" or "disk"
 USED = 0.9  # of what is free; the rest is for the cache, the workspace and what a layer takes on its way in
@@ -75,7 +75,7 @@ def check_disk(name: str, *needs: Need) -> None:
     Warns: of what is written, and where.
     """
     for need in needs:
-        _files.check_disk(need)
+        check_room(need)
         warnings.warn(
             f"{name} is larger than the GPUs and the memory: {need.nbytes / 1e9:.1f} GB of its experts are written to "
             f"a folder in {need.folder} for as long as the model is used, and read again for every token; bits=4 takes "
@@ -99,7 +99,7 @@ def offload_folder(need: Need) -> Iterator[Path]:
         owner = left.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    _files.check_disk(need)
+    check_room(need)
     place = Path(tempfile.mkdtemp(prefix=f"offload-{os.getpid()}-", dir=need.folder))
     try:
         yield place

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import _hub
-from ._files import Need
+from . import hub
+from .files import Need
 
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("tiny-mistral", "tiny-mixtral")}
 
@@ -41,7 +41,7 @@ class Source:
         folder = self.path
         if self.repo:
             with self._in_one_sentence():
-                folder = _hub.config_file(self.repo, self.revision).parent
+                folder = hub.config_file(self.repo, self.revision).parent
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"no config.json in {folder}: expected the folder of a Hugging Face checkpoint")
         return folder
@@ -60,7 +60,7 @@ class Source:
         folder = self.path
         if self.repo:
             with self._in_one_sentence():
-                folder = _hub.snapshot(self.repo, self.revision, *beside)
+                folder = hub.snapshot(self.repo, self.revision, *beside)
         _check_weights(folder)
         return folder
 
@@ -72,10 +72,10 @@ class Source:
         """
         if not self.repo:
             return self.path.name, None
-        return _hub.spelled(self.repo), folder.name
+        return hub.spelled(self.repo), folder.name
 
     def _in_one_sentence(self):
-        return _hub.in_one_sentence(self.repo, self.revision, _nearest(self.repo))
+        return hub.in_one_sentence(self.repo, self.revision, _nearest(self.repo))
 
 
 def locate(path_or_id, revision: str | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""Tensors that come from outside, fitting or refused: the weights of a checkpoint, the tokens and padding of a call."""
+"""The weights of a checkpoint, memory-mapped, under the names that they have here; fitting or refused."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from safetensors import safe_open
 
-from ._checkpoints import locate, weight_files
+from ..checkpoints import locate, weight_files
 
 # A parameter of `Transformer`: its name in a checkpoint. {} is the layer, then the expert.
 CHECKPOINT_NAMES = {
@@ -77,44 +77,6 @@ def read_weights(
     dtype = dtype or tensors[checkpoint_name("embedding.weight")].dtype
     dtype, device = _check_target(dtype, "cpu" if device is None else device)
     return {stored_as[name]: tensor.to(device, dtype) for name, tensor in tensors.items()}
-
-
-def check_tokens(tokens, embedding: torch.Tensor, *, room: int, before: int = 0, after: int = 0) -> None:
-    """Refuse what is no batch of tokens for an embedding (V, d), or does not fit into the positions of a model.
-
-    Args:
-        tokens: hopefully (B, T) whole numbers below V, on the device of the embedding.
-        room: positions that the model has.
-        before: tokens that its cache holds.
-        after: tokens that are to be generated.
-    """
-    if not isinstance(tokens, torch.Tensor):
-        raise TypeError(f"tokens are a {type(tokens).__name__}: expected a tensor (B, T)")
-    found = f"tokens are {tuple(tokens.shape)} in {tokens.dtype} on {tokens.device}"
-    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{found}: expected (B, T) int64 with at least one token")
-    if tokens.device != embedding.device:
-        raise ValueError(f"{found}: expected {embedding.device}, where the model is")
-    least, most = (int(end) for end in tokens.aminmax())
-    if least < 0 or most >= len(embedding):
-        raise ValueError(f"tokens go from {least} to {most}: expected 0 to {len(embedding) - 1}, the vocabulary")
-    if before + tokens.shape[1] + after > room:
-        raise ValueError(
-            f"{before} tokens in the cache, {tokens.shape[1]} given and {after} to come: "
-            f"expected at most {room} together, the positions of the model"
-        )
-
-
-def count_pads(pad_mask, tokens: torch.Tensor) -> torch.Tensor:
-    """How many tokens of each sequence are padding, (B,), by a mask (B, T) bool, True where a token is real."""
-    if not isinstance(pad_mask, torch.Tensor) or pad_mask.dtype != torch.bool or pad_mask.device != tokens.device:
-        kind = f"{pad_mask.dtype} on {pad_mask.device}" if isinstance(pad_mask, torch.Tensor) else repr(pad_mask)
-        raise TypeError(f"pad_mask is {kind}: expected a tensor of bool on {tokens.device}, where tokens are")
-    if pad_mask.shape != tokens.shape:
-        raise ValueError(f"pad_mask is {tuple(pad_mask.shape)}: expected {tuple(tokens.shape)}, the shape of tokens")
-    if not pad_mask[:, -1].all() or (pad_mask[:, :-1] & ~pad_mask[:, 1:]).any():
-        raise ValueError("pad_mask has padding behind a real token, or a row without one: expected padding on the left")
-    return (~pad_mask).sum(dim=1)
 
 
 def _stored(folder) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The check of a count, which every room makes."""
+"""Checks of arguments that several modules share."""
 
 
 def check_count(name: str, value) -> None:

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,80 +17,17 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ._checkpoints import BUNDLED, Source, locate, weight_files
-from ._files import Need, lab_cache
-from ._fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
-from ._forms import check_form, explained, instead, is_whole, offer_copy, quantised_precision
-from ._generation import Printer, check_prompt, check_sampling
-from ._placement import check_disk, free_memory, need_of_experts, offload_folder, remove_with, spread
-from .config import ModelConfig, read_config
-from .memory import PREFILL_CHUNK, weight_bytes
+from ..checkpoints import BUNDLED, Source, locate, weight_files
+from ..config import ModelConfig, read_config
+from ..files import Need, lab_cache
+from ..memory import weight_bytes
+from .fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
+from .forms import check_form, explained, instead, is_whole, offer_copy, quantised_precision
+from .loaded import Loaded
+from .placement import check_disk, free_memory, need_of_experts, offload_folder, remove_with, spread
 
 DEFAULT_MODEL = "tiny-mistral"
 SMALL_BYTES = 2**30  # on a CPU, weights up to this size in float32 are kept in float32
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer, the name it was loaded by, and its shape."""
-
-    model: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    name: str
-    config: ModelConfig
-
-    def generate_text(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
-        seed: int | None = None,
-        stream: bool = False,
-    ) -> str:
-        """Continue a prompt with `generate` of transformers, `top_k=0`: temperature and top-p alone shape the choice.
-
-        Args:
-            prompt: text; the tokenizer puts its start token in front.
-            max_new_tokens: most tokens to add; the model's end token stops earlier.
-            temperature: divides the logits; 0 takes the likeliest token each time, and `top_p` then plays no part.
-            top_p: the least probability that the candidates must reach together, in (0, 1]; 1 keeps every token.
-            seed: the same seed gives the same text; PyTorch's random state (CPU and CUDA) is put back afterwards. None
-                draws from that state.
-            stream: print the text as it comes; a character that takes several tokens is printed when it is whole.
-
-        Returns:
-            the prompt and its continuation, without special tokens: what is streamed, but for the last line break.
-            Where `max_new_tokens` cuts a character in two, the text ends in U+FFFD, as that of `generate` does.
-
-        Raises:
-            TypeError, ValueError: an argument outside its range.
-
-        Differs: left to itself, `generate` also cuts to the 50 likeliest tokens.
-
-        >>> load("tiny-mistral").generate_text("My favourite condiment is", max_new_tokens=1, seed=0)[:25]
-        'My favourite condiment is'
-        """
-        check_prompt(prompt)
-        check_sampling(max_new_tokens, temperature, top_p, seed)
-        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
-        choice = {"do_sample": False}
-        if temperature > 0:
-            choice = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
-        with nullcontext() if seed is None else torch.random.fork_rng(range(torch.cuda.device_count())):
-            if seed is not None:
-                torch.manual_seed(seed)
-            tokens = self.model.generate(
-                inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                prefill_chunk_size=PREFILL_CHUNK if inputs["input_ids"].shape[1] > PREFILL_CHUNK else None,
-                streamer=Printer(self.tokenizer) if stream else None,
-                **choice,
-            )
-        return self.tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
 def load(
@@ -275,7 +211,7 @@ def _check_dtype(dtype, bits: int | None) -> torch.dtype:
 def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device, *beside):
     """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
     if getattr(config, "quantization_config", None):
-        from .four_bit import adopt, check_cpu  # bitsandbytes takes a second that most calls need not spend
+        from ..four_bit import adopt, check_cpu  # bitsandbytes takes a second that most calls need not spend
 
         if adopt(config) and device.type == "cpu":
             check_cpu()
@@ -289,7 +225,7 @@ def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch
         return _fetched(source), config, BitsAndBytesConfig(load_in_8bit=True)
     if bits != 4:
         return _fetched(source, *beside), config, None
-    from .four_bit import check_cpu, nf4_config, quantized_folder
+    from ..four_bit import check_cpu, nf4_config, quantized_folder
 
     if device.type == "cpu":
         check_cpu()
@@ -318,7 +254,7 @@ def _fetched(source: Source, *beside: Need) -> Path:
 
 
 def _check_four_bits(model: PreTrainedModel, name: str) -> None:
-    from .four_bit import audit
+    from ..four_bit import audit
 
     report = audit(model)
     if not report.passed:

@@ -52,10 +52,10 @@ def lab_cache() -> Path:
     return Path(os.environ.get("MISTRAL_LAB_CACHE") or Path(constants.HF_HOME) / "mistral_lab")
 
 
-def size(nbytes: int) -> str:
+def decimal_size(nbytes: int) -> str:
     """Bytes as disks are labelled: GB of 10^9, or MB of 10^6 where that is less than a tenth.
 
-    >>> size(93_400_000_000), size(3_283_280)
+    >>> decimal_size(93_400_000_000), decimal_size(3_283_280)
     ('93.4 GB', '3.3 MB')
     """
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
@@ -69,7 +69,7 @@ class Need(NamedTuple):
     purpose: str
 
     def __str__(self) -> str:
-        return f"{size(self.nbytes)} {self.purpose}"
+        return f"{decimal_size(self.nbytes)} {self.purpose}"
 
 
 def check_disk(*needs: Need) -> None:
@@ -85,8 +85,9 @@ def check_disk(*needs: Need) -> None:
         needed, free = sum(need.nbytes for need in shared), shutil.disk_usage(_existing(shared[0].folder)).free
         if needed > free:
             raise OSError(
-                f"{size(needed)} are needed in {shared[0].folder} ({' and '.join(map(str, shared))}), and {size(free)} "
-                f"are free there: free {size(needed - free)} more, or {LARGER_DISK}; then load again"
+                f"{decimal_size(needed)} are needed in {shared[0].folder} ({' and '.join(map(str, shared))}), and "
+                f"{decimal_size(free)} are free there: free {decimal_size(needed - free)} more, or {LARGER_DISK}; "
+                "then load again"
             )
 
 
@@ -108,15 +109,13 @@ def full_disk_in_a_sentence(left: Callable[[], Need]) -> Iterator[None]:
         need = left()
         free = shutil.disk_usage(_existing(need.folder)).free
         raise OSError(
-            f"the disk of {need.folder} is full: {need} are still needed, and {size(free)} are free; make room, or "
-            f"{LARGER_DISK}, and load again: what is finished stays and is used again"
+            f"the disk of {need.folder} is full: {need} are still needed, and {decimal_size(free)} are free; make "
+            f"room, or {LARGER_DISK}, and load again: what is finished stays and is used again"
         ) from None
 
 
 @contextmanager
-def one_process_at_a_time(
-    lock: Path, waiting: str, give_up: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
+def one_process_at_a_time(lock: Path, waiting: str, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Hold a lock among the processes of this machine.
 
     Args:
