@@ -24,7 +24,7 @@ lessons: $(INSTALLED) ## Run every lesson on the bundled models; copies and HTML
 
 # On the CPU, with a card or without: what is compared was recorded there. Two workers, one thread each: also a check that
 # no compared output depends on the number of threads. A file goes to one worker, which makes its fixtures once. Lessons
-# run where each socket to another machine is refused.
+# run where each socket to another machine is refused, the last ones first: those take longest.
 CHECKED := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python
 
 quick: lint ## Check the style, and the tests of what changed, the nearest first: under a minute
@@ -32,7 +32,8 @@ quick: lint ## Check the style, and the tests of what changed, the nearest first
 
 test: lint ## Check the code, the docstrings' examples and every lesson's outputs
 	$(CHECKED) -m pytest -n 2 --dist loadfile
-	$(CHECKED) -m pytest -p tests.no_network --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
+	$(CHECKED) -m pytest -p tests.no_network --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	    -n 2 --dist loadfile --no-loadscope-reorder $$(ls -r notebooks/*.ipynb)
 
 test-device: $(INSTALLED) ## Run every lesson and the package's functions on a test device that is not the CPU
 	env -u MISTRAL_LAB_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/device -n 2 --dist worksteal
