@@ -27,6 +27,8 @@ LOADING = "mistral_lab/loading/__init__.py"
         ("tests/test_card.py", ["tests/test_card.py"], None, MASKS),
         ("tests/hub/conftest.py", ["tests/hub/test_hub.py", "tests/hub/test_hub_loading.py"], None, MASKS),
         ("environment.yml", ["tests/test_packaging.py"], None, MASKS),
+        ("README.md", ["tests/test_packaging.py"], None, "tests/test_card.py"),  # which reads another README.md
+        ("mistral_lab/bundled/traces/ranks.json", ["tests/test_explorers.py"], None, MASKS),
         ("tests/device/test_package.py", [], None, MASKS),
         ("mistral_lab/removed.py", [], None, MASKS),
     ],

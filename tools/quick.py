@@ -62,8 +62,12 @@ def own_tests(file: str, tests: list[str]) -> set[str]:
     if file.endswith("conftest.py"):
         return {test for test in tests if test.startswith(file.removesuffix("conftest.py"))}
     if not file.endswith(".py"):
-        word = "template.lessons()" if file.endswith(".ipynb") else Path(file).name
-        return {test for test in tests if word in (ROOT / test).read_text(encoding="utf-8")}
+        texts = {test: (ROOT / test).read_text(encoding="utf-8") for test in tests}
+        if file.endswith(".ipynb"):
+            return {test for test, text in texts.items() if "template.lessons()" in text}
+        # A file of another folder may have the same name: who reads one of the repository's root says ROOT.
+        sure = re.compile(r"" if "/" in file else r"\bROOT\b")
+        return {test for test, text in texts.items() if Path(file).name in text and sure.search(text)}
     parts = [part for part in Path(file).with_suffix("").parts[1:] if part != "__init__"]
     names = ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
     by_name = ({test for test in tests if re.fullmatch(rf"test_{name}(_\w+)?\.py", Path(test).name)} for name in names)
