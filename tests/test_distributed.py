@@ -20,6 +20,8 @@ from mistral_lab.distributed import experts as loader
 from mistral_lab.loading import load
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
+pytestmark = pytest.mark.long
+
 BUNDLED = checkpoints.locate("tiny-mixtral").path
 TINY = ModelConfig.from_pretrained("tiny-mixtral")
 

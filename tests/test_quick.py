@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ LOADING = "mistral_lab/loading/__init__.py"
         ("tests/test_card.py", ["tests/test_card.py"], None, MASKS),
         ("tests/hub/conftest.py", ["tests/hub/test_hub.py", "tests/hub/test_hub_loading.py"], None, MASKS),
         ("environment.yml", ["tests/test_packaging.py"], None, MASKS),
-        ("README.md", ["tests/test_packaging.py"], None, "tests/test_card.py"),  # which reads another README.md
-        ("mistral_lab/bundled/traces/ranks.json", ["tests/test_explorers.py"], None, MASKS),
+        ("README.md", ["tests/test_packaging.py", "tests/test_tiers.py"], None, "tests/test_card.py"),  # has its own
+        ("mistral_lab/bundled/runs.json", ["tests/test_bundled.py", "tests/test_card.py"], None, MASKS),
         ("tests/device/test_package.py", [], None, MASKS),
         ("mistral_lab/removed.py", [], None, MASKS),
     ],
@@ -72,20 +73,26 @@ def test_changed_is_what_a_branch_did_what_is_not_committed_and_what_is_new(tmp_
     assert quick.changed(None) == ["edited", "new", "removed"]
 
 
-def test_what_would_begin_too_late_is_skipped_and_named(tmp_path, monkeypatch):
-    (tmp_path / "test_a.py").write_text("def test_1(): pass\ndef test_2(): pass\n")
+def test_what_would_begin_too_late_is_skipped_and_named(tmp_path):
+    (tmp_path / "test_a.py").write_text("import pytest\n@pytest.mark.long\ndef test_1(): pass\ndef test_2(): pass\n")
     (tmp_path / "test_b.py").write_text("def test_1(): pass\n")
     search = os.pathsep.join([str(Path(quick.__file__).parents[1]), *sys.path])
-    done = subprocess.run(
-        [*quick.PYTEST, "-n", "0", "-p", "no:cacheprovider", "test_a.py", "test_b.py"],
-        cwd=tmp_path,
-        env=os.environ | {"QUICK_UNTIL": "0", "PYTHONPATH": search},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "The time was over: 3 tests are left to make test, in test_a.py test_b.py" in done.stdout
-    assert done.returncode == 0
-    monkeypatch.setenv("QUICK_UNTIL", "inf")
-    quick.pytest_runtest_setup()
+
+    def said(until):
+        done = subprocess.run(
+            [*quick.PYTEST, "-n", "0", "-p", "no:cacheprovider", "test_a.py", "test_b.py"],
+            cwd=tmp_path,
+            env=os.environ | {"QUICK_UNTIL": str(until), "PYTHONPATH": search},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    assert "The time was over: 3 tests are left to make test, in test_a.py test_b.py" in said(0)
+    # The long one needs more time than is left; that it begins where there is enough, every other use shows.
+    late = said(time.time() + quick.LONG_S - 1)
+    assert "2 passed, 1 skipped" in late
+    assert "The time was over: 1 tests are left to make test, in test_a.py" in late

@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 40  # in which a test may begin; lint, and the tests that run by then, take the rest of a minute
+LONG_S = 25  # at least, from the last beginning of a test marked as long to the end of that time
 TOO_LATE = "left to make test"
 PYTEST = [sys.executable, "-m", "pytest", "-p", "tools.quick", "-q", "-n", "2", "--dist", "loadfile"]
 NBVAL = ["-p", "tests.no_network", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
@@ -114,9 +115,9 @@ def main() -> int:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Begin no test after the time is over (pytest, with this file as its plugin)."""
-    if time.time() > float(os.environ["QUICK_UNTIL"]):
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin no test after the time is over, a long one long before (pytest, with this file as its plugin)."""
+    if time.time() > float(os.environ["QUICK_UNTIL"]) - (LONG_S if item.get_closest_marker("long") else 0):
         pytest.skip(TOO_LATE)
 
 
