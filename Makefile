@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lessons test test-device test-gpu test-browser test-colab test-latest test-oldest test-full-size
+.PHONY: help lab lessons quick test test-device test-gpu test-browser test-colab test-latest test-oldest test-full-size
 .PHONY: outputs train picture lint address
 
 help: ## Say what each target does
@@ -22,12 +22,18 @@ lab: $(INSTALLED) ## Open JupyterLab on the lessons, on this machine only
 lessons: $(INSTALLED) ## Run every lesson on the bundled models; copies and HTML pages in build/lessons
 	@$(BIN)/python tools/lessons.py
 
-# On the CPU, with a card or without: what is compared was recorded there. Two notebooks at a time, one thread each: also a
-# check that no compared output depends on the number of threads.
+# On the CPU, with a card or without: what is compared was recorded there. Two workers, one thread each: also a check that
+# no compared output depends on the number of threads. A file goes to one worker, which makes its fixtures once. Lessons
+# run where each socket to another machine is refused, the last ones first: those take longest.
+CHECKED := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python
+
+quick: lint ## Check the style, and the tests of what changed, the nearest first: under a minute
+	@$(CHECKED) tools/quick.py $(BASE:%=--base %)
+
 test: lint ## Check the code, the docstrings' examples and every lesson's outputs
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
-	env -u MISTRAL_LAB_MODEL CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	    --nbval --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
+	$(CHECKED) -m pytest -n 2 --dist loadfile
+	$(CHECKED) -m pytest -p tests.no_network --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	    -n 2 --dist loadfile --no-loadscope-reorder $$(ls -r notebooks/*.ipynb)
 
 test-device: $(INSTALLED) ## Run every lesson and the package's functions on a test device that is not the CPU
 	env -u MISTRAL_LAB_MODEL OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/device -n 2 --dist worksteal

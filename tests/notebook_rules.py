@@ -6,6 +6,7 @@ Cells are numbered from 1, Markdown included.
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -281,6 +282,7 @@ def alt_text(output: NotebookNode) -> str:
     return next((entry["alt"] for entry in [*by_kind, output.metadata] if "alt" in entry), "")
 
 
+@cache
 def exported_names(package: Path) -> dict[str, str]:
     """The public functions, classes and constants of the package, each with its file; those of `training` aside."""
     exported = {}

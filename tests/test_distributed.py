@@ -11,6 +11,7 @@ import pytest
 import reference
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from mistral_lab import checkpoints
 from mistral_lab.config import PRESETS, ModelConfig
@@ -19,6 +20,8 @@ from mistral_lab.distributed import check_room, experts_of_rank, launch, load_ra
 from mistral_lab.distributed import experts as loader
 from mistral_lab.loading import load
 from mistral_lab.memory import traffic_bytes, weights_by_device
+
+pytestmark = pytest.mark.long
 
 BUNDLED = checkpoints.locate("tiny-mixtral").path
 TINY = ModelConfig.from_pretrained("tiny-mixtral")
@@ -367,6 +370,14 @@ def test_the_command_says_which_rank_is_unequal_and_fails_there(capsys):
     assert second.endswith("rank 1: logits equal to one process's, bit for bit: False")
 
 
+@pytest.fixture
+def bars():
+    """The command turns progress bars off for its process, which here is that of other tests too."""
+    yield
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.mark.usefixtures("bars")
 def test_any_rank_of_the_command_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setenv("RANK", "5")  # nine start at once; `torchrun` ends the others when the first has failed
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -375,6 +386,7 @@ def test_any_rank_of_the_command_says_why_it_cannot_run(monkeypatch):
         command.main()
 
 
+@pytest.mark.usefixtures("bars")
 def test_the_command_without_ranks_says_how_to_start_them(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit, match="^error: this process is no rank: start it with `torchrun"):

@@ -15,6 +15,8 @@ from mistral_lab import checkpoints
 from mistral_lab.distributed import launch, launcher
 from mistral_lab.distributed.outcome import failure
 
+pytestmark = pytest.mark.long
+
 BUNDLED = str(checkpoints.locate("tiny-mixtral").path)
 
 # Ranks that fail. Rank 0 waits for rank 1, or computes on as if nothing were.

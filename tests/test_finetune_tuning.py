@@ -115,6 +115,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, mon
         finetune.tune(student(**asked), examples, steps=5, batch_size=4, checkpoints=tmp_path)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Checkpoints of a run that was stopped; whoever is refused leaves them as they are."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_run(folder, patch, examples=letters(TRAIN, 10), steps=5)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -125,15 +134,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, mon
         ({"examples": TWO}, "examples was "),
     ],
 )
-def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path, monkeypatch, changed, said):
-    examples = letters(TRAIN, 10)
-    stopped_run(tmp_path, monkeypatch, examples=examples, steps=5)
-    kept = sorted(tmp_path.rglob("*"))
-    asked = {"examples": examples, "steps": 5, "batch_size": 4} | changed
+def test_checkpoints_of_another_run_are_refused_and_kept(stopped, changed, said):
+    kept = sorted(stopped.rglob("*"))
+    asked = {"examples": letters(TRAIN, 10), "steps": 5, "batch_size": 4} | changed
     loaded = student(dtype=asked.pop("dtype", None))
     with pytest.raises(FileExistsError, match=rf"another run: {said}.*; give another folder"):
-        finetune.tune(loaded, asked.pop("examples"), checkpoints=tmp_path, **asked)
-    assert sorted(tmp_path.rglob("*")) == kept
+        finetune.tune(loaded, asked.pop("examples"), checkpoints=stopped, **asked)
+    assert sorted(stopped.rglob("*")) == kept
 
 
 def test_checkpoints_of_another_rank_or_of_nobody_are_refused(tmp_path, monkeypatch):
@@ -150,7 +157,7 @@ def test_a_task_that_the_model_cannot_do_is_learnt(name):
     questions = letters(HELD_OUT, 60)
     loaded = student(name, rank=8)
     assert finetune.exact_match(loaded, questions).share < 0.1
-    finetune.tune(loaded, letters(TRAIN, 960), steps=60, batch_size=16)
+    finetune.tune(loaded, letters(TRAIN, 480), steps=60, batch_size=8)
     assert finetune.exact_match(loaded, questions).share > 0.9
 
 

@@ -1,6 +1,5 @@
 """Importing the package is light, and each room imports only the rooms that DESIGN lets it."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import mistral_lab
+from imports import imported_names
 
 PACKAGE = Path(mistral_lab.__file__).parent
 
@@ -62,20 +62,9 @@ def rooms() -> dict[str, list[Path]]:
 
 def imported_rooms(path: Path, package: str) -> set[str]:
     """The rooms that a file of `package` ('mistral_lab', 'mistral_lab.training', ...) imports, at any depth of code."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            names = [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        # `from mistral_lab import load` names no room; it stands in loading.
-        parts = [name.split(".") + [""] for name in names]
-        found |= {mistral_lab._EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
-    return found
+    parts = [name.split(".") + [""] for name in imported_names(path, package)]
+    # `from mistral_lab import load` names no room; it stands in loading.
+    return {mistral_lab._EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
 
 
 def test_the_parser_sees_every_form_of_import(tmp_path):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from test_offline import SITECUSTOMIZE
+from no_network import SITECUSTOMIZE
 
 from mistral_lab import __main__ as program
 from mistral_lab.config import PRESETS

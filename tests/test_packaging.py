@@ -153,11 +153,21 @@ def test_the_readme_lists_nine_lessons_and_marks_those_to_come():
         assert ("coming" in row) == (not exists), row
 
 
-def test_every_link_of_the_readme_leads_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme()) if not link.startswith("https://")]
-    assert "docs/parameters.png" in links
+@pytest.mark.parametrize(("page", "one"), [("README.md", "docs/parameters.png"), ("CONTRIBUTING.md", "README.md")])
+def test_every_link_of_a_page_leads_somewhere(page, one):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("https://")]
+    assert one in links
     for link in links:
-        assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
+        assert (ROOT / link).exists(), f"{page} links to {link}, which is not there"
+
+
+def test_the_pages_name_commands_that_make_has():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE))
+        assert "test" in named
+        assert named <= targets
 
 
 def test_the_readme_names_every_room_in_its_tree():

@@ -241,6 +241,7 @@ def own_mounts() -> tuple[str, ...]:
     return command
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_keeps_what_is_finished(hub, reader, mixture):
     hub.repos["owner/mixture"] = mixture
     disk, lab = str(reader.home), str(reader.home / "mistral_lab")
@@ -291,6 +292,7 @@ def tell(process: subprocess.Popen) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.long
 def test_a_killed_quantisation_goes_on_and_a_second_process_waits_for_it(hub, reader, mixture):
     hub.repos["owner/mixture"] = mixture
     step = {"do": "quantise", "name": "owner/mixture"}
