@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..arguments import check_count
 from ..memory.weights import attention_shapes, feed_forward_shapes
 from .adapters import ATTENTION, DENSE, EXPERTS, target_names
+from .compat import TorchDispatchMode, storage_key, tensors_in
 from .tuning import training_mode
 
 # Bytes: float32 for what is trained, 16 bits for the arithmetic of the model, 64 for indices.
@@ -153,10 +152,10 @@ class _LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(out):
+        given = {storage_key(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(out):
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key = storage_key(storage)
             if key not in given and key not in self.live:
                 self.live[key] = storage.nbytes()
                 weakref.finalize(storage, self.live.pop, key, None)
@@ -165,10 +164,6 @@ class _LiveTensors(TorchDispatchMode):
     @property
     def nbytes(self) -> int:
         return sum(self.live.values())
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def measured_activation_bytes(loaded, *, batch: int, tokens: int, checkpointing: bool = False) -> int:

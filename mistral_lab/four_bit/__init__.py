@@ -6,9 +6,10 @@ that does not.
 """
 
 from .audit import Audit, AuditRow, audit
-from .checkpoint import four_bits, quantized_folder
+from .checkpoint import quantized_folder, quantized_tensors
+from .experts import FourBitExpert, FourBitExperts
 from .linear import ExactLinear4bit
-from .quantizer import FourBitConfig, FourBitExpert, FourBitExperts, adopt, check_cpu, nf4_config
+from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 
 __all__ = [
     "Audit",
@@ -17,10 +18,10 @@ __all__ = [
     "FourBitConfig",
     "FourBitExpert",
     "FourBitExperts",
-    "adopt",
     "audit",
     "check_cpu",
-    "four_bits",
     "nf4_config",
     "quantized_folder",
+    "quantized_tensors",
+    "use_our_quantizer",
 ]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from bitsandbytes.nn import Params4bit
-from bitsandbytes.nn.parametrize import Bnb4bitParametrization
+
+from .compat import quant_state
 
 # What a piece of a parameter's name says about the part of the model. The first that fits counts.
 PARTS = {
@@ -118,23 +119,15 @@ def _part(name: str) -> str:
     return next((part for part, piece in PARTS.items() if piece in dotted), "other")
 
 
-def _quant_state(model, name: str, parameter):
-    """bitsandbytes' state of a 4-bit tensor: with the parameter, or with the parametrisation that stands for it."""
-    if name.endswith(".original") and ".parametrizations." in name:
-        steps = model.get_submodule(name.removesuffix(".original"))
-        return next((step.quant_state for step in steps if isinstance(step, Bnb4bitParametrization)), None)
-    return getattr(parameter, "quant_state", None)
-
-
 def _bits(model, name: str, parameter) -> int:
-    if isinstance(parameter, Params4bit) or _quant_state(model, name, parameter) is not None:
+    if isinstance(parameter, Params4bit) or quant_state(model, name, parameter) is not None:
         return 4
     return 8 * parameter.element_size()
 
 
 def _measure(model, name: str, parameter, tables: dict[int, int]) -> tuple[int, int]:
     """Weights and bytes of one parameter; adds its tables."""
-    state = _quant_state(model, name, parameter)
+    state = quant_state(model, name, parameter)
     if state is None:
         if isinstance(parameter, Params4bit):
             return parameter.numel(), _four_bit_bytes(parameter)

@@ -4,16 +4,16 @@ import copy
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from tqdm.auto import tqdm
 
+from .compat import RestoringLinear4bit, is_packed
 from .packing import pack_codes, packed_state, unpack_codes
 
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel takes whole tiles of so many output and input features
 BAR_AFTER_S = 2  # packing shows its progress where it takes longer than this
 
 
-class ExactLinear4bit(Linear4bit):
+class ExactLinear4bit(RestoringLinear4bit):
     """`bitsandbytes.nn.Linear4bit` in NF4 that a forward on the CPU does not change for good.
 
     Where a CPU has AVX512_BF16, the first forward of `Linear4bit` packs the weight for a fused kernel: it moves the
@@ -37,22 +37,21 @@ class ExactLinear4bit(Linear4bit):
             in_features, out_features, bias=False, compute_dtype=compute_dtype, compress_statistics=double,
             quant_type="nf4",
         )  # fmt: skip
-        self.source_cls = torch.nn.Linear  # transformers asks which way round the weight lies
         self.requires_grad_(False)
         # While the weight is packed: bitsandbytes' QuantState, and dtype and shape in which the codes were stored.
         self.scales_before_packing = self.stored_as = None
         if out_features % KERNEL_ROWS or in_features % KERNEL_COLUMNS:
-            self.support_avx512bf16_for_cpu = False
+            self.fused_kernel = False
 
     @property
     def packed(self) -> bool:
         """Whether the weight lies as the fused CPU kernel wants it."""
-        return getattr(self.weight.quant_state, "packing_format_for_cpu", False)
+        return is_packed(self.weight.quant_state)
 
     @property
     def packable(self) -> bool:
         """Whether the fused CPU kernel can read this matrix here, and it does not lie so already."""
-        return self.support_avx512bf16_for_cpu and self.weight.device.type == "cpu" and not self.packed
+        return self.fused_kernel and self.weight.device.type == "cpu" and not self.packed
 
     def pack(self) -> None:
         """Lay the weight as the fused CPU kernel wants it; nothing happens where that kernel cannot be used."""
@@ -100,14 +99,6 @@ class ExactLinear4bit(Linear4bit):
         if mode:
             self.unpack()
         return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):
-        self.unpack()  # what moves to another device or dtype must be what was quantised
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        self.unpack()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 def pack_at_first_forward(model: torch.nn.Module) -> None:

@@ -19,6 +19,8 @@ import copy
 import torch
 from bitsandbytes.functional import QuantState, dequantize_blockwise
 
+from .compat import mark_packed
+
 STRIP = 32  # rows that the kernel takes at once
 
 
@@ -66,5 +68,6 @@ def packed_state(state: QuantState) -> QuantState:
         absmax = dequantize_blockwise(absmax, state.state2) + state.offset
     ready = copy.copy(state)
     ready.absmax = absmax.reshape(state.shape[0], -1).T.to(torch.bfloat16).contiguous()
-    ready.nested, ready.state2, ready.dtype, ready.packing_format_for_cpu = False, None, torch.bfloat16, True
+    ready.nested, ready.state2, ready.dtype = False, None, torch.bfloat16
+    mark_packed(ready)
     return ready

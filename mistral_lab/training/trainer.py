@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .compat import FaithfulTrainer
 from .corpus import document
 from .recipes import Recipe
 
@@ -46,7 +47,7 @@ class Blocks(Dataset):
         return {"input_ids": block, "labels": block}
 
 
-class BalancedTrainer(Trainer):
+class BalancedTrainer(FaithfulTrainer):
     """A Trainer whose balancing loss looks at each layer alone.
 
     Differs: transformers pools all layers before it multiplies shares and probabilities, so one layer that overuses
@@ -61,15 +62,6 @@ class BalancedTrainer(Trainer):
         layers = [load_balancing_loss_func((logits,), experts, chosen) for logits in outputs.router_logits]
         loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Read a checkpoint as `from_pretrained` does.
-
-        The Trainer's own way passes over every expert and router with only a warning: a checkpoint names the matrices
-        of each expert, the model in memory has them fused.
-        """
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
