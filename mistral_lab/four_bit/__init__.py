@@ -1,8 +1,8 @@
-"""Four bits that are four bits: bitsandbytes' NF4 for every matrix of a decoder, Mixtral's experts included.
+"""Four bits that are four bits: bitsandbytes' NF4 for every weight matrix of a decoder, Mixtral's experts included.
 
-transformers stores all experts of a layer in two tensors, and bitsandbytes replaces `nn.Linear` alone: the well-known
-`load_in_4bit=True` leaves 96.6 % of Mixtral in 16 bits. Importing this room registers a quantiser with transformers
-that does not.
+transformers stores all experts of a layer in two tensors, and bitsandbytes replaces only `nn.Linear`: the well-known
+`load_in_4bit=True` leaves 96.6 % of Mixtral in 16 bits. Importing this module registers a quantiser with transformers
+that quantises the experts too.
 """
 
 from .audit import Audit, AuditRow, audit

@@ -25,7 +25,7 @@ class FourBitExpert(nn.Module):
 
 
 class FourBitExperts(nn.ModuleList):
-    """All experts of a layer, each apart: in the place, and with the call, of transformers' `MixtralExperts`."""
+    """All experts of a layer as separate modules; called like transformers' `MixtralExperts`, whose place they take."""
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Send each token through the experts chosen for it; an expert that nobody chose is not touched.

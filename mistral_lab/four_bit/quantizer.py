@@ -22,11 +22,11 @@ COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @register_quantization_config(METHOD)
 class FourBitConfig(BitsAndBytesConfig):
-    """NF4 in blocks of 64 for every matrix of attention, feed-forward networks and experts.
+    """NF4 in blocks of 64 for every weight matrix of attention, feed-forward networks and experts.
 
     Args:
         double: whether the scales are quantised too (arXiv:2305.14314, section 3).
-        compute_dtype: what the arithmetic is done in; None is the dtype that the model is loaded in.
+        compute_dtype: the dtype of the arithmetic; None is the dtype that the model is loaded in.
     """
 
     def __init__(self, double: bool = True, compute_dtype: torch.dtype | str | None = None) -> None:
@@ -41,7 +41,10 @@ class FourBitConfig(BitsAndBytesConfig):
         self.bnb_4bit_compute_dtype = chosen
 
     def to_dict(self) -> dict:
-        """What is written into config.json; without `load_in_4bit`, by which transformers takes its own quantiser."""
+        """Return what is written into config.json.
+
+        `load_in_4bit` is left out: where it is set, transformers uses its own quantiser.
+        """
         dtype = self.bnb_4bit_compute_dtype
         return {
             "quant_method": METHOD,
@@ -50,7 +53,7 @@ class FourBitConfig(BitsAndBytesConfig):
         }
 
     def to_diff_dict(self) -> dict:
-        """The same: there are no defaults to leave out."""
+        """Return the same: there are no defaults to leave out."""
         return self.to_dict()
 
     @classmethod
@@ -66,12 +69,12 @@ def nf4_config(*, double: bool = True, compute_dtype: torch.dtype | str | None =
     Source: arXiv:2305.14314, section 3 (NF4 and double quantisation).
 
     Args:
-        double: quantise the scales too: 4.127 bits a weight instead of 4.5.
+        double: quantise the scales too: 4.127 bits per weight instead of 4.5.
         compute_dtype: torch.bfloat16, torch.float16 or torch.float32, or its name. None is the dtype that
             `from_pretrained` loads the model in.
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: an argument that is none of these.
 
     Differs: `BitsAndBytesConfig(load_in_4bit=True)` means FP4, no double quantisation, arithmetic in float32, and
         experts in 16 bits.
@@ -83,17 +86,17 @@ def nf4_config(*, double: bool = True, compute_dtype: torch.dtype | str | None =
 
 
 def use_our_quantizer(config) -> bool:
-    """Have a checkpoint of bitsandbytes in 4 bits read by this module, instead of by transformers' own quantiser.
+    """Have `FourBitQuantizer` read a 4-bit checkpoint of bitsandbytes, instead of transformers' own quantiser.
 
-    That one fails where the experts, the router or the output layer are in 4 bits, as in the copies of Mixtral that
-    were written before transformers 5.
+    transformers' own fails where the experts, the router or the output layer are in 4 bits, as in the copies of Mixtral
+    that were written before transformers 5.
 
     Args:
-        config: a transformers config; changed in place where it names 4 bits of bitsandbytes. Whether they are NF4 or
-            FP4, and which matrices are in 4 bits, is then taken from the files.
+        config: a transformers config. It is changed in place where it says 4 bits of bitsandbytes. Whether those are
+            NF4 or FP4, and which weights are in 4 bits, is then taken from the files.
 
     Returns:
-        whether the checkpoint is one that this module reads, from now on or already.
+        whether `FourBitQuantizer` reads the checkpoint, be it by this change or because the config said so before.
     """
     entry = getattr(config, "quantization_config", None)
     if entry is None:
@@ -109,9 +112,10 @@ def use_our_quantizer(config) -> bool:
 
 @register_quantizer(METHOD)
 class FourBitQuantizer(TransformersQuantizer):
-    """transformers' 4-bit quantiser, but for a model whose experts are separate matrices before weights arrive.
+    """transformers' 4-bit quantiser, for a model whose experts become separate matrices before weights arrive.
 
-    Each tensor of the checkpoint is then read, quantised and freed by itself.
+    Each tensor of the checkpoint is then read, quantised and freed by itself. `from_pretrained` calls the methods in
+    the order in which they stand here.
     """
 
     separate_experts = True  # unless the files hold the experts of a layer in one tensor
@@ -141,7 +145,7 @@ class FourBitQuantizer(TransformersQuantizer):
         config = self.quantization_config
         settings = {"compute_dtype": config.bnb_4bit_compute_dtype, "double": config.bnb_4bit_use_double_quant}
         kept = self.kept_modules(model)
-        held = modules_in_four_bits(files) if self.pre_quantized else None  # None: all that is not kept
+        held = modules_in_four_bits(files) if self.pre_quantized else None  # None: all modules but the kept ones
         with torch.device("meta"):
             for name, module in list(model.named_modules()):
                 if isinstance(module, MixtralExperts) and (
@@ -200,7 +204,7 @@ class FourBitQuantizer(TransformersQuantizer):
 
 
 def modules_in_four_bits(files: list[str | Path]) -> set[str]:
-    """Name the modules, as transformers 5 calls them, of which the files of a checkpoint hold the weight in 4 bits."""
+    """Name the modules whose weights the files of a checkpoint hold in 4 bits, as transformers 5 names them."""
     names = {name for file in files for name in read_header(file)}
     found = {name.partition(".weight.quant_state.bitsandbytes__")[0] for name in names if ".quant_state." in name}
     return {name.replace(".block_sparse_moe.", ".mlp.") for name in found}
