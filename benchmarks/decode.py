@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from compat import compiled_everywhere
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
-from transformers import CompileConfig
 
 from mistral_lab.loading import load
 from mistral_lab.measure import compare, time_in_turns
@@ -128,8 +128,7 @@ def contenders(name: str, options: argparse.Namespace) -> dict[str, Callable[[],
         FLOOR: bare_loop(ours, tokens, options.new),
     }
     if options.compile:
-        how = CompileConfig(mode="default")
-        how._compile_all_devices = True  # by itself generate compiles on GPUs alone
+        how = compiled_everywhere()
         found[f"{THEIRS}, compiled"] = lambda: generate(cache_implementation="static", compile_config=how)
     return found
 

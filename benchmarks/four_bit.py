@@ -54,8 +54,8 @@ def build(options: argparse.Namespace) -> dict[str, torch.nn.Module]:
         intermediate_size=options.hidden,
         num_local_experts=options.experts,
         num_experts_per_tok=options.experts_per_tok,
+        experts_implementation="eager",
     )
-    config._experts_implementation = "eager"
 
     def fused() -> MixtralExperts:
         with torch.device("meta"):

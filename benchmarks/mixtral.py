@@ -42,7 +42,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.four_bit import Audit, audit, four_bits, nf4_config
+from mistral_lab.four_bit import Audit, audit, nf4_config, quantized_tensors
 from mistral_lab.loading import Loaded
 from mistral_lab.measure import (
     Machine,
@@ -120,7 +120,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, device: torch.device, *,
             if len(shape) == 2:  # values with which the activations keep their magnitude
                 weight.uniform_(-1, 1, generator=random).mul_((3 / shape[1]) ** 0.5)
             is_matrix = "_proj." in name or ".experts." in name
-            shard |= four_bits(name, weight) if quantised and is_matrix else {name: weight.cpu()}
+            shard |= quantized_tensors(name, weight) if quantised and is_matrix else {name: weight.cpu()}
         file = f"layer-{'rest' if layer is None else layer}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, file)

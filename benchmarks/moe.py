@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import psutil
 import torch
+from compat import choose_experts
 from torch.nn import functional
 from transformers import MixtralConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -78,7 +79,7 @@ def peers(block: MixtralSparseMoeBlock, x: torch.Tensor) -> dict[str, Callable[[
     """Every experts implementation that transformers lists, as a function that runs the block with it."""
 
     def run(name: str) -> torch.Tensor:
-        block.experts.config._experts_implementation = name
+        choose_experts(block.experts.config, name)
         return block(x[None])[0]
 
     names = ["eager", *sorted(ALL_EXPERTS_FUNCTIONS.valid_keys())]

@@ -1,4 +1,4 @@
-"""Four bits a weight: the sixteen values of NF4, a scale for each block of weights, and those scales in eight bits.
+"""Four bits per weight: the sixteen values of NF4, a scale for each block of weights, and those scales in eight bits.
 
 A weight is stored as the number of the nearest of sixteen values, once its block is divided by its absmax, the largest
 absolute value in it:
@@ -24,10 +24,11 @@ def normal_codebook() -> torch.Tensor:
     """The sixteen values of NF4, 4-bit NormalFloat: quantiles of the normal distribution, scaled to [-1, 1].
 
     Weights of trained networks are roughly normal. Quantiles at even steps of probability put as many weights on each
-    value as on any other, but two things are wanted besides: an exact zero, and a finite outermost value. So the two
-    halves are laid out apart, eight values above zero and seven below, each from the probability 1/2, whose quantile is
-    the zero, to one short of 1, whose quantile is infinite. Half a step is what it falls short by: 1/32 for sixteen
-    steps, 1/30 for fifteen, and as the halves differ, the mean of the two.
+    value as on any other. But two more things are wanted: an exact zero, and a finite outermost value. So the two
+    halves are laid out separately, eight values above zero and seven below. Each half goes from the probability 1/2,
+    whose quantile is zero, to a probability just below 1, whose quantile would be infinite. It stays below by half a
+    step. Half a step is 1/32 where there are sixteen steps and 1/30 where there are fifteen; the mean of the two is
+    taken for both halves.
 
     Equation: Q(1/2 + i (p - 1/2)/8) for i = 0 ... 8 and -Q(1/2 + i (p - 1/2)/7) for i = 1 ... 7, all over Q(p),
         with Q the inverse of the normal distribution function and p = 1 - (1/32 + 1/30)/2 = 0.9677083.
@@ -50,8 +51,9 @@ def normal_codebook() -> torch.Tensor:
 def float_codebook() -> torch.Tensor:
     """The sixteen values of FP4 as bitsandbytes has it: one bit of sign, two of exponent, one of mantissa.
 
-    Number 8 s + 2 e + m stands for (1 + m/2) 2^(4 - e), the smaller the larger e is; where e = 0, for m/16. All are
-    then divided by the largest, 12. There is a zero of each sign, so fifteen values differ.
+    The number 8 s + 2 e + m stands for (1 + m/2) 2^(4 - e), negative where s = 1; where e = 0, it stands for m/16. A
+    larger e means a smaller value. All are then divided by the largest, 12. Zero occurs with either sign, so there are
+    fifteen different values.
 
     Source: `get_4bit_type` in bitsandbytes/functional.py.
 
@@ -69,8 +71,8 @@ def float_codebook() -> torch.Tensor:
 def dynamic_codebook() -> torch.Tensor:
     """The 256 values in which an absmax is stored with double quantisation: fine near zero, coarse far from it.
 
-    Each power of ten is split evenly, the largest into 64 parts, the next into 32, and so on down to one; the middle of
-    each part is a value, with either sign. 0 and 1 are added.
+    Each decade is split evenly: the one from 0.1 to 1 into 64 parts, the next smaller one into 32, and so on down to
+    one part. The middle of each part is a value, with either sign. 0 and 1 are added.
 
     Source: arXiv:1511.04561; arXiv:2110.02861; `create_dynamic_map` in bitsandbytes/functional.py.
 
@@ -98,14 +100,14 @@ class Quantized:
     """Weights in four bits: what is stored, and what is needed to read it.
 
     Args:
-        packed: (ceil(n/2),) uint8, two numbers a byte, the first in the high half.
+        packed: (ceil(n/2),) uint8, two numbers per byte, the first in the high half.
         absmax: (blocks,) float32, the largest absolute value in each block; with double quantisation (blocks,) uint8,
             numbers of DYNAMIC_CODEBOOK.
         shape, dtype: of the weights.
         block_size: weights that share an absmax.
         codebook: (16,) float32, what the numbers stand for.
         nested_absmax: (ceil(blocks/256),) float32, the scales of `absmax`; None without double quantisation.
-        offset: () float32, the mean that was taken off before; None without double quantisation.
+        offset: () float32, the mean that was subtracted from the absmax values; None without double quantisation.
     """
 
     packed: torch.Tensor = field(repr=False)
@@ -132,9 +134,10 @@ def quantize(
 
     Equation: number[i] = the c that minimises |codebook[c] - w[i] / absmax|, absmax = max |w[j]| over the block of i.
     Source: arXiv:2305.14314, section 3 (block size 64 for weights, 256 for the absmax).
-    Differs: bitsandbytes on the CPU gives the same bits but for one case: a block whose absmax is below 1e-38 it scales
-        by 1e38 alone; here it is scaled as any other. Half-way between two values both take the lower. Its CUDA kernels
-        (source read, not run) scale a last, shorter block as they do the others, and compare magnitudes for FP4.
+    Differs: bitsandbytes on the CPU gives the same bits, except for a block whose absmax is below 1e-38: bitsandbytes
+        multiplies such a block by 1e38 and no more, here it is scaled like any other. Half-way between two values, both
+        take the lower. The CUDA kernels of bitsandbytes (source read, not run) scale a last, shorter block as they do
+        the others, and compare magnitudes for FP4.
 
     Args:
         w: any shape, float32, bfloat16 or float16; n weights in all. The last block may be shorter.
@@ -143,7 +146,7 @@ def quantize(
         codebook: (16,) float32 in any order, CODEBOOK for NF4 or FP4_CODEBOOK.
 
     Raises:
-        TypeError: w is no tensor, or of another dtype.
+        TypeError: w is not a tensor, or has another dtype.
         ValueError: w is empty, not finite, or too large for `double`; another block size; a codebook of another shape.
 
     >>> quantize(torch.tensor([0.3, -0.6, 0.0, 0.15])).packed
@@ -157,8 +160,8 @@ def quantize(
     if n % block_size:
         divide[-1] = True  # bitsandbytes divides a block that is cut short, and multiplies the others by 1/absmax
         absmax[-1] += SMALLEST * (absmax[-1] == 0)  # what it stores for one that is zero
-    codes = _nearest(_scaled(blocks, absmax, divide), codebook.to(w.device)).flatten()
-    codes = codes[: n + n % 2]  # the half byte left over stands for zero
+    codes = nearest_numbers(_scaled(blocks, absmax, divide), codebook.to(w.device)).flatten()
+    codes = codes[: n + n % 2]  # where n is odd, the last half byte stands for zero
     packed = codes[0::2] << 4 | codes[1::2]
     if not double:
         return Quantized(packed, absmax, w.shape, w.dtype, block_size, codebook)
@@ -175,10 +178,10 @@ def dequantize(q: Quantized) -> torch.Tensor:
 
     Equation: w[i] = codebook[number[i]] · absmax; with double quantisation
         absmax[b] = DYNAMIC_CODEBOOK[number[b]] · nested_absmax + offset.
-    Differs: with AVX-512, bitsandbytes on the CPU takes the wrong absmax where a row is no whole number of blocks.
+    Differs: with AVX-512, bitsandbytes on the CPU uses the wrong absmax where a row is not a whole number of blocks.
 
     Returns:
-        of q.shape and q.dtype; computed in float32, and rounded once to q.dtype.
+        a tensor of q.shape and q.dtype, computed in float32 and rounded once to q.dtype.
 
     >>> dequantize(quantize(torch.tensor([0.3, -0.6, 0.0, 0.15])))
     tensor([ 0.2644, -0.6000,  0.0000,  0.1477])
@@ -187,27 +190,62 @@ def dequantize(q: Quantized) -> torch.Tensor:
     absmax = q.absmax
     if q.nested_absmax is not None:
         centred = DYNAMIC_CODEBOOK.to(absmax.device)[absmax.long()]
-        absmax = _times_blocks(centred, q.nested_absmax, NESTED_BLOCK_SIZE) + q.offset
+        absmax = scale_blocks(centred, q.nested_absmax, NESTED_BLOCK_SIZE) + q.offset
     values = q.codebook.to(codes.device)[codes.long()]
-    return _times_blocks(values, absmax, q.block_size).to(q.dtype).reshape(q.shape)
+    return scale_blocks(values, absmax, q.block_size).to(q.dtype).reshape(q.shape)
+
+
+def nearest_numbers(scaled: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Give each scaled weight the number of the nearest value of the codebook; half-way between two, the lower value.
+
+    Args:
+        scaled: any shape, float32: weights over the absmax of their block.
+        codebook: (C,) float32 in any order, C at most 256.
+
+    Returns:
+        uint8, of the shape of `scaled`.
+
+    >>> nearest_numbers(torch.tensor([-1.0, 0.0, 0.25]), CODEBOOK).tolist()
+    [0, 7, 10]
+    """
+    values, order = codebook.sort()
+    halfway = (values[:-1] + values[1:]) / 2
+    return order.to(torch.uint8)[torch.bucketize(scaled, halfway, out_int32=True)]
+
+
+def scale_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Multiply each value by the scale of its block.
+
+    Args:
+        values: (n,).
+        scales: (ceil(n/block_size),), one for each block.
+        block_size: values that share a scale; the last block may be shorter.
+
+    Returns:
+        (n,).
+
+    >>> scale_blocks(torch.tensor([1.0, -1.0, 0.5]), torch.tensor([2.0, 10.0]), block_size=2).tolist()
+    [2.0, -2.0, 5.0]
+    """
+    return values * scales.repeat_interleave(block_size)[: len(values)]
 
 
 def _quantize_absmax(centred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of DYNAMIC_CODEBOOK (blocks,) uint8, and their scales (ceil(blocks/256),) float32.
 
-    bitsandbytes on the CPU rounds twice, first to one of 65,536 even steps; so that the bits agree, so does this.
+    bitsandbytes on the CPU rounds twice, first to one of 65,536 even steps. This does the same, so that the bits agree.
     """
     groups = _in_blocks(centred, NESTED_BLOCK_SIZE)
     scales = groups.abs().amax(dim=1)
     scaled = _scaled(groups, scales, scales < SMALLEST)
     step = ((scaled + 1) * 0.5 * 65_535 + 0.5).floor()
-    numbers = _nearest(step / 65_535 * 2 - 1, DYNAMIC_CODEBOOK.to(centred.device))
-    numbers[scales == 0] = 0  # whatever they are, they stand for 0 times something
+    numbers = nearest_numbers(step / 65_535 * 2 - 1, DYNAMIC_CODEBOOK.to(centred.device))
+    numbers[scales == 0] = 0  # any number would do: it is multiplied by 0
     return numbers.flatten()[: len(centred)], scales
 
 
 def _in_blocks(values: torch.Tensor, block_size: int) -> torch.Tensor:
-    """(n,) -> (blocks, block_size), the last one filled up with zeros."""
+    """(n,) -> (blocks, block_size), the last one padded with zeros."""
     return torch.nn.functional.pad(values, (0, -len(values) % block_size)).view(-1, block_size)
 
 
@@ -215,18 +253,6 @@ def _scaled(blocks: torch.Tensor, absmax: torch.Tensor, divide: torch.Tensor) ->
     """Each block over its absmax: divided where `divide` says so, elsewhere multiplied by the reciprocal."""
     divisor = torch.where(absmax > 0, absmax, 1)[:, None]
     return torch.where(divide[:, None], blocks / divisor, blocks * (1 / divisor))
-
-
-def _nearest(scaled: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """The number of the nearest value, uint8; half-way between two, the lower value."""
-    values, order = codebook.sort()
-    halfway = (values[:-1] + values[1:]) / 2
-    return order.to(torch.uint8)[torch.bucketize(scaled, halfway, out_int32=True)]
-
-
-def _times_blocks(values: torch.Tensor, scales: torch.Tensor, block_size: int) -> torch.Tensor:
-    """values (n,) times the scale of their block; scales (blocks,)."""
-    return values * scales.repeat_interleave(block_size)[: len(values)]
 
 
 def _check(w: torch.Tensor, block_size: int, codebook: torch.Tensor) -> None:

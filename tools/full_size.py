@@ -101,9 +101,9 @@ def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor
     """The tensors that a checkpoint holds for one tensor of a layer."""
     if bits == 16:
         return {name: value}
-    from mistral_lab.four_bit.checkpoint import MATRIX, four_bits
+    from mistral_lab.four_bit.checkpoint import MATRIX, quantized_tensors
 
-    return four_bits(name, value) if MATRIX.search(f".{name}") else {name: value}
+    return quantized_tensors(name, value) if MATRIX.search(f".{name}") else {name: value}
 
 
 def _write_json(path: Path, content: dict) -> None:

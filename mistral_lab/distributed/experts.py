@@ -16,12 +16,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from ..arguments import check_count
 from ..checkpoints import BUNDLED, locate
 from ..config import ModelConfig, read_config
-from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, adopt, audit
+from ..four_bit import FourBitConfig, FourBitExpert, FourBitExperts, audit, use_our_quantizer
 from ..four_bit.quantizer import FourBitQuantizer
 from ..loading.fitting import SHORT_CONTEXT
 from ..loading.forms import quantised_precision
 from ..loading.loader import dtype_of_card, quantized_copy
 from ..memory import plan, split_evenly
+from .compat import ignore_unexpected
 
 METHOD = "mistral_lab.distributed"
 
@@ -119,14 +120,15 @@ class RankQuantizer(FourBitQuantizer):
     transformers then finds no place for those tensors of the checkpoint, and does not read them.
     """
 
-    def _process_model_before_weight_loading(self, model, device_map, **kwargs):
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+    def lay_out(self, model: PreTrainedModel, files: list[str] | None) -> None:
+        """Lay out 4-bit layers, and drop the experts of other ranks."""
+        super().lay_out(model, files)
         rank, owned = distributed.get_rank(), None
         for name, module in list(model.named_modules()):
             if isinstance(module, FourBitExperts):
                 owned = owned or experts_of_rank(len(module), distributed.get_world_size())
                 model.set_submodule(name, ExpertsOfRank(module, owned, rank))
-        model._keys_to_ignore_on_load_unexpected = {r"\.experts\."}
+        ignore_unexpected(model, r"\.experts\.")
 
 
 def check_room(
@@ -205,12 +207,12 @@ def load_rank(name=None, *, dtype: str | torch.dtype | None = None) -> PreTraine
     )
     if dtype is None:
         dtype = dtype_of_card(device) if on_cards else torch.bfloat16
-    if source.name in BUNDLED or adopt(config):
+    if source.name in BUNDLED or use_our_quantizer(config):
         folder = source.folder()
     else:
         folder = quantized_copy(name, device=device, dtype=dtype)
         config = read_config(folder)
-    quantised = adopt(config)
+    quantised = use_our_quantizer(config)
     if quantised:
         config.quantization_config |= {"quant_method": METHOD}
     model, loading = AutoModelForCausalLM.from_pretrained(

@@ -43,9 +43,9 @@ def join_group(rank: int, timeout: timedelta) -> None:
     if on_cards:
         torch.cuda.set_device(rank)
     else:
-        # transformers 5.23.0 (distributed/utils.py) places ranks on what this says, whatever the group's backend, and
-        # offers no argument for it: on Apple silicon it says mps, which carries no group of ranks.
-        torch._C._get_accelerator = lambda *_: torch.device("cpu")
+        from mistral_lab.distributed.compat import place_ranks_on_cpu  # this file runs as a program, not as a module
+
+        place_ranks_on_cpu()
     torch.distributed.init_process_group("nccl" if on_cards else "gloo", timeout=timeout)
 
 

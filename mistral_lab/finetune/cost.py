@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ..arguments import check_count
 from ..config import ModelConfig
 from ..loading.loaded import Loaded
 from ..memory.weights import attention_shapes, feed_forward_shapes
 from .adapters import ATTENTION, DENSE, EXPERTS, target_names
+from .compat import TorchDispatchMode, storage_key, tensors_in
 from .tuning import training_mode
 
 # Bytes per value: float32 for what is trained, 16 bits for the model's own arithmetic, 64 bits for indices.
@@ -137,9 +136,7 @@ def _routing_bytes(config: ModelConfig) -> int:
     return config.num_experts_per_tok * chosen + WIDE * config.num_experts + WIDE
 
 
-def _matrices(
-    config: ModelConfig, targets: str | Sequence[str], *, active: bool = False
-) -> list[tuple[int, int, int]]:
+def _matrices(config: ModelConfig, targets: str | Sequence[str], *, active: bool = False) -> list[tuple[int, int, int]]:
     """Rows, columns and number of the adapted matrices; `active` counts only those that a token goes through."""
     experts = (config.num_experts_per_tok if active else config.num_experts) or 1
     feed_forward = EXPERTS if config.num_experts else DENSE
@@ -161,10 +158,10 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(out):
+        given = {storage_key(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
+        for tensor in tensors_in(out):
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key = storage_key(storage)
             if key not in given and key not in self.live:
                 self.live[key] = storage.nbytes()
                 weakref.finalize(storage, self.live.pop, key, None)
@@ -174,10 +171,6 @@ class LiveTensors(TorchDispatchMode):
     def nbytes(self) -> int:
         """Bytes of the tensors that exist now."""
         return sum(self.live.values())
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def measured_activation_bytes(loaded: Loaded, *, batch: int, tokens: int, checkpointing: bool = False) -> int:

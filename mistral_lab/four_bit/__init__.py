@@ -1,14 +1,15 @@
-"""Four bits that are four bits: bitsandbytes' NF4 for every matrix of a decoder, Mixtral's experts included.
+"""Four bits that are four bits: bitsandbytes' NF4 for every weight matrix of a decoder, Mixtral's experts included.
 
-transformers stores all experts of a layer in two tensors, and bitsandbytes replaces `nn.Linear` alone: the well-known
-`load_in_4bit=True` leaves 96.6 % of Mixtral in 16 bits. Importing this room registers a quantiser with transformers
-that does not.
+transformers stores all experts of a layer in two tensors, and bitsandbytes replaces only `nn.Linear`: the well-known
+`load_in_4bit=True` leaves 96.6 % of Mixtral in 16 bits. Importing this module registers a quantiser with transformers
+that quantises the experts too.
 """
 
 from .audit import Audit, AuditRow, audit
-from .checkpoint import four_bits, quantized_folder
+from .checkpoint import quantized_folder, quantized_tensors
+from .experts import FourBitExpert, FourBitExperts
 from .linear import ExactLinear4bit
-from .quantizer import FourBitConfig, FourBitExpert, FourBitExperts, adopt, check_cpu, nf4_config
+from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 
 __all__ = [
     "Audit",
@@ -17,10 +18,10 @@ __all__ = [
     "FourBitConfig",
     "FourBitExpert",
     "FourBitExperts",
-    "adopt",
     "audit",
     "check_cpu",
-    "four_bits",
     "nf4_config",
     "quantized_folder",
+    "quantized_tensors",
+    "use_our_quantizer",
 ]

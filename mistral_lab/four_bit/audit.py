@@ -1,4 +1,4 @@
-"""What a model holds in how many bits: parameters and bytes of every part, and whether four bits are four bits."""
+"""How many bits the parts of a model are held in: parameters and bytes, and whether four bits are four bits."""
 
 import math
 from collections import defaultdict
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from bitsandbytes.nn import Params4bit
-from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 
-# What a piece of a parameter's name says about the part of the model. The first that fits counts.
+from .compat import quant_state
+
+# Part of the model -> what the names of its parameters contain. The first that fits counts.
 PARTS = {
     "experts": ".experts.",
     "router": ".mlp.gate.",
@@ -40,31 +41,31 @@ class Audit:
     """The parts of a model by precision; `str()` is the table with its verdict."""
 
     rows: tuple[AuditRow, ...]
-    table_bytes: int  # code tables and offsets of quantised matrices, each counted once
+    table_bytes: int  # code tables and offsets of quantised weights, each counted once
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         return sum(row.parameters for row in self.rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters with their scales; the tables come on top."""
+        """Bytes of all parameters with their scales, without the tables."""
         return sum(row.nbytes for row in self.rows)
 
     @property
     def four_bit_share(self) -> float:
-        """Parameters in four bits, as a share of all."""
+        """Share of the parameters that is in four bits."""
         return self._share(lambda row: row.bits == 4)
 
     @property
     def passed(self) -> bool:
-        """Whether every matrix of attention, feed-forward networks and experts is in four bits."""
+        """Whether every weight matrix of attention, feed-forward networks and experts is in four bits."""
         return self.four_bit_share > 0 and not self._wide()
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Whether the audit is passed, and why, in one sentence."""
         wide = self._wide()
         if not wide and self.four_bit_share:
             return f"passed: {self.four_bit_share:.1%} of the parameters are in 4 bits, and all that should be"
@@ -89,11 +90,11 @@ class Audit:
 
 
 def audit(model: torch.nn.Module) -> Audit:
-    """Say what is in how many bits, from the tensors that a model holds and not from its config.
+    """Count how many bits each part of a model is in, from the tensors that it holds and not from its config.
 
     Args:
-        model: of transformers, Mistral, Mixtral or Llama; on any device. On the meta device, where nothing is quantised
-            yet, a matrix of a 4-bit layer counts as it will be.
+        model: a Mistral, Mixtral or Llama model of transformers, on any device. On the meta device nothing is quantised
+            yet; there the weight of a 4-bit layer counts as what it will be.
 
     Returns:
         a row for each part and precision, the largest first.
@@ -118,23 +119,15 @@ def _part(name: str) -> str:
     return next((part for part, piece in PARTS.items() if piece in dotted), "other")
 
 
-def _quant_state(model, name: str, parameter):
-    """bitsandbytes' state of a 4-bit tensor: with the parameter, or with the parametrisation that stands for it."""
-    if name.endswith(".original") and ".parametrizations." in name:
-        steps = model.get_submodule(name.removesuffix(".original"))
-        return next((step.quant_state for step in steps if isinstance(step, Bnb4bitParametrization)), None)
-    return getattr(parameter, "quant_state", None)
-
-
 def _bits(model, name: str, parameter) -> int:
-    if isinstance(parameter, Params4bit) or _quant_state(model, name, parameter) is not None:
+    if isinstance(parameter, Params4bit) or quant_state(model, name, parameter) is not None:
         return 4
     return 8 * parameter.element_size()
 
 
 def _measure(model, name: str, parameter, tables: dict[int, int]) -> tuple[int, int]:
-    """Weights and bytes of one parameter; adds its tables."""
-    state = _quant_state(model, name, parameter)
+    """Count weights and bytes of one parameter, and add its tables to `tables`."""
+    state = quant_state(model, name, parameter)
     if state is None:
         if isinstance(parameter, Params4bit):
             return parameter.numel(), _four_bit_bytes(parameter)
@@ -154,7 +147,7 @@ def _measure(model, name: str, parameter, tables: dict[int, int]) -> tuple[int, 
 
 
 def _scale_bytes(state, seen: set[int]) -> int:
-    """Bytes of absmax and of the scales of the scales, each tensor once."""
+    """Count the bytes of absmax and of the scales of the scales, each tensor once."""
     nested = getattr(state, "state2", None)
     tensors = [state.absmax, *([nested.absmax] if nested is not None else [])]
     fresh = [tensor for tensor in tensors if tensor.data_ptr() not in seen]
@@ -163,7 +156,7 @@ def _scale_bytes(state, seen: set[int]) -> int:
 
 
 def _four_bit_bytes(parameter: Params4bit) -> int:
-    """What a matrix that is not quantised yet will take: codes, scales, scales of the scales."""
+    """Count what a weight that is not quantised yet will take: codes, scales, scales of the scales."""
     blocks = math.ceil(parameter.numel() / parameter.blocksize)
     scales = blocks + 4 * math.ceil(blocks / 256) if parameter.compress_statistics else 4 * blocks
     return math.ceil(parameter.numel() / 2) + scales

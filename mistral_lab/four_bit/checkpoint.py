@@ -159,13 +159,13 @@ def _quantize_file(
             if stored.dim() == 3:
                 raise ValueError(f"{name} holds all experts of a layer: expected a checkpoint with a tensor an expert")
             tensor = stored.to(dtype)
-            tensors |= four_bits(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
+            tensors |= quantized_tensors(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
             bar.update(stored.nbytes)
     with written_whole(out) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "fingerprint": fingerprint})
 
 
-def four_bits(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+def quantized_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """Quantise one matrix to what a checkpoint of bitsandbytes holds of it.
 
     Args:

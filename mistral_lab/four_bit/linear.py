@@ -1,35 +1,37 @@
-"""A 4-bit matrix of bitsandbytes that comes back from every use as it was quantised."""
+"""A 4-bit linear layer of bitsandbytes whose weight comes back from every use as it was quantised."""
 
 import copy
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from tqdm.auto import tqdm
 
+from .compat import RestoringLinear4bit, is_packed
 from .packing import pack_codes, packed_state, unpack_codes
 
-KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel takes whole tiles of so many output and input features
+KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel works on tiles of so many output and input features
 BAR_AFTER_S = 2  # packing shows its progress where it takes longer than this
 
 
-class ExactLinear4bit(Linear4bit):
-    """`bitsandbytes.nn.Linear4bit` in NF4 that a forward on the CPU does not change for good.
+class ExactLinear4bit(RestoringLinear4bit):
+    """`bitsandbytes.nn.Linear4bit` in NF4 whose weight a forward on the CPU does not change for good.
 
-    Where a CPU has AVX512_BF16, the first forward of `Linear4bit` packs the weight for a fused kernel: it moves the
-    codes about, which can be undone, and rounds the scales (absmax) to bfloat16, which cannot. bitsandbytes quantises
-    the rounded scales again when the module is saved, so that what is saved, and then the module itself, differs from
-    what was quantised. This class packs by itself, several times faster (see `packing`). It keeps the scales from
-    before (1/64 byte per weight with double quantisation, nothing of the codes) and puts them back when the weight is
-    unpacked: to be saved, moved, or used under autograd, for which the fused kernel has no gradient.
+    Where a CPU has AVX512_BF16, the first forward of `Linear4bit` packs the weight for a fused kernel. It reorders the
+    codes, which can be undone, and rounds the scales (absmax) to bfloat16, which cannot. When the module is saved,
+    bitsandbytes quantises the rounded scales again. So what is saved, and then the module itself, differs from what was
+    quantised.
+
+    This class packs by itself, several times faster (see `packing`). It keeps the unrounded scales, which take 1/64
+    byte per weight with double quantisation. It puts them back when the weight is unpacked: to be saved, to be moved,
+    or to be used under autograd, since the fused kernel has no gradient.
 
     Args:
-        in_features, out_features: the shape of the matrix, (out_features, in_features).
-        compute_dtype: what the weight is dequantised to and multiplied in.
+        in_features, out_features: the shape of the weight is (out_features, in_features).
+        compute_dtype: the dtype to which the weight is dequantised, and in which it is multiplied.
         double: whether the scales are quantised too.
 
-    Differs: on the CPU, `Linear4bit` fails where a shape does not fill the kernel's tiles, and with AVX-512 it takes
-        the wrong scales where in_features is no whole number of blocks. Here such shapes take a plain path.
+    Differs: on the CPU, `Linear4bit` fails where a shape does not fill the kernel's tiles, and with AVX-512 it uses
+        the wrong scales where in_features is not a whole number of blocks. Here such shapes are dequantised first.
     """
 
     def __init__(self, in_features: int, out_features: int, *, compute_dtype: torch.dtype, double: bool) -> None:
@@ -37,25 +39,24 @@ class ExactLinear4bit(Linear4bit):
             in_features, out_features, bias=False, compute_dtype=compute_dtype, compress_statistics=double,
             quant_type="nf4",
         )  # fmt: skip
-        self.source_cls = torch.nn.Linear  # transformers asks which way round the weight lies
         self.requires_grad_(False)
-        # While the weight is packed: bitsandbytes' QuantState, and dtype and shape in which the codes were stored.
+        # Set while the weight is packed: bitsandbytes' QuantState, and dtype and shape in which the codes were stored.
         self.scales_before_packing = self.stored_as = None
         if out_features % KERNEL_ROWS or in_features % KERNEL_COLUMNS:
-            self.support_avx512bf16_for_cpu = False
+            self.fused_kernel = False
 
     @property
     def packed(self) -> bool:
-        """Whether the weight lies as the fused CPU kernel wants it."""
-        return getattr(self.weight.quant_state, "packing_format_for_cpu", False)
+        """Whether the weight is in the layout of the fused CPU kernel."""
+        return is_packed(self.weight.quant_state)
 
     @property
     def packable(self) -> bool:
-        """Whether the fused CPU kernel can read this matrix here, and it does not lie so already."""
-        return self.support_avx512bf16_for_cpu and self.weight.device.type == "cpu" and not self.packed
+        """Whether the fused CPU kernel can be used for this weight here, and the weight is not in its layout yet."""
+        return self.fused_kernel and self.weight.device.type == "cpu" and not self.packed
 
     def pack(self) -> None:
-        """Lay the weight as the fused CPU kernel wants it; nothing happens where that kernel cannot be used."""
+        """Bring the weight into the layout of the fused CPU kernel; where that kernel cannot be used, do nothing."""
         if not self.packable:
             return
         state, stored = self.weight.quant_state, self.weight.data
@@ -65,7 +66,7 @@ class ExactLinear4bit(Linear4bit):
         self.scales_before_packing, self.stored_as = state, (stored.dtype, stored.shape)
 
     def unpack(self) -> None:
-        """Put codes and scales back as they were quantised; nothing happens where they are."""
+        """Put codes and scales back as they were quantised; where they are not packed, do nothing."""
         if not self.packed:
             return
         dtype, shape = self.stored_as
@@ -75,12 +76,10 @@ class ExactLinear4bit(Linear4bit):
         self.scales_before_packing = self.stored_as = None
 
     def dequantized(self) -> torch.Tensor:
-        """The weight as it was quantised, (out_features, in_features) in the dtype of the arithmetic."""
+        """Return the weight as it was quantised, (out_features, in_features) in the dtype of the arithmetic."""
         self.unpack()
         state = copy.copy(self.weight.quant_state)
-        state.shape = torch.Size(
-            [1, self.out_features * self.in_features]
-        )  # one row: where rows begin makes no difference to the blocks
+        state.shape = torch.Size([1, self.out_features * self.in_features])  # one row: blocks ignore where rows begin
         return dequantize_4bit(self.weight.data, state).view(self.out_features, self.in_features).to(self.compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,29 +100,20 @@ class ExactLinear4bit(Linear4bit):
             self.unpack()
         return super().train(mode)
 
-    def _apply(self, fn, recurse: bool = True):
-        self.unpack()  # what moves to another device or dtype must be what was quantised
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        self.unpack()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
 
 def pack_at_first_forward(model: torch.nn.Module) -> None:
-    """Have a model's first forward on a CPU pack all of its 4-bit matrices, with a progress bar where that takes long.
+    """Have a model's first forward on a CPU pack all of its 4-bit weights, with a progress bar where that takes long.
 
-    Each matrix would pack itself when it is first used. Done together, it can be said how long the first token takes.
+    Each layer would pack its weight when it is first used. Done together, they can say how long the first token takes.
     """
-
     model.register_forward_pre_hook(_pack_all)
     model.waits_to_be_packed = True
 
 
 def _pack_all(model: torch.nn.Module, inputs) -> None:
-    """The hook: a function of the module, so that a model can be copied and pickled with it."""
+    """Pack all 4-bit weights; the hook is a function at the top level, so that a model can be copied and pickled."""
     if not model.waits_to_be_packed or model.training or torch.is_grad_enabled():
-        return  # autograd needs the matrices as they are
+        return  # autograd needs the weights as they were quantised
     model.waits_to_be_packed = False
     waiting = [part for part in model.modules() if isinstance(part, ExactLinear4bit) and part.packable]
     size = sum(part.weight.nbytes for part in waiting)

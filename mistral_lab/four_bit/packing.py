@@ -1,17 +1,17 @@
-"""The layout in which bitsandbytes' fused CPU kernel reads a 4-bit matrix, made fast, and undone without loss.
+"""The layout in which bitsandbytes' fused CPU kernel reads a 4-bit weight matrix: made fast, and undone without loss.
 
-A matrix is stored row after row, two weights per byte, the first in the high half:
+A weight matrix is stored row after row, two weights per byte, the first in the high half:
 
     row r       [w0 w1] [w2 w3] ...
 
-The kernel (AVX512_BF16) takes strips of 32 rows and wants what it multiplies together to lie together. So each pair of
-columns 2j, 2j + 1 of a strip becomes 32 bytes, rows i and i + 16 side by side, for i from 0 to 15:
+The kernel (AVX512_BF16) works on strips of 32 rows, and what it multiplies together has to lie together. So each pair
+of columns 2j, 2j + 1 of a strip becomes 32 bytes, with rows i and i + 16 side by side, for i from 0 to 15:
 
     low half    row i,       column 2j   |  row i,       column 2j + 1
     high half   row i + 16,  column 2j   |  row i + 16,  column 2j + 1
 
-Source: `_convert_weight_packed_for_cpu` of bitsandbytes 0.50.2, which writes every weight out as an integer of 32 bits
-on the way: 16 times the bytes of the result, and on Mistral 7B half a minute before the first token.
+Source: `_convert_weight_packed_for_cpu` of bitsandbytes 0.50.2. On the way it writes every weight out as an integer of
+32 bits: 16 times the bytes of the result, and for Mistral 7B half a minute before the first token.
 """
 
 import copy
@@ -19,15 +19,17 @@ import copy
 import torch
 from bitsandbytes.functional import QuantState, dequantize_blockwise
 
-STRIP = 32  # rows that the kernel takes at once
+from .compat import mark_packed
+
+STRIP = 32  # rows that the kernel reads at once
 
 
 def pack_codes(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Move 4-bit codes from rows to strips.
+    """Reorder 4-bit codes from rows to strips.
 
     Args:
         codes: uint8, N·K/2 bytes of any shape, as `quantize_matrix` returns them.
-        shape: (N, K) of the matrix; N a multiple of 32, K of 2.
+        shape: (N, K) of the weight matrix; N is a multiple of 32, K of 2.
 
     Returns:
         uint8 (N, K/2), for the kernel.
@@ -47,7 +49,7 @@ def pack_codes(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def unpack_codes(packed: torch.Tensor) -> torch.Tensor:
-    """Move codes back from strips to rows: packed (N, K/2) -> uint8 (N·K/2,)."""
+    """Reorder codes back from strips to rows: packed (N, K/2) -> uint8 (N·K/2,)."""
     rows, half = packed.shape
     first, second = packed.view(rows // STRIP, half, STRIP // 2, 2).unbind(-1)
     upper = ((first & 0x0F) << 4) | (second & 0x0F)
@@ -56,15 +58,16 @@ def unpack_codes(packed: torch.Tensor) -> torch.Tensor:
 
 
 def packed_state(state: QuantState) -> QuantState:
-    """The state that goes with packed codes: the kernel wants the scales in bfloat16, a column of them per 64 weights.
+    """Make the state of packed codes: the kernel reads the scales in bfloat16, one column of them for 64 weights.
 
     Args:
-        state: of the matrix as it was quantised; it is not changed.
+        state: of the weight as it was quantised; it is not changed.
     """
     absmax = state.absmax
     if state.nested:
         absmax = dequantize_blockwise(absmax, state.state2) + state.offset
     ready = copy.copy(state)
     ready.absmax = absmax.reshape(state.shape[0], -1).T.to(torch.bfloat16).contiguous()
-    ready.nested, ready.state2, ready.dtype, ready.packing_format_for_cpu = False, None, torch.bfloat16, True
+    ready.nested, ready.state2, ready.dtype = False, None, torch.bfloat16
+    mark_packed(ready)
     return ready

@@ -1,16 +1,18 @@
-"""From a matrix to four bits with little memory on the way."""
+"""Quantise a weight matrix piece by piece, so that little memory is needed on the way."""
 
 import torch
 from bitsandbytes import functional
 from bitsandbytes.functional import QuantState
 
 BLOCK_SIZE, NESTED_BLOCK_SIZE = 64, 256
-# Weights quantised at once: whole blocks. On a CPU bitsandbytes takes about seven times the bytes of what it quantises.
+# Weights quantised at once, in whole blocks. On a CPU bitsandbytes needs about seven times the bytes that it quantises.
 PIECE = 2**21
 
 
 def quantize_matrix(name: str, weight: torch.Tensor, *, double: bool) -> tuple[torch.Tensor, QuantState]:
-    """Quantise a matrix to NF4 piece by piece; the result is that of bitsandbytes on the whole matrix, bit for bit.
+    """Quantise a weight matrix to NF4 piece by piece.
+
+    The result equals what bitsandbytes makes of the whole matrix, bit for bit.
 
     Args:
         name: of the tensor, for the error.
@@ -21,7 +23,7 @@ def quantize_matrix(name: str, weight: torch.Tensor, *, double: bool) -> tuple[t
         the codes, uint8 (n/2, 1), and bitsandbytes' state: scales, tables, shape, dtype.
 
     Raises:
-        ValueError: NaN or infinity, with which a block would lose all of its weights.
+        ValueError: a weight that is NaN or infinite, which would spoil its whole block.
     """
     flat, wrong = weight.reshape(-1), 0
     codes = torch.empty(-(-flat.numel() // 2), 1, dtype=torch.uint8, device=weight.device)

@@ -211,9 +211,10 @@ def _check_dtype(dtype, bits: int | None) -> torch.dtype:
 def _prepare(source: Source, there: Path, config, bits: int | None, dtype: torch.dtype, device: torch.device, *beside):
     """The folder to read, its config, and how transformers is to quantise it on the way (None: not at all)."""
     if getattr(config, "quantization_config", None):
-        from ..four_bit import adopt, check_cpu  # bitsandbytes takes a second that most calls need not spend
+        # bitsandbytes takes a second that most calls need not spend.
+        from ..four_bit import check_cpu, use_our_quantizer
 
-        if adopt(config) and device.type == "cpu":
+        if use_our_quantizer(config) and device.type == "cpu":
             check_cpu()
         return _fetched(source), config, None
     if bits == 8:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..files import Need
 from ..files import check_disk as check_room
+from .compat import undivided_classes
 
 Device = int | str  # the number of a GPU, "cpu" or "disk"
 USED = 0.9  # of what is free; the rest is for the cache, the workspace and what a layer takes on its way in
@@ -44,7 +45,7 @@ def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[st
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    whole = list(model._no_split_modules)  # a decoder layer is never cut
+    whole = undivided_classes(model)
     room = get_balanced_memory(model, dict(room), no_split_module_classes=whole)
     device_map = infer_auto_device_map(model, room, no_split_module_classes=whole)
     # Where one device takes all, accelerate names the model itself: "".

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
+from .compat import FaithfulTrainer
 from .corpus import document
 from .recipes import Recipe
 
@@ -47,7 +48,7 @@ class Blocks(Dataset):
         return {"input_ids": block, "labels": block}
 
 
-class BalancedTrainer(Trainer):
+class BalancedTrainer(FaithfulTrainer):
     """A Trainer whose balancing loss is computed for each layer by itself.
 
     Differs: transformers pools all layers before it multiplies shares and probabilities, so a layer that overuses an
@@ -67,15 +68,6 @@ class BalancedTrainer(Trainer):
         layers = [load_balancing_loss_func((logits,), experts, chosen) for logits in outputs.router_logits]
         loss = outputs.loss + model.config.router_aux_loss_coef * (torch.stack(layers).mean() - outputs.aux_loss)
         return (loss, outputs) if return_outputs else loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
-        """Read a checkpoint as `from_pretrained` does.
-
-        The Trainer's own method skips every expert and router with only a warning, because a checkpoint names the
-        matrices of each expert while the model in memory has them fused.
-        """
-        saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
