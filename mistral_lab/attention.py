@@ -12,7 +12,9 @@ from torch.nn import functional
 from .arguments import check_count
 from .masks import position_mask
 
-CHUNK = 128  # queries a step of windowed_attention: each meets at most 2·CHUNK keys beyond its window
+# Queries per step of `windowed_attention`. The step computes the scores of QUERY_CHUNK queries with at most
+# 2·QUERY_CHUNK keys more than their window holds.
+QUERY_CHUNK = 128
 
 
 def rotate(x: torch.Tensor, positions: torch.Tensor, *, theta: float) -> torch.Tensor:
@@ -102,7 +104,7 @@ def grouped_query_attention(
     return out, weights
 
 
-def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, window: int) -> torch.Tensor:
+def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, window: int | None) -> torch.Tensor:
     """Exact sliding-window attention whose time and memory grow with T·W, not with T².
 
     The queries are taken in chunks of C, each against the blocks of C keys that its window touches:
@@ -121,13 +123,13 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     Args:
         q: (B, T, H, D), rotated already.
         k, v: (B, T, K, D), with H a multiple of K.
-        window: W, keys a query sees, itself included; from W = T on this is causal attention.
+        window: W, keys that a query sees, itself included; None, or T and more, gives causal attention.
 
     Returns:
         (B, T, H, D), differentiable.
 
     Raises:
-        TypeError: window is not a whole number.
+        TypeError: window is neither None nor a whole number.
         ValueError: window below 1, or shapes, dtypes or devices that do not fit.
 
     >>> x = torch.randn(1, 5, 2, 4)
@@ -135,7 +137,8 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     True
     """
     _check_heads(q, k, v)
-    check_count("window", window)
+    if window is not None:
+        check_count("window", window)
     if k.shape[1] != q.shape[1]:
         raise ValueError(f"k and v have {k.shape[1]} tokens: expected {q.shape[1]}, as many as q")
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
@@ -143,30 +146,31 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     if recorded:
         return torch.cat(list(chunks), dim=1)
     out = torch.empty_like(q)  # written in place: a list of chunks and their join would take the memory twice
-    for place, chunk in zip(out.split(CHUNK, dim=1), chunks, strict=True):
+    for place, chunk in zip(out.split(QUERY_CHUNK, dim=1), chunks, strict=True):
         place.copy_(chunk)
     return out
 
 
-def _windowed_chunks(q, k, v, window: int, recorded: bool) -> Iterator[torch.Tensor]:
+def _windowed_chunks(q, k, v, window: int | None, recorded: bool) -> Iterator[torch.Tensor]:
     """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be asked for."""
     T, H, K = *q.shape[1:3], k.shape[2]
     group_size = H // K
-    blocks_back = math.ceil((min(window, T) - 1) / CHUNK)  # before the chunk's own block
-    positions = torch.arange((blocks_back + 1) * CHUNK, device=q.device)
-    mask = position_mask(positions[-CHUNK:], positions, window=window)
+    keys_back = T - 1 if window is None else min(window, T) - 1
+    blocks_back = math.ceil(keys_back / QUERY_CHUNK)  # before the chunk's own block
+    positions = torch.arange((blocks_back + 1) * QUERY_CHUNK, device=q.device)
+    mask = position_mask(positions[-QUERY_CHUNK:], positions, window=window)
     mask = mask.repeat_interleave(group_size, dim=0)  # a row for each query of a group
 
-    k_blocks, v_blocks = k.split(CHUNK, dim=1), v.split(CHUNK, dim=1)
-    for index, chunk in enumerate(q.split(CHUNK, dim=1)):
+    k_blocks, v_blocks = k.split(QUERY_CHUNK, dim=1), v.split(QUERY_CHUNK, dim=1)
+    for index, chunk in enumerate(q.split(QUERY_CHUNK, dim=1)):
         first = max(0, index - blocks_back)
         if recorded:  # a slice of k would have a gradient as long as k, for every chunk; joined blocks have not
             keys, values = (torch.cat(blocks[first : index + 1], dim=1) for blocks in (k_blocks, v_blocks))
         else:
-            keys, values = (x[:, first * CHUNK : (index + 1) * CHUNK] for x in (k, v))
+            keys, values = (x[:, first * QUERY_CHUNK : (index + 1) * QUERY_CHUNK] for x in (k, v))
         # (B, C, H, D) -> (B, K, C·G, D): the queries of a group are rows before the one head that they share.
         rows = chunk.unflatten(2, (K, group_size)).transpose(1, 2).flatten(2, 3)
-        absent = (blocks_back - (index - first)) * CHUNK  # columns of keys before the first token
+        absent = (blocks_back - (index - first)) * QUERY_CHUNK  # columns of keys before the first token
         visible = mask[: rows.shape[2], absent : absent + keys.shape[1]]
         out = functional.scaled_dot_product_attention(
             rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible

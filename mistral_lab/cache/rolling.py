@@ -77,18 +77,22 @@ class RollingCache(Cache):
         return self.layers[layer_idx].update(key_states, value_states)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """The keys that the next update will hand out, and the position of the first of them.
+        """The number of keys that the next update will hand out, and the position of the first of them.
 
         Raises:
-            ValueError: the layers hold different numbers of tokens, while one mask must serve them all.
+            ValueError: as `check_layers_agree`, for one mask must serve all layers.
         """
+        self.check_layers_agree()
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def check_layers_agree(self) -> None:
+        """Raise ValueError where the layers hold different numbers of tokens."""
         counts = {layer.get_seq_length() for layer in self.layers}
         if len(counts) > 1:
             raise ValueError(
                 f"the layers hold {min(counts)} to {max(counts)} tokens: the last pass broke off, or its model has "
                 f"fewer than {len(self.layers)} layers; call reset() or build the cache from model.config"
             )
-        return super().get_mask_sizes(query_length, layer_idx)
 
 
 class _Layer(CacheLayerMixin):
