@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from mistral_lab.attention import CHUNK, windowed_attention
+from mistral_lab.attention import QUERY_CHUNK, windowed_attention
 from mistral_lab.masks import sliding_window_mask
 from mistral_lab.measure import compare, peak_bytes, time_in_turns
 
@@ -51,11 +51,11 @@ def inputs(T: int, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Ten
 
 def pairs_computed(T: int, window: int) -> int:
     """Query and key pairs a head whose score `windowed_attention` computes, hidden ones included."""
-    blocks_back = -(-(min(window, T) - 1) // CHUNK)
+    blocks_back = -(-(min(window, T) - 1) // QUERY_CHUNK)
     total = 0
-    for start in range(0, T, CHUNK):
-        end = min(start + CHUNK, T)
-        total += (end - start) * (end - max(0, start - blocks_back * CHUNK))
+    for start in range(0, T, QUERY_CHUNK):
+        end = min(start + QUERY_CHUNK, T)
+        total += (end - start) * (end - max(0, start - blocks_back * QUERY_CHUNK))
     return total
 
 
@@ -91,7 +91,7 @@ def extra_bytes(T: int, options: argparse.Namespace) -> int:
     """Peak resident memory of one call beyond what the process held with its inputs; for a fresh process."""
     torch.set_num_threads(options.threads)
     q, k, v = inputs(T, options)
-    few = min(T, CHUNK)
+    few = min(T, QUERY_CHUNK)
     windowed_attention(q[:, :few], k[:, :few], v[:, :few], window=options.window)  # loads what the first call loads
     before = psutil.Process().memory_info().rss
     return peak_bytes(lambda: windowed_attention(q, k, v, window=options.window)) - before
@@ -105,7 +105,8 @@ def main() -> None:
     W, first = options.window, options.tokens[0]
     print(
         f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, B=1, H={options.heads}, "
-        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {CHUNK}; {options.repeats} rounds and a warm-up"
+        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {QUERY_CHUNK}; {options.repeats} rounds and a "
+        "warm-up"
     )
     functions = {T: partial(windowed_attention, *inputs(T, options), window=W) for T in options.tokens}
     pairs = {T: pairs_computed(T, W) for T in options.tokens}

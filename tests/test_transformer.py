@@ -278,15 +278,19 @@ def swapped(self):
     return Expert(gate=self.up, up=self.gate, down=self.down)
 
 
-def attention_reads_the_bare_stream(self, x, now):
-    x = x + self.attention(x, now)
+def attention_reads_the_bare_stream(self, x, shared):
+    x = x + self.attention(x, shared)
     return x + self.feed_forward(blocks.rms_norm(x, self.feed_forward_norm, self.eps))
 
 
 BREAKAGE = {
-    "rotary pairs interleaved": (blocks, "turn", interleaved),
-    "no rotation": (blocks, "turn", lambda x, cos, sin: x),
-    "sines of the wrong sign": (blocks, "turn", lambda x, c, s: x * c - x.roll(x.shape[-1] // 2, dims=-1) * s),
+    "rotary pairs interleaved": (blocks, "apply_rotation", interleaved),
+    "no rotation": (blocks, "apply_rotation", lambda x, cos, sin: x),
+    "sines of the wrong sign": (
+        blocks,
+        "apply_rotation",
+        lambda x, c, s: x * c - x.roll(x.shape[-1] // 2, dims=-1) * s,
+    ),
     "gate and up swapped": (FeedForward, "weights", swapped),
     "a norm left out": (Layer, "forward", attention_reads_the_bare_stream),
     "a norm without its weight": (blocks, "rms_norm", lambda x, w, e: x * (x.square().mean(-1, True) + e).rsqrt()),
@@ -329,8 +333,10 @@ def test_a_window_off_by_one_is_far_from_right(dense, monkeypatch):
 
 
 def test_positions_that_start_again_with_every_chunk_are_far_from_right(dense, monkeypatch):
-    right, angles = dense(prompt(23)), Transformer.angles
-    monkeypatch.setattr(Transformer, "angles", lambda self, positions: angles(self, positions - positions[:, :1]))
+    right, original = dense(prompt(23)), Transformer.cos_and_sin
+    monkeypatch.setattr(
+        Transformer, "cos_and_sin", lambda self, positions: original(self, positions - positions[:, :1])
+    )
     torch.testing.assert_close(dense(prompt(23)), right, **CLOSE)
     assert (in_chunks(dense, prompt(23), 5) - right).abs().max() > 1e-2
 
@@ -454,13 +460,13 @@ def test_the_bundled_models_generate_as_in_transformers(bundled):
 def test_the_size_of_the_prompts_chunks_changes_no_token(models, chunk, monkeypatch):
     ours, _ = models
     expected = ours.generate(prompt(40), max_new_tokens=12)
-    monkeypatch.setattr(generation, "PROMPT_CHUNK", chunk)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", chunk)
     assert torch.equal(ours.generate(prompt(40), max_new_tokens=12), expected)
 
 
 def test_a_long_prompt_goes_through_in_chunks(dense, monkeypatch):
     seen, hidden = [], Transformer.hidden_states
-    monkeypatch.setattr(generation, "PROMPT_CHUNK", 50)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 50)
     monkeypatch.setattr(
         Transformer, "hidden_states", lambda self, *args: seen.append(args[0].shape) or hidden(self, *args)
     )
@@ -476,7 +482,7 @@ def left_padded(T, lengths):
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_a_padded_batch_generates_what_each_row_alone_and_transformers_generate(models, chunk, monkeypatch):
     ours, theirs = models
-    monkeypatch.setattr(generation, "PROMPT_CHUNK", chunk)
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", chunk)
     lengths = [12, 1, 7, 3]
     tokens, mask = left_padded(12, lengths)
     out = ours.generate(tokens, max_new_tokens=20, pad_mask=mask)
@@ -494,7 +500,7 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone(dense, monkeypatch):
     lengths, seen = [12, 1, 7, 3], []
     tokens, mask = left_padded(12, lengths)
     monkeypatch.setattr(
-        generation, "choose_token", lambda logits, *rest: seen.append(logits) or choose_token(logits, *rest)
+        decoder, "choose_token", lambda logits, **how: seen.append(logits) or choose_token(logits, **how)
     )
     out = dense.generate(tokens, max_new_tokens=15, pad_mask=mask)
     for row, length in enumerate(lengths):
@@ -504,10 +510,10 @@ def test_logits_of_a_padded_row_are_those_of_the_row_alone(dense, monkeypatch):
 
 def test_positions_of_a_padded_row_count_from_its_first_token_as_in_transformers(dense, monkeypatch):
     """Attention sees distances alone, so only rounding tells: what is compared is what is rotated by."""
-    seen, angles = [], Transformer.angles
+    seen, original = [], Transformer.cos_and_sin
     tokens, mask = left_padded(6, [6, 2])
     monkeypatch.setattr(
-        Transformer, "angles", lambda self, positions: seen.append(positions) or angles(self, positions)
+        Transformer, "cos_and_sin", lambda self, positions: seen.append(positions) or original(self, positions)
     )
     dense.generate(tokens, max_new_tokens=2, pad_mask=mask)
     assert seen[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 0, 1, 2, 3]]
@@ -516,9 +522,9 @@ def test_positions_of_a_padded_row_count_from_its_first_token_as_in_transformers
 def test_no_query_of_a_padded_batch_sees_nothing(dense, monkeypatch):
     """Where PyTorch answers such a row with NaN, it spreads: 0 times NaN is NaN in the rows that hide it."""
     tokens, mask = left_padded(12, [12, 1])
-    monkeypatch.setattr(generation, "PROMPT_CHUNK", 5)  # the second row's first two chunks are padding alone
-    masks, sees = [], Transformer._mask
-    monkeypatch.setattr(Transformer, "_mask", lambda *args: masks.append(sees(*args)) or masks[-1])
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 5)  # the second row's first two chunks are padding alone
+    masks, sees = [], Transformer.attention_mask
+    monkeypatch.setattr(Transformer, "attention_mask", lambda *args: masks.append(sees(*args)) or masks[-1])
     dense.generate(tokens, max_new_tokens=3, pad_mask=mask)
     assert len(masks) == 5
     assert all(each.any(dim=-1).all() for each in masks)
@@ -526,8 +532,8 @@ def test_no_query_of_a_padded_batch_sees_nothing(dense, monkeypatch):
 
 def test_padding_that_is_attended_to_is_seen(dense, monkeypatch):
     tokens, mask = left_padded(12, [12, 5])
-    right, sees = dense.generate(tokens, max_new_tokens=20, pad_mask=mask), Transformer._mask
-    monkeypatch.setattr(Transformer, "_mask", lambda self, T, cache, pads: sees(self, T, cache, None))
+    right, sees = dense.generate(tokens, max_new_tokens=20, pad_mask=mask), Transformer.attention_mask
+    monkeypatch.setattr(Transformer, "attention_mask", lambda self, T, cache, pads: sees(self, T, cache, None))
     assert not torch.equal(dense.generate(tokens, max_new_tokens=20, pad_mask=mask), right)
 
 

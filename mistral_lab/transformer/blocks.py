@@ -49,7 +49,7 @@ def apply_rotation(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tor
     Returns:
         (B, T, H, D).
 
-    >>> apply_rotation(torch.tensor([3.0, 4.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]))  # a quarter turn: cos 0, sin 1
+    >>> apply_rotation(torch.tensor([3.0, 4.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]))  # by 90°: cos 0, sin 1
     tensor([-4., 3.])
     """
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
@@ -110,7 +110,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.num_experts_per_tok = config.num_experts_per_tok
-        self.router = nn.Linear(config.dim, config.num_experts, bias=False)  # a module, for `moe.capture_routing` hooks it
+        self.router = nn.Linear(config.dim, config.num_experts, bias=False)  # a module: `moe.capture_routing` hooks it
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(config.num_experts))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
