@@ -45,8 +45,9 @@ def check_sampling(max_new_tokens, temperature, top_p, seed) -> None:
 def kept_by_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Say which tokens top-p keeps: the fewest of the likeliest that reach the probability `top_p` together.
 
-    The token that crosses the line stays. A token goes where it and all less likely ones reach at most 1 - top_p, which
-    is the same but for rounding, and is how transformers' `TopPLogitsWarper` counts.
+    The token that crosses the line stays. Counted from the other end, as transformers' `TopPLogitsWarper` does: a token
+    is left out where it and all less likely tokens together reach at most 1 - top_p. Where only some tokens of one same
+    logit are needed, it is left open which of them stay.
 
     Source: Holtzman et al., arXiv:1904.09751, section 3.1.
 

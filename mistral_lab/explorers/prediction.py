@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..figures import bare_figure, drawable, plot_guesses, plot_next_tokens
-from ..sampling import token_probabilities
+from ..sampling import kept_by_top_p, token_probabilities
 from .base import Explorer, choice_slider, count_slider
 
 ROWS = 12  # depths that a picture shows; of more, every second or third
@@ -38,8 +38,9 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
 
     def view(temperature: float, top_p: float):
         tempered = token_probabilities(ranked, temperature=temperature, top_p=1.0).numpy()
-        drawn = token_probabilities(ranked, temperature=temperature, top_p=top_p).numpy()
-        kept = (drawn > 0) | (top_p == 1)
+        number_kept = int(kept_by_top_p(torch.from_numpy(tempered).log(), top_p).sum())
+        kept = np.arange(len(ranked)) < number_kept  # of equally likely tokens, those that are listed first
+        drawn = np.where(kept, tempered, 0) / tempered[kept].sum()
         count = np.count_nonzero(drawn)
         figure, axes = bare_figure(1, 2, height_in=3.0, share=True)
         shown = slice(min(SHOWN, len(ranked)))
