@@ -1,9 +1,9 @@
 """`windowed_attention` beside `scaled_dot_product_attention`, with the window's dense mask and with `is_causal`.
 
 Every round times each function once: `windowed_attention` at all sizes, its peers at the first. Ratios and growth are
-taken round by round, so what slows a whole round falls out of them. Memory is taken in a process of its own for each
-size. Run it on a quiet machine: `python benchmarks/attention.py`; with `--flex`, which needs a C++ compiler,
-FlexAttention is compiled and joins the peers. For a look:
+taken round by round, so that what slows down a whole round cancels. Memory is measured in a process of its own for each
+size. Run it on a quiet machine: `python benchmarks/attention.py`. With `--flex`, which needs a C++ compiler,
+FlexAttention is compiled and joins the peers. For a quick look:
 `python benchmarks/attention.py --tokens 1024 2048 --window 128 --heads 8 --kv-heads 2`.
 """
 
@@ -50,7 +50,7 @@ def inputs(T: int, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Ten
 
 
 def pairs_computed(T: int, window: int) -> int:
-    """Query and key pairs a head whose score `windowed_attention` computes, hidden ones included."""
+    """Count the pairs of query and key per head whose score `windowed_attention` computes, hidden ones included."""
     blocks_back = -(-(min(window, T) - 1) // QUERY_CHUNK)
     total = 0
     for start in range(0, T, QUERY_CHUNK):
@@ -60,7 +60,7 @@ def pairs_computed(T: int, window: int) -> int:
 
 
 def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
-    """What people use for a window: each a function that returns (1, H, T, D), and the pairs a head it computes."""
+    """What people use for a window: functions that return (1, H, T, D), and the pairs per head that each computes."""
     W = options.window
     q, k, v = (x.transpose(1, 2) for x in inputs(T, options))
     mask = sliding_window_mask(T, W)
@@ -88,7 +88,7 @@ def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], t
 
 @torch.no_grad()
 def extra_bytes(T: int, options: argparse.Namespace) -> int:
-    """Peak resident memory of one call beyond what the process held with its inputs; for a fresh process."""
+    """Measure the peak memory of one call beyond what the process held before it; to be called in a fresh process."""
     torch.set_num_threads(options.threads)
     q, k, v = inputs(T, options)
     few = min(T, QUERY_CHUNK)
@@ -99,7 +99,7 @@ def extra_bytes(T: int, options: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, and print a table, the growth, and one line of JSON."""
+    """Measure, then print a table, the growth, and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
     W, first = options.window, options.tokens[0]

@@ -1,6 +1,6 @@
 """Attention as Mistral computes it: rotary positions, grouped queries, and a sliding window in chunks.
 
-B batch, T queries, S keys, H query heads, K key and value heads, G = H/K queries a group, D head_dim, W window.
+B batch, T queries, S keys, H query heads, K key and value heads, G = H/K query heads per group, D head_dim, W window.
 """
 
 import math
@@ -18,13 +18,13 @@ QUERY_CHUNK = 128
 
 
 def rotate(x: torch.Tensor, positions: torch.Tensor, *, theta: float) -> torch.Tensor:
-    """Turn pairs of values by an angle that grows with the position, so that q·k depends on the distance alone.
+    """Rotate pairs of values by an angle that grows with the position, so that q·k depends on the distance alone.
 
-    Two layouts of the pairs are in use. **Halves**, here and in Hugging Face checkpoints: value i is turned with value
-    i + D/2. **Interleaved**, in the paper and in Mistral's own checkpoints: value 2i is turned with value 2i + 1.
-    One is the other with the D values reordered. Queries and keys reordered alike have the same products, so a
+    Two layouts of the pairs are in use. **Halves**, here and in Hugging Face checkpoints: value i is paired with value
+    i + D/2. **Interleaved**, in the paper and in Mistral's own checkpoints: value 2i is paired with value 2i + 1.
+    One is the other with the D values reordered. Queries and keys that are reordered alike have the same products, so a
     checkpoint is converted by reordering the rows of its query and key weights. Weights of one layout with the rotation
-    of the other raise no error and give wrong text.
+    of the other raise no error, but the model writes nonsense.
 
     Equation: with a = position · theta^(-2i/D), (x[i], x[i + D/2]) becomes
         (x[i]·cos a - x[i + D/2]·sin a, x[i + D/2]·cos a + x[i]·sin a), for i = 0 ... D/2 - 1.
@@ -71,7 +71,7 @@ def grouped_query_attention(
     """Attention in which each key and value head serves a group of G = H/K query heads.
 
     Query head h reads key and value head h // G. Keys and values are never repeated: the G queries of a group stand
-    beside each other in one product. K = H is multi-head attention, K = 1 multi-query attention.
+    beside each other in one product. K = H is multi-head attention, and K = 1 is multi-query attention.
 
     Equation: weights = softmax(q·k / √D over the keys that the mask lets through); out = weights · v.
     Source: Ainslie et al., "GQA", arXiv:2305.13245, section 2.2.
@@ -113,8 +113,8 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
         queries 4, 5            . . | x x | x .    query 4 sees 2, 3, 4
                                 . . | . x | x x    query 5 sees 3, 4, 5
 
-    Counted from the first block, the picture is the same for every chunk; so one mask of C rows serves all, and fewer
-    of its columns at the start of the text. No mask of T² is ever made.
+    Counted from the first block, the picture is the same for every chunk. So one mask of C rows serves all chunks, and
+    those at the start of the text take fewer of its columns. A mask of T² values is never made.
 
     Equation: `grouped_query_attention(q, k, v, sliding_window_mask(T, W))[0]`.
     Source: arXiv:2310.06825, section 2.
@@ -145,14 +145,14 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     chunks = _windowed_chunks(q, k, v, window, recorded)
     if recorded:
         return torch.cat(list(chunks), dim=1)
-    out = torch.empty_like(q)  # written in place: a list of chunks and their join would take the memory twice
+    out = torch.empty_like(q)  # written in place: a list of chunks and their concatenation would take twice the memory
     for place, chunk in zip(out.split(QUERY_CHUNK, dim=1), chunks, strict=True):
         place.copy_(chunk)
     return out
 
 
 def _windowed_chunks(q, k, v, window: int | None, recorded: bool) -> Iterator[torch.Tensor]:
-    """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be asked for."""
+    """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be needed."""
     T, H, K = *q.shape[1:3], k.shape[2]
     group_size = H // K
     keys_back = T - 1 if window is None else min(window, T) - 1
@@ -164,7 +164,7 @@ def _windowed_chunks(q, k, v, window: int | None, recorded: bool) -> Iterator[to
     k_blocks, v_blocks = k.split(QUERY_CHUNK, dim=1), v.split(QUERY_CHUNK, dim=1)
     for index, chunk in enumerate(q.split(QUERY_CHUNK, dim=1)):
         first = max(0, index - blocks_back)
-        if recorded:  # a slice of k would have a gradient as long as k, for every chunk; joined blocks have not
+        if recorded:  # each slice of k would have a gradient as long as k; concatenated blocks do not
             keys, values = (torch.cat(blocks[first : index + 1], dim=1) for blocks in (k_blocks, v_blocks))
         else:
             keys, values = (x[:, first * QUERY_CHUNK : (index + 1) * QUERY_CHUNK] for x in (k, v))

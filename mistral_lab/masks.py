@@ -46,7 +46,7 @@ def sliding_window_mask(T: int, window: int | None) -> torch.Tensor:
 
 
 def position_mask(queries: torch.Tensor, keys: torch.Tensor, *, window: int | None = None) -> torch.Tensor:
-    """The rule behind both masks, for any positions: a chunk of queries, or keys that a cache holds.
+    """Apply the rule behind both masks to any positions: those of a chunk of queries, or of the keys in a cache.
 
     Args:
         queries: (T,) positions, whole numbers.
@@ -77,9 +77,9 @@ def position_mask(queries: torch.Tensor, keys: torch.Tensor, *, window: int | No
 
 
 def receptive_field(window: int, n_layers: int) -> int:
-    """Tokens, itself included, that can reach a token's output through a stack of windowed layers.
+    """Count the tokens, itself included, that can reach a token's output through a stack of windowed layers.
 
-    Equation: L·(W - 1) + 1, for each layer reaches W - 1 tokens further back.
+    Equation: L·(W - 1) + 1, because each layer reaches W - 1 tokens further back.
     Differs: arXiv:2310.06825, section 2, rounds it to L·W.
 
     Raises:

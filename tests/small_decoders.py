@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig
 
+from mistral_lab.loading import load
 from mistral_lab.transformer import Transformer
 
 # The logits of these models are at most 4, where float32 has steps of 2e-7. A dozen operations per layer, in another
@@ -64,6 +65,13 @@ def pair(folder, family, changes, how):
     return Transformer.from_pretrained(folder), theirs
 
 
+def bundled_pair(name):
+    """A bundled model in float32, its twin of transformers without an end token, and their tokenizer."""
+    theirs = load(name, dtype=torch.float32)
+    theirs.model.generation_config.eos_token_id = None
+    return Transformer.from_pretrained(name, dtype=torch.float32), theirs.model, theirs.tokenizer
+
+
 def prompt(T, *, batch=2, V=SMALL["vocab_size"]):
     return torch.randint(1, V, (batch, T), generator=torch.Generator().manual_seed(T))
 
@@ -87,3 +95,12 @@ def generate(theirs, tokens, new, *, mask=None, **how):
 
 def one_line(pattern, kind=ValueError):
     return pytest.raises(kind, match=rf"\A[^\n]*{pattern}[^\n]*\Z")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small gain nothing from a second thread, and on a busy machine wait for it at every product."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

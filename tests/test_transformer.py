@@ -8,9 +8,11 @@ from small_decoders import (
     IN_SHARDS,
     KINDS,
     MIXTURE,
+    bundled_pair,
     in_chunks,
     logits_of,
     one_line,
+    one_thread,  # noqa: F401 - for all tests of this file
     pair,
     prompt,
 )
@@ -22,15 +24,6 @@ from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.loading import load
 from mistral_lab.moe import Expert, Routing, capture_routing, sparse_experts
 from mistral_lab.transformer import FeedForward, Layer, MixtureOfExperts, Transformer, blocks, decoder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and on a busy machine wait for it at every product."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -76,9 +69,7 @@ def test_logits_through_the_cache_are_those_of_one_pass_at_every_step(models, si
 
 @pytest.fixture(scope="module", params=list(BUNDLED))
 def bundled(request):
-    theirs = load(request.param, dtype=torch.float32)
-    theirs.model.generation_config.eos_token_id = None
-    return Transformer.from_pretrained(request.param, dtype=torch.float32), theirs.model, theirs.tokenizer
+    return bundled_pair(request.param)
 
 
 def test_logits_of_the_bundled_models_are_those_of_transformers(bundled):

@@ -2,21 +2,20 @@
 
 import pytest
 import torch
-from small_decoders import CLOSE, KINDS, generate, one_line, pair, prompt
+from small_decoders import (
+    CLOSE,
+    KINDS,
+    bundled_pair,
+    generate,
+    one_line,
+    one_thread,  # noqa: F401 - for all tests of this file
+    pair,
+    prompt,
+)
 
 from mistral_lab.checkpoints import BUNDLED
-from mistral_lab.loading import load
 from mistral_lab.sampling import choose_token
 from mistral_lab.transformer import Transformer, decoder, generation
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and on a busy machine wait for it at every product."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -31,9 +30,7 @@ def dense(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=list(BUNDLED))
 def bundled(request):
-    theirs = load(request.param, dtype=torch.float32)
-    theirs.model.generation_config.eos_token_id = None
-    return Transformer.from_pretrained(request.param, dtype=torch.float32), theirs.model, theirs.tokenizer
+    return bundled_pair(request.param)
 
 
 def test_greedy_generation_is_that_of_transformers_token_for_token(models):

@@ -22,6 +22,7 @@ from small_decoders import (
     SMALL,
     logits_of,
     one_line,
+    one_thread,  # noqa: F401 - for all tests of this file
     pair,
     prompt,
     random_model,
@@ -33,15 +34,6 @@ from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.memory import parameter_counts
 from mistral_lab.transformer import Transformer
 from mistral_lab.transformer.weights import checkpoint_name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small gain nothing from a second thread, and on a busy machine wait for it at every product."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def least_time(function: Callable) -> None:
             ),
             Mistake(
                 lambda parameters, bits, bytes_per_s: bytes_per_s / (parameters * bits / 8),
-                "you return tokens a second: the question is how many seconds one takes",
+                "you return tokens per second: the question is how many seconds one takes",
             ),
         ],
     )

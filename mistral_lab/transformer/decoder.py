@@ -1,4 +1,4 @@
-"""The whole decoder: reads real checkpoints, gives logits, generates.
+"""The whole decoder: it reads real checkpoints, computes logits and generates text.
 
 B batch, T new tokens, S keys, D head_dim, d dim, V vocabulary, W window.
 """
@@ -45,12 +45,12 @@ class Transformer(nn.Module):
     def from_pretrained(cls, path, *, dtype: torch.dtype | None = None, device=None) -> "Transformer":
         """Read a checkpoint in Hugging Face format: safetensors, in one file or in shards, memory-mapped.
 
-        A weight that has the dtype asked for and stays on the CPU is a view of its file: the system reads it when it
-        is first used, and may drop it again.
+        A weight that already has the wanted dtype and stays on the CPU is a view of its file. The system reads it when
+        it is first used, and may drop it from memory again.
 
         Args:
             path: a bundled name, a folder, or a hub id.
-            dtype: of weights and arithmetic, float32, bfloat16 or float16. None is that of the checkpoint's embedding.
+            dtype: of weights and arithmetic: float32, bfloat16 or float16. None is that of the checkpoint's embedding.
             device: None is the CPU.
 
         Raises:
@@ -58,10 +58,10 @@ class Transformer(nn.Module):
             ValueError: another architecture, or a dtype or device that PyTorch cannot compute with here.
         """
         config = ModelConfig.from_pretrained(path)
-        with torch.device("meta"):  # shapes alone: no memory is taken
+        with torch.device("meta"):  # shapes alone, which take no memory
             model = cls(config)
         shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-        tied = ["output.weight"] if config.tied_embeddings else []  # where it is stored all the same, it counts
+        tied = ["output.weight"] if config.tied_embeddings else []  # it may be stored all the same, and then it counts
         weights = read_weights(path, shapes, optional=tied, dtype=dtype, device=device)
         model.load_state_dict(weights, strict=False, assign=True)
         if "output.weight" not in weights:
@@ -69,24 +69,24 @@ class Transformer(nn.Module):
         return model.requires_grad_(False).eval()
 
     def new_cache(self, batch: int = 1) -> RollingCache:
-        """An empty cache for `batch` sequences: in each layer a ring of W tokens, or all tokens without a window."""
+        """Make an empty cache for `batch` sequences. A layer keeps the last W tokens, or all without a window."""
         check_count("batch", batch)
         cache, like = RollingCache(self.config), self.embedding.weight
         cache.early_initialization(batch, self.config.n_kv_heads, self.config.head_dim, like.dtype, like.device)
         return cache
 
     def forward(self, tokens: torch.Tensor, cache: RollingCache | None = None) -> torch.Tensor:
-        """Logits of what follows each token.
+        """Compute the logits of what follows each token.
 
         Args:
             tokens: (B, T) whole numbers below V.
-            cache: from `new_cache`, with the tokens that came before; these are added to it.
+            cache: from `new_cache`, holding the tokens that came before; the new ones are added to it.
 
         Returns:
             (B, T, V) in the dtype of the weights.
 
         Raises:
-            TypeError, ValueError: tokens or a cache that do not fit; the cache is then as before.
+            TypeError, ValueError: tokens or a cache that do not fit. The cache is then left as it was.
         """
         if cache is not None:
             check_cache(cache, self.config)
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
         Args:
             tokens: (B, T).
             cos, sin: of their positions, from `cos_and_sin`.
-            cache: holds the tokens before; these are added to it.
+            cache: holds the tokens that came before; the new ones are added to it.
             pads: (B,), how many tokens of each sequence are padding on its left; None where there is no padding.
 
         Returns:
