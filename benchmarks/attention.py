@@ -1,9 +1,9 @@
 """`windowed_attention` beside `scaled_dot_product_attention`, with the window's dense mask and with `is_causal`.
 
 Every round times each function once: `windowed_attention` at all sizes, its peers at the first. Ratios and growth are
-taken round by round, so what slows a whole round falls out of them. Memory is taken in a process of its own for each
-size. Run it on a quiet machine: `python benchmarks/attention.py`; with `--flex`, which needs a C++ compiler,
-FlexAttention is compiled and joins the peers. For a look:
+taken round by round, so that what slows down a whole round cancels. Memory is measured in a process of its own for each
+size. Run it on a quiet machine: `python benchmarks/attention.py`. With `--flex`, which needs a C++ compiler,
+FlexAttention is compiled and joins the peers. For a quick look:
 `python benchmarks/attention.py --tokens 1024 2048 --window 128 --heads 8 --kv-heads 2`.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from mistral_lab.attention import CHUNK, windowed_attention
+from mistral_lab.attention import QUERY_CHUNK, windowed_attention
 from mistral_lab.masks import sliding_window_mask
 from mistral_lab.measure import compare, peak_bytes, time_in_turns
 
@@ -50,17 +50,17 @@ def inputs(T: int, options: argparse.Namespace) -> tuple[torch.Tensor, torch.Ten
 
 
 def pairs_computed(T: int, window: int) -> int:
-    """Query and key pairs a head whose score `windowed_attention` computes, hidden ones included."""
-    blocks_back = -(-(min(window, T) - 1) // CHUNK)
+    """Count the pairs of query and key per head whose score `windowed_attention` computes, hidden ones included."""
+    blocks_back = -(-(min(window, T) - 1) // QUERY_CHUNK)
     total = 0
-    for start in range(0, T, CHUNK):
-        end = min(start + CHUNK, T)
-        total += (end - start) * (end - max(0, start - blocks_back * CHUNK))
+    for start in range(0, T, QUERY_CHUNK):
+        end = min(start + QUERY_CHUNK, T)
+        total += (end - start) * (end - max(0, start - blocks_back * QUERY_CHUNK))
     return total
 
 
 def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
-    """What people use for a window: each a function that returns (1, H, T, D), and the pairs a head it computes."""
+    """What people use for a window: functions that return (1, H, T, D), and the pairs per head that each computes."""
     W = options.window
     q, k, v = (x.transpose(1, 2) for x in inputs(T, options))
     mask = sliding_window_mask(T, W)
@@ -88,10 +88,10 @@ def peers(T: int, options: argparse.Namespace) -> dict[str, tuple[Callable[[], t
 
 @torch.no_grad()
 def extra_bytes(T: int, options: argparse.Namespace) -> int:
-    """Peak resident memory of one call beyond what the process held with its inputs; for a fresh process."""
+    """Measure the peak memory of one call beyond what the process held before it; to be called in a fresh process."""
     torch.set_num_threads(options.threads)
     q, k, v = inputs(T, options)
-    few = min(T, CHUNK)
+    few = min(T, QUERY_CHUNK)
     windowed_attention(q[:, :few], k[:, :few], v[:, :few], window=options.window)  # loads what the first call loads
     before = psutil.Process().memory_info().rss
     return peak_bytes(lambda: windowed_attention(q, k, v, window=options.window)) - before
@@ -99,13 +99,14 @@ def extra_bytes(T: int, options: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, and print a table, the growth, and one line of JSON."""
+    """Measure, then print a table, the growth, and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
     W, first = options.window, options.tokens[0]
     print(
         f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, B=1, H={options.heads}, "
-        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {CHUNK}; {options.repeats} rounds and a warm-up"
+        f"K={options.kv_heads}, D={options.head_dim}, W={W}, chunks of {QUERY_CHUNK}; {options.repeats} rounds and a "
+        "warm-up"
     )
     functions = {T: partial(windowed_attention, *inputs(T, options), window=W) for T in options.tokens}
     pairs = {T: pairs_computed(T, W) for T in options.tokens}

@@ -1,7 +1,7 @@
-"""One decoded token's worth of cache work: the mirrored ring beside transformers' dynamic sliding cache.
+"""The cache's work for one decoded token: the mirrored ring beside transformers' dynamic sliding cache.
 
-Both caches are filled with W tokens, and then take one token at a time, in turns, so that whatever else the machine
-does falls on both. No model runs. The prediction, with one token of one layer being 2·B·K·D values:
+Both caches are filled with W tokens. Then they take one token at a time, in turns, so that whatever else the machine
+does slows down both. No model runs. The prediction, with one token of one layer being 2·B·K·D values:
 
     ring           reads the token once and writes it twice: 3 tokens, whatever W is
     DynamicCache   concatenates: reads W tokens and writes W, so 2·W tokens
@@ -20,13 +20,13 @@ from transformers import DynamicCache, MistralConfig
 
 from mistral_lab.cache import RollingCache
 
-WARM_UP = 3  # steps of each cache before the clock counts
+WARM_UP = 3  # steps of each cache before the timed ones
 
 
 def arguments() -> argparse.Namespace:
     """The sizes of Mistral 7B unless told otherwise."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--window", type=int, default=4096, help="W, keys a query sees (default 4096)")
+    parser.add_argument("--window", type=int, default=4096, help="W, keys that a query sees (default 4096)")
     parser.add_argument("--layers", type=int, default=32, help="decoder layers (default 32)")
     parser.add_argument("--kv-heads", type=int, default=8, help="K (default 8)")
     parser.add_argument("--head-dim", type=int, default=128, help="D (default 128)")
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 @torch.no_grad()  # as in generate
 def step(cache, token, layers: int) -> float:
-    """Seconds in which every layer takes one chunk: a token, where the clock counts."""
+    """Add one chunk to every layer, and return the seconds that it took; in the timed steps it is one token."""
     start = time.perf_counter()
     for layer in range(layers):
         cache.update(token, token, layer)
@@ -88,7 +88,7 @@ def main() -> None:
         f"{sizes.dtype}, {sizes.threads} threads, torch {torch.__version__}"
     )
     print(
-        f"predicted: the ring moves {moved['ring']:,} bytes a token, the dynamic cache {moved['DynamicCache']:,}: "
+        f"predicted: the ring moves {moved['ring']:,} bytes per token, the dynamic cache {moved['DynamicCache']:,}: "
         f"{moved['DynamicCache'] / moved['ring']:,.0f} times as many"
     )
 
@@ -97,10 +97,10 @@ def main() -> None:
         step(cache, prompt, sizes.layers)
     ring_at_w = caches["ring"].nbytes
     times = {name: [] for name in caches}
-    for turn in range(WARM_UP + sizes.steps):
+    for round_number in range(WARM_UP + sizes.steps):
         for name, cache in caches.items():
             seconds = step(cache, token, sizes.layers)
-            if turn >= WARM_UP:
+            if round_number >= WARM_UP:
                 times[name].append(seconds)
     dynamic_bytes = held_bytes(caches["DynamicCache"])
 
@@ -108,14 +108,14 @@ def main() -> None:
         step(caches["ring"], prompt[:, :, :left], sizes.layers)
     ring_at_8w = caches["ring"].nbytes
 
-    print(f"\n{'a token':<14}{'median ms':>12}{'fastest to slowest ms':>24}{'predicted MB':>16}{'GB/s':>12}")
+    print(f"\n{'per token':<14}{'median ms':>12}{'fastest to slowest ms':>24}{'predicted MB':>16}{'GB/s':>12}")
     for name in caches:
         print(row(name, times[name], moved[name]))
     medians = {name: statistics.median(run) for name, run in times.items()}
     ratio = medians["DynamicCache"] / medians["ring"]
     print(
         f"\nthe ring is {ratio:.1f} times cheaper; it moves so little that calls into PyTorch set its time: "
-        f"{medians['ring'] / sizes.layers * 1e6:.1f} µs a layer"
+        f"{medians['ring'] / sizes.layers * 1e6:.1f} µs per layer"
     )
 
     window_bytes = sizes.window * token_bytes

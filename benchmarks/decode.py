@@ -1,11 +1,12 @@
 """Greedy decoding of the bundled models: `Transformer.generate`, `generate` of transformers, and a floor, in turns.
 
 The floor is the same mathematics written out by hand for one sequence: a bare loop over raw tensors, with PyTorch's
-fused norm, no module, no check and no cache object. It says what is left to gain without another kernel.
+fused norm, no module, no check and no cache object. It shows what could still be gained without another kernel.
 
-transformers generates with its defaults (DynamicCache, SDPA), which was its best setting here, and with a static cache;
+transformers generates with its defaults (DynamicCache, SDPA), which was its best setting here, and with a static cache.
 `--compile`, which needs a C++ compiler and minutes, adds the static cache under torch.compile. All produce the same
-number of tokens, none stops early, and a round times each once, so what slows a whole round falls out of the ratios.
+number of tokens, and none stops early. Each round times each of them once, so that what slows down a whole round
+cancels in the ratios.
 
     python benchmarks/decode.py
     python benchmarks/decode.py --new 16 --repeats 2
@@ -48,7 +49,7 @@ def arguments() -> argparse.Namespace:
 
 
 def bare_loop(model: Transformer, tokens: torch.Tensor, new: int) -> Callable[[], torch.Tensor]:
-    """Greedy decoding of one sequence on the raw tensors of a model; what does not depend on the tokens is ready."""
+    """Greedy decoding of one sequence on the raw tensors of a model; what does not depend on the tokens is prepared."""
     config = model.config
     H, K, D = config.n_heads, config.n_kv_heads, config.head_dim
     T, total, window = tokens.shape[1], tokens.shape[1] + new, config.sliding_window or tokens.shape[1] + new
@@ -134,7 +135,7 @@ def contenders(name: str, options: argparse.Namespace) -> dict[str, Callable[[],
 
 
 def main() -> None:
-    """Measure, print a table a model, and one line of JSON."""
+    """Measure, then print a table per model and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
     print(
@@ -150,7 +151,7 @@ def main() -> None:
         }
         timings = time_in_turns(functions, repeats=options.repeats)
         same = all(torch.equal(tokens, found[0]) for tokens in found)
-        print(f"\n{name:37}{'ms a token':>11}{'spread':>8}{'times ours':>12}{'(range)':>15}")
+        print(f"\n{name:37}{'ms/token':>11}{'spread':>8}{'times ours':>12}{'(range)':>15}")
         rows = []
         for contender, timing in timings.items():
             row = {

@@ -1,19 +1,19 @@
 """One mixture-of-experts layer: `route_top_k` and `sparse_experts` beside the experts implementations of transformers.
 
-The layer is Mixtral's in bfloat16 unless told otherwise: router and experts, the same weights (2.8 GB, held once) and
-the same tokens for all. For each number of tokens, every round times each function once, so that a slow minute meets
-all of them, and ratios are taken round by round. An implementation that does not run here, that needs over half of the
-free memory, or that is far behind is listed with the reason and takes part in no round.
+Unless told otherwise, the layer is Mixtral's in bfloat16: router and experts, with the same weights (2.8 GB, held once)
+and the same tokens for all. For each number of tokens, every round times each function once, so that a slow minute
+slows down all of them, and ratios are taken round by round. An implementation that does not run here, that needs over
+half of the free memory, or that is far behind is listed with the reason and takes part in no round.
 
 The prediction: n tokens that choose A of E experts at random touch E·(1 - (1 - A/E)^n) of them. One token computes
-little, so the layer takes at least the bytes of A experts over the speed at which this machine reads memory.
-Where it takes twice as long in bfloat16, for all alike, the cause is oneDNN (torch 2.13, AVX512_BF16): before it
-multiplies it copies every block of weights into another order, and for one row a profile shows ten times as much time
-in `jit_brgemm_matmul_copy_b_transposed` as in the product itself.
+little, so the layer takes at least as long as this machine needs to read the bytes of A experts from memory. Where it
+takes twice as long in bfloat16, for all alike, the cause is oneDNN (torch 2.13, AVX512_BF16): before it multiplies, it
+copies every block of weights into another order. For one row, a profile shows ten times as much time in
+`jit_brgemm_matmul_copy_b_transposed` as in the product itself.
 
 Threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE, unless it is set). If they spin, and another process
-wants the core, every product can lose a turn of the scheduler, 4 ms or more: on a busy machine the run then counts
-products more than it times them.
+wants the core, every product can wait for the scheduler for 4 ms or more. On a busy machine the run would then count
+products rather than time them.
 
     python benchmarks/moe.py
     python benchmarks/moe.py --dim 256 --hidden 896 --tokens 1 16
@@ -25,7 +25,8 @@ import os
 import time
 from collections.abc import Callable
 
-# Both are read at import: OpenMP's by torch; transformers' kernels on the hub are then refused rather than downloaded.
+# Both are read at import. Torch reads the first. With the second, transformers refuses kernels on the hub instead of
+# downloading them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -87,7 +88,7 @@ def peers(block: MixtralSparseMoeBlock, x: torch.Tensor) -> dict[str, Callable[[
 
 
 def sort_out(functions: dict, expected: torch.Tensor, gathered_bytes: int) -> tuple[list[str], dict[str, str]]:
-    """Call each twice and compare the result: the names that go into the rounds, and why the others do not."""
+    """Call each function twice and compare its result; return the names to time, and why the others are left out."""
     second_s, absent = {}, {}
     for name, function in functions.items():
         if name == "batched_mm" and gathered_bytes > psutil.virtual_memory().available / 2:
@@ -169,7 +170,7 @@ def show(result: dict, bandwidth: float) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, and print a table for each number of tokens and one line of JSON."""
+    """Measure, then print a table for each number of tokens and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
     bandwidth = measure_bandwidth()

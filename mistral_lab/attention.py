@@ -1,6 +1,6 @@
 """Attention as Mistral computes it: rotary positions, grouped queries, and a sliding window in chunks.
 
-B batch, T queries, S keys, H query heads, K key and value heads, G = H/K queries a group, D head_dim, W window.
+B batch, T queries, S keys, H query heads, K key and value heads, G = H/K query heads per group, D head_dim, W window.
 """
 
 import math
@@ -12,17 +12,19 @@ from torch.nn import functional
 from .arguments import check_count
 from .masks import position_mask
 
-CHUNK = 128  # queries a step of windowed_attention: each meets at most 2·CHUNK keys beyond its window
+# Queries per step of `windowed_attention`. The step computes the scores of QUERY_CHUNK queries with at most
+# 2·QUERY_CHUNK keys more than their window holds.
+QUERY_CHUNK = 128
 
 
 def rotate(x: torch.Tensor, positions: torch.Tensor, *, theta: float) -> torch.Tensor:
-    """Turn pairs of values by an angle that grows with the position, so that q·k depends on the distance alone.
+    """Rotate pairs of values by an angle that grows with the position, so that q·k depends on the distance alone.
 
-    Two layouts of the pairs are in use. **Halves**, here and in Hugging Face checkpoints: value i is turned with value
-    i + D/2. **Interleaved**, in the paper and in Mistral's own checkpoints: value 2i is turned with value 2i + 1.
-    One is the other with the D values reordered. Queries and keys reordered alike have the same products, so a
+    Two layouts of the pairs are in use. **Halves**, here and in Hugging Face checkpoints: value i is paired with value
+    i + D/2. **Interleaved**, in the paper and in Mistral's own checkpoints: value 2i is paired with value 2i + 1.
+    One is the other with the D values reordered. Queries and keys that are reordered alike have the same products, so a
     checkpoint is converted by reordering the rows of its query and key weights. Weights of one layout with the rotation
-    of the other raise no error and give wrong text.
+    of the other raise no error, but the model writes nonsense.
 
     Equation: with a = position · theta^(-2i/D), (x[i], x[i + D/2]) becomes
         (x[i]·cos a - x[i + D/2]·sin a, x[i + D/2]·cos a + x[i]·sin a), for i = 0 ... D/2 - 1.
@@ -69,7 +71,7 @@ def grouped_query_attention(
     """Attention in which each key and value head serves a group of G = H/K query heads.
 
     Query head h reads key and value head h // G. Keys and values are never repeated: the G queries of a group stand
-    beside each other in one product. K = H is multi-head attention, K = 1 multi-query attention.
+    beside each other in one product. K = H is multi-head attention, and K = 1 is multi-query attention.
 
     Equation: weights = softmax(q·k / √D over the keys that the mask lets through); out = weights · v.
     Source: Ainslie et al., "GQA", arXiv:2305.13245, section 2.2.
@@ -102,7 +104,7 @@ def grouped_query_attention(
     return out, weights
 
 
-def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, window: int) -> torch.Tensor:
+def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, window: int | None) -> torch.Tensor:
     """Exact sliding-window attention whose time and memory grow with T·W, not with T².
 
     The queries are taken in chunks of C, each against the blocks of C keys that its window touches:
@@ -111,8 +113,8 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
         queries 4, 5            . . | x x | x .    query 4 sees 2, 3, 4
                                 . . | . x | x x    query 5 sees 3, 4, 5
 
-    Counted from the first block, the picture is the same for every chunk; so one mask of C rows serves all, and fewer
-    of its columns at the start of the text. No mask of T² is ever made.
+    Counted from the first block, the picture is the same for every chunk. So one mask of C rows serves all chunks, and
+    those at the start of the text take fewer of its columns. A mask of T² values is never made.
 
     Equation: `grouped_query_attention(q, k, v, sliding_window_mask(T, W))[0]`.
     Source: arXiv:2310.06825, section 2.
@@ -121,13 +123,13 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     Args:
         q: (B, T, H, D), rotated already.
         k, v: (B, T, K, D), with H a multiple of K.
-        window: W, keys a query sees, itself included; from W = T on this is causal attention.
+        window: W, keys that a query sees, itself included; None, or T and more, gives causal attention.
 
     Returns:
         (B, T, H, D), differentiable.
 
     Raises:
-        TypeError: window is not a whole number.
+        TypeError: window is neither None nor a whole number.
         ValueError: window below 1, or shapes, dtypes or devices that do not fit.
 
     >>> x = torch.randn(1, 5, 2, 4)
@@ -135,38 +137,40 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, win
     True
     """
     _check_heads(q, k, v)
-    check_count("window", window)
+    if window is not None:
+        check_count("window", window)
     if k.shape[1] != q.shape[1]:
         raise ValueError(f"k and v have {k.shape[1]} tokens: expected {q.shape[1]}, as many as q")
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     chunks = _windowed_chunks(q, k, v, window, recorded)
     if recorded:
         return torch.cat(list(chunks), dim=1)
-    out = torch.empty_like(q)  # written in place: a list of chunks and their join would take the memory twice
-    for place, chunk in zip(out.split(CHUNK, dim=1), chunks, strict=True):
+    out = torch.empty_like(q)  # written in place: a list of chunks and their concatenation would take twice the memory
+    for place, chunk in zip(out.split(QUERY_CHUNK, dim=1), chunks, strict=True):
         place.copy_(chunk)
     return out
 
 
-def _windowed_chunks(q, k, v, window: int, recorded: bool) -> Iterator[torch.Tensor]:
-    """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be asked for."""
+def _windowed_chunks(q, k, v, window: int | None, recorded: bool) -> Iterator[torch.Tensor]:
+    """Yield what `windowed_attention` returns, C tokens at a time; `recorded` where gradients will be needed."""
     T, H, K = *q.shape[1:3], k.shape[2]
     group_size = H // K
-    blocks_back = math.ceil((min(window, T) - 1) / CHUNK)  # before the chunk's own block
-    positions = torch.arange((blocks_back + 1) * CHUNK, device=q.device)
-    mask = position_mask(positions[-CHUNK:], positions, window=window)
+    keys_back = T - 1 if window is None else min(window, T) - 1
+    blocks_back = math.ceil(keys_back / QUERY_CHUNK)  # before the chunk's own block
+    positions = torch.arange((blocks_back + 1) * QUERY_CHUNK, device=q.device)
+    mask = position_mask(positions[-QUERY_CHUNK:], positions, window=window)
     mask = mask.repeat_interleave(group_size, dim=0)  # a row for each query of a group
 
-    k_blocks, v_blocks = k.split(CHUNK, dim=1), v.split(CHUNK, dim=1)
-    for index, chunk in enumerate(q.split(CHUNK, dim=1)):
+    k_blocks, v_blocks = k.split(QUERY_CHUNK, dim=1), v.split(QUERY_CHUNK, dim=1)
+    for index, chunk in enumerate(q.split(QUERY_CHUNK, dim=1)):
         first = max(0, index - blocks_back)
-        if recorded:  # a slice of k would have a gradient as long as k, for every chunk; joined blocks have not
+        if recorded:  # each slice of k would have a gradient as long as k; concatenated blocks do not
             keys, values = (torch.cat(blocks[first : index + 1], dim=1) for blocks in (k_blocks, v_blocks))
         else:
-            keys, values = (x[:, first * CHUNK : (index + 1) * CHUNK] for x in (k, v))
+            keys, values = (x[:, first * QUERY_CHUNK : (index + 1) * QUERY_CHUNK] for x in (k, v))
         # (B, C, H, D) -> (B, K, C·G, D): the queries of a group are rows before the one head that they share.
         rows = chunk.unflatten(2, (K, group_size)).transpose(1, 2).flatten(2, 3)
-        absent = (blocks_back - (index - first)) * CHUNK  # columns of keys before the first token
+        absent = (blocks_back - (index - first)) * QUERY_CHUNK  # columns of keys before the first token
         visible = mask[: rows.shape[2], absent : absent + keys.shape[1]]
         out = functional.scaled_dot_product_attention(
             rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible

@@ -18,10 +18,10 @@ def causal_mask(T: int) -> torch.Tensor:
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
     check_count("T", T)
-    return position_mask(torch.arange(T), torch.arange(T), window=T)
+    return position_mask(torch.arange(T), torch.arange(T))
 
 
-def sliding_window_mask(T: int, window: int) -> torch.Tensor:
+def sliding_window_mask(T: int, window: int | None) -> torch.Tensor:
     """Each token sees the last `window` tokens, itself included.
 
     Equation: mask[i, j] = 0 <= i - j < W.
@@ -30,13 +30,13 @@ def sliding_window_mask(T: int, window: int) -> torch.Tensor:
 
     Args:
         T: tokens, as queries and as keys.
-        window: W, keys a query sees; from W = T on the mask is `causal_mask(T)`.
+        window: W, keys that a query sees; None, or T and more, gives `causal_mask(T)`.
 
     Returns:
         (T, T) bool; row i is query i, column j is key j.
 
     Raises:
-        TypeError, ValueError: T or window is not a whole number of at least 1.
+        TypeError, ValueError: T, or a window other than None, is not a whole number of at least 1.
 
     >>> sliding_window_mask(4, 2).int().tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
@@ -45,36 +45,41 @@ def sliding_window_mask(T: int, window: int) -> torch.Tensor:
     return position_mask(torch.arange(T), torch.arange(T), window=window)
 
 
-def position_mask(queries: torch.Tensor, keys: torch.Tensor, *, window: int) -> torch.Tensor:
-    """The rule behind both masks, for any positions: a chunk of queries, or keys that a cache holds.
+def position_mask(queries: torch.Tensor, keys: torch.Tensor, *, window: int | None = None) -> torch.Tensor:
+    """Apply the rule behind both masks to any positions: those of a chunk of queries, or of the keys in a cache.
 
     Args:
         queries: (T,) positions, whole numbers.
         keys: (S,) positions, whole numbers, in any order.
-        window: W, keys a query sees, itself included.
+        window: W, keys that a query sees, itself included; None lets it see all keys up to its own position.
 
     Returns:
         (T, S) bool, on the device of the positions.
 
     Raises:
-        TypeError, ValueError: window is not a whole number of at least 1, or the positions have more than one axis.
+        TypeError, ValueError: a window other than None that is not a whole number of at least 1, or positions with
+            more than one axis.
 
     >>> position_mask(torch.tensor([5]), torch.tensor([6, 5, 4, 3]), window=2).tolist()
     [[False, True, True, False]]
+    >>> position_mask(torch.tensor([5]), torch.tensor([6, 5, 4, 3])).tolist()
+    [[False, True, True, True]]
     """
-    check_count("window", window)
+    if window is not None:
+        check_count("window", window)
     if queries.ndim != 1 or keys.ndim != 1:
         raise ValueError(
             f"queries has shape {tuple(queries.shape)} and keys {tuple(keys.shape)}: expected positions (T,) and (S,)"
         )
     distance = queries[:, None] - keys
-    return (distance >= 0) & (distance < window)
+    causal = distance >= 0
+    return causal if window is None else causal & (distance < window)
 
 
 def receptive_field(window: int, n_layers: int) -> int:
-    """Tokens, itself included, that can reach a token's output through a stack of windowed layers.
+    """Count the tokens, itself included, that can reach a token's output through a stack of windowed layers.
 
-    Equation: L·(W - 1) + 1, for each layer reaches W - 1 tokens further back.
+    Equation: L·(W - 1) + 1, because each layer reaches W - 1 tokens further back.
     Differs: arXiv:2310.06825, section 2, rounds it to L·W.
 
     Raises:

@@ -111,3 +111,15 @@ def load_balancing_loss(logits, num_experts_per_tok):
         exponentials = np.exp(row - row.max())
         shares += exponentials / exponentials.sum() / len(rows)
     return E * sum(chose[e] * shares[e] for e in range(E))
+
+
+def token_probabilities(logits, temperature, top_p):
+    """logits (V,) -> the probabilities (V,) of the draw: the likeliest tokens one by one, until they reach top_p."""
+    weights = np.exp((logits - logits.max()) / temperature)
+    shares = weights / weights.sum()
+    kept, together = np.zeros(len(shares)), 0.0
+    for token in np.argsort(-shares):
+        if together < top_p or top_p == 1:
+            kept[token] = shares[token]
+            together += shares[token]
+    return kept / kept.sum()

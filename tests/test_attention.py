@@ -47,7 +47,7 @@ class Allocations(TorchDispatchMode):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 4, so that a dozen tokens are several chunks."""
-    monkeypatch.setattr(attention, "CHUNK", 4)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
 
 
 # Rotary positions
@@ -262,7 +262,7 @@ def test_short_dtypes_are_near_float64(dtype, atol):
 def test_a_window_of_the_whole_text_is_causal_attention():
     q, k, v = qkv(T=140)
     expected = grouped_query_attention(q, k, v, causal_mask(140))[0]
-    for window in (140, 141, 10_000):
+    for window in (140, 141, 10_000, None):
         torch.testing.assert_close(windowed_attention(q, k, v, window=window), expected, **EXACT)
 
 
@@ -276,7 +276,7 @@ def test_what_left_the_window_and_what_is_to_come_do_not_matter():
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("window", [1, 3, 5, 20])
+@pytest.mark.parametrize("window", [1, 3, 5, 20, None])
 def test_gradients_match_the_dense_mask(window):
     inputs = [x.requires_grad_() for x in qkv(T=13)]
     upstream = qkv(T=13, seed=1)[0]
@@ -349,8 +349,8 @@ def test_the_window_is_checked():
     q, k, v = qkv()
     with pytest.raises(ValueError, match=r"\Awindow is 0: expected at least 1\Z"):
         windowed_attention(q, k, v, window=0)
-    with pytest.raises(TypeError, match=r"\Awindow is None: expected a whole number\Z"):
-        windowed_attention(q, k, v, window=None)
+    with pytest.raises(TypeError, match=r"\Awindow is 2\.0: expected a whole number\Z"):
+        windowed_attention(q, k, v, window=2.0)
     with pytest.raises(ValueError, match=r"\Ak and v have 8 tokens: expected 9, as many as q\Z"):
         windowed_attention(q, k[:, 1:], v[:, 1:], window=2)
 

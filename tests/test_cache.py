@@ -496,7 +496,7 @@ def test_a_token_written_to_one_half_only_is_seen(monkeypatch):
         self._key_halves = keys[:, :, : self.window].unsqueeze(2)
         self._value_halves = values[:, :, : self.window].unsqueeze(2)
 
-    monkeypatch.setattr(KVRing, "_hold", first_half_only)
+    monkeypatch.setattr(KVRing, "_use_storage", first_half_only)
     with pytest.raises(AssertionError):
         feed(ring_of(4), ListRing(4), [1] * 9)
 

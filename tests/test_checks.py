@@ -283,7 +283,7 @@ def any_kept(before, after):
 WRONG = [
     ("least_time", lambda n, bits, rate: n * bits / rate, "8 times too long: are those bits"),
     ("least_time", lambda n, bits, rate: n * 4 / rate, "4 bytes for every weight, which is float32"),
-    ("least_time", lambda n, bits, rate: rate / (n * bits / 8), "tokens a second"),
+    ("least_time", lambda n, bits, rate: rate / (n * bits / 8), "tokens per second"),
     ("least_time", lambda n, bits, rate: n * 2 / rate, "the same whatever `bits` is"),
     ("draw_probabilities", hot, "below 1 must sharpen.*multiply by it"),
     ("draw_probabilities", crossing_dropped, "drop the token that crosses the line"),

@@ -29,19 +29,20 @@ MAY_IMPORT = {
     "nf4": {"arguments"},
     # running
     "four_bit": {"files"},
-    "memory": {"arguments", "config"},
+    "memory": {"arguments", "config", "sampling"},
     "loading": {"files", "checkpoints", "config", "sampling", "four_bit", "memory"},
     "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
     "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},
     "distributed": {"arguments", "checkpoints", "config", "four_bit", "memory", "loading"},
     # teaching
     "figures": set(),
-    "checks": {"masks", "attention", "cache", "moe", "nf4"},
+    "checks": {"masks", "attention", "sampling", "cache", "moe", "nf4"},
     "explorers": {
         "figures",
         "config",
         "masks",
         "attention",
+        "sampling",
         "cache",
         "moe",
         "transformer",

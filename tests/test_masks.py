@@ -29,6 +29,14 @@ def test_a_window_of_the_whole_text_is_the_causal_mask():
     assert not torch.equal(sliding_window_mask(5, 4), causal_mask(5))
 
 
+def test_without_a_window_all_keys_up_to_the_query_are_seen():
+    queries, keys = torch.tensor([7, 0, 1_000_000]), torch.tensor([8, 7, 0, 999_999, 6])
+    seen = [[key <= query for key in keys.tolist()] for query in queries.tolist()]
+    assert position_mask(queries, keys).tolist() == position_mask(queries, keys, window=None).tolist() == seen
+    assert torch.equal(sliding_window_mask(6, None), causal_mask(6))
+    assert not torch.equal(sliding_window_mask(6, None), sliding_window_mask(6, 5))
+
+
 def test_any_positions_are_a_part_of_the_square():
     square = sliding_window_mask(12, 4)
     queries, keys = torch.tensor([7, 11, 3]), torch.tensor([8, 4, 10, 0, 11, 7])
@@ -64,9 +72,15 @@ def test_counts_are_whole_and_at_least_one(call):
     for count in (0, -3):
         with pytest.raises(ValueError, match=rf"\A\w+ is {count}: expected at least 1\Z"):
             call(count)
-    for count in (2.0, True, None, "4"):
+    for count in (2.0, True, "4"):
         with pytest.raises(TypeError, match=r"\A\w+ is .*: expected a whole number\Z"):
             call(count)
+
+
+@pytest.mark.parametrize("call", [causal_mask, lambda count: receptive_field(count, 2)])
+def test_only_a_masks_window_may_be_none(call):
+    with pytest.raises(TypeError, match=r"\A\w+ is None: expected a whole number\Z"):
+        call(None)
 
 
 def test_positions_have_one_axis():

@@ -22,7 +22,6 @@ from mistral_lab.loading import load
 from mistral_lab.memory import (
     DEVICES,
     PRECISIONS,
-    PREFILL_CHUNK,
     RUNTIME_BYTES,
     WeightBytes,
     kv_cache_bytes,
@@ -35,6 +34,7 @@ from mistral_lab.memory import (
     weight_parts,
     workspace_bytes,
 )
+from mistral_lab.sampling import PREFILL_CHUNK
 
 MISTRAL, MIXTRAL = PRESETS["mistral-7b-v0.1"], PRESETS["mixtral-8x7b-v0.1"]
 

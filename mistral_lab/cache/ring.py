@@ -6,14 +6,14 @@ from ..arguments import check_count
 
 
 class Store:
-    """Keys and values of one layer, (B, K, capacity, D) each, and how many tokens they have seen."""
+    """Storage for keys and values of one layer, (B, K, capacity, D) each, and a count of the tokens written to it."""
 
     def __init__(self, capacity: int, n_kv_heads: int, head_dim: int, batch: int, dtype, device):
         for name, size in (("n_kv_heads", n_kv_heads), ("head_dim", head_dim), ("batch", batch)):
             check_count(name, size)
         self.seen = 0  # tokens since the start or the last reset: the next token's position
         shape = (batch, n_kv_heads, capacity, head_dim)
-        self._hold(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
+        self._use_storage(_allocate(shape, dtype, device), _allocate(shape, dtype, device))
 
     def reset(self) -> None:
         """Forget every token; the storage stays."""
@@ -22,9 +22,9 @@ class Store:
     def select_batch(self, rows) -> None:
         """Make sequence i what sequence `rows[i]` was: for beam search, or for a batch that grows or shrinks."""
         with torch.inference_mode(False):
-            self._hold(self.keys[rows], self.values[rows])
+            self._use_storage(self.keys[rows], self.values[rows])
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _use_storage(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
 
     @property
@@ -47,11 +47,12 @@ class KVRing(Store):
         position 5    4  5  2  3    4  5  2  3    2 3 4 5     slots 2 to 5
 
     Source: arXiv:2310.06825, section 2, "Rolling Buffer Cache".
-    Differs: the paper's buffer has W slots and hands out slot order, "4 5 2 3" in the last line. Attention does not
-    mind, because rotary positions are in the keys already; a padding mask in position order does. The price: 2W slots.
+    Differs: the paper's buffer has W slots and hands out slot order, "4 5 2 3" in the last line. Attention gives the
+    same result for any order, because the keys already contain their rotary positions; but a padding mask in position
+    order needs the keys in that order too. The price is 2W slots instead of W.
 
     Args:
-        window: W, keys a query sees, itself included.
+        window: W, keys that a query sees, itself included.
         n_kv_heads: K.
         head_dim: D.
         batch: B, sequences.
@@ -76,7 +77,7 @@ class KVRing(Store):
         super().__init__(2 * window, n_kv_heads, head_dim, batch, dtype, device)
 
     def append(self, k, v) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add a chunk of tokens, and hand out all that its queries may attend to.
+        """Add a chunk of tokens, and hand out all keys and values that its queries may attend to.
 
         The first query of the chunk sees W − 1 tokens before it, so S = min(seen, W − 1) + T, which exceeds W where
         T > 1: the window's mask decides who sees what among them.
@@ -90,7 +91,7 @@ class KVRing(Store):
             through them. They may be views of the ring or of the chunk, valid until the next append.
 
         Raises:
-            TypeError, ValueError: another shape, dtype or device; the ring is then as before.
+            TypeError, ValueError: another shape, dtype or device. The ring is then left as it was.
         """
         batch, n_kv_heads, _, head_dim = self.keys.shape
         check_chunk(k, v, {"B": batch, "T": None, "K": n_kv_heads, "D": head_dim}, self.keys)
@@ -104,14 +105,14 @@ class KVRing(Store):
         newest = self.seen - 1 - (self.seen - 1 - slots) % self.window
         return newest.clamp(min=-1)
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super()._hold(keys, values)
-        # Seen as (B, K, 2, W, D), both places of a position are written by one assignment.
+    def _use_storage(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super()._use_storage(keys, values)
+        # In this view, (B, K, 2, W, D), one assignment writes both places of a position.
         self._key_halves = keys.unflatten(2, (2, self.window))
         self._value_halves = values.unflatten(2, (2, self.window))
 
     def write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-        """`append` in the heads-first layout of storage and of transformers: (B, K, T, D) in, (B, K, S, D) out."""
+        """Do what `append` does, in the layout of storage and of transformers: (B, K, T, D) in, (B, K, S, D) out."""
         if k.requires_grad or v.requires_grad:
             k, v = k.detach(), v.detach()
         return self._write_token(k, v) if k.shape[2] == 1 else self._write_chunk(k, v)
@@ -121,26 +122,26 @@ class KVRing(Store):
         self._key_halves.select(3, slot).copy_(k)
         self._value_halves.select(3, slot).copy_(v)
         self.seen += 1
-        return self._last(min(self.seen, self.window))
+        return self._last_tokens(min(self.seen, self.window))
 
     def _write_chunk(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = k, v
         before = min(self.seen, self.window - 1)
-        if before:  # a copy, because the chunk will overwrite them
-            older_keys, older_values = self._last(before)
+        if before:  # copied, because the chunk is about to overwrite them
+            older_keys, older_values = self._last_tokens(before)
             keys, values = torch.cat([older_keys, k], dim=2), torch.cat([older_values, v], dim=2)
         new = k.shape[2]
         kept = min(new, self.window)
         self.seen += new
         slot = (self.seen - kept) % self.window
-        run = min(kept, self.window - slot)  # as far as the end of the ring; what is left starts at slot 0
+        run = min(kept, self.window - slot)  # up to the end of the ring; the rest continues at slot 0
         for halves, chunk in ((self._key_halves, k.unsqueeze(2)), (self._value_halves, v.unsqueeze(2))):
             halves[:, :, :, slot : slot + run] = chunk[:, :, :, new - kept : new - kept + run]
             halves[:, :, :, : kept - run] = chunk[:, :, :, new - kept + run :]
         return keys, values
 
-    def _last(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last `count` tokens, in position order: they end in the second half, at the newest token's slot."""
+    def _last_tokens(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """View the last `count` tokens in position order: they end in the second half, at the newest token's slot."""
         start = (self.seen - 1) % self.window + self.window - count + 1
         return self.keys.narrow(2, start, count), self.values.narrow(2, start, count)
 
@@ -152,10 +153,10 @@ class GrowingStore(Store):
         super().__init__(0, n_kv_heads, head_dim, batch, dtype, device)
 
     def write(self, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a chunk (B, K, T, D), and hand out all tokens (B, K, S, D)."""
+        """Add a chunk (B, K, T, D), and hand out the keys and values of all tokens (B, K, S, D)."""
         total = self.seen + k.shape[2]
         if total > self.keys.shape[2]:
-            self._hold(self._grown(self.keys, total), self._grown(self.values, total))
+            self._use_storage(self._grown(self.keys, total), self._grown(self.values, total))
         self.keys.narrow(2, self.seen, k.shape[2]).copy_(k.detach())
         self.values.narrow(2, self.seen, k.shape[2]).copy_(v.detach())
         self.seen = total
@@ -169,7 +170,7 @@ class GrowingStore(Store):
 
 
 def check_chunk(k, v, expected: dict[str, int | None], like: torch.Tensor) -> None:
-    """Refuse keys and values that are not of the expected sizes (None: any, at least 1), dtype and device."""
+    """Refuse keys and values that do not have the expected sizes (None: any, at least 1), dtype and device."""
     sizes = tuple(expected.values())
     for name, chunk in (("keys", k), ("values", v)):
         if not isinstance(chunk, torch.Tensor):
@@ -191,6 +192,6 @@ def check_chunk(k, v, expected: dict[str, int | None], like: torch.Tensor) -> No
 
 
 def _allocate(shape, dtype, device) -> torch.Tensor:
-    """Take (B, K, S, D), heads first in memory: a write goes to K places, but attention reads a head in one piece."""
-    with torch.inference_mode(False):  # or what is taken inside inference mode could not be written outside it
+    """Allocate (B, K, S, D), heads first: a write goes to K places, but attention reads a head from one piece."""
+    with torch.inference_mode(False):  # a tensor made inside inference mode could not be written to outside it
         return torch.empty(shape, dtype=dtype, device=device)

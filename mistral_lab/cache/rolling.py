@@ -1,4 +1,4 @@
-"""The rings of all layers as a transformers Cache, for `generate` and for `Transformer` alike."""
+"""All layers' keys and values as a transformers Cache, for `generate` of transformers and for `Transformer`."""
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,14 +13,14 @@ class RollingCache(Cache):
     """A transformers Cache that keeps the last W tokens of a layer with a window, and all tokens of one without.
 
     `update` returns keys and values in position order, as transformers' masks expect: left-padded batches, prompts
-    longer than W and any length of generation give the tokens of `use_cache=False`. A layer with a window takes 2W
-    tokens' storage at its first token and never more; a layer without one grows by half whenever it is full.
+    longer than W and any length of generation give the tokens of `use_cache=False`. A layer with a window allocates
+    storage for 2W tokens at its first token and never more. A layer without one grows by half whenever it is full.
 
-    Differs: transformers' `DynamicCache` concatenates and so copies the whole window at every token. This cache
-    cannot take back tokens, so it refuses `crop` and with it assisted generation. It holds no gradients.
+    Differs: transformers' `DynamicCache` concatenates, and so copies the whole window at every token. This cache
+    cannot take back tokens, so it refuses `crop`, and with it assisted generation. It holds no gradients.
 
     Args:
-        config: of the model the cache is for, a transformers config or a `ModelConfig`.
+        config: of the model that the cache is for, a transformers config or a `ModelConfig`.
 
     Raises:
         TypeError: neither of the two.
@@ -53,23 +53,23 @@ class RollingCache(Cache):
         return sum(layer.store.nbytes for layer in self.layers if layer.is_initialized)
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
-        """Add a chunk to one layer, and hand out all that its queries may attend to.
+        """Add a chunk to one layer, and hand out all keys and values that its queries may attend to.
 
         Args:
             key_states: (B, K, T, D), rotary positions applied.
             value_states: (B, K, T, D).
             layer_idx: which layer.
-            args, kwargs: what a transformers model passes besides; a rolling cache needs none of it.
+            args, kwargs: what else a transformers model passes; a rolling cache needs none of it.
 
         Returns:
             keys and values (B, K, S, D) in position order, as views that are valid until the layer's next update;
             S = min(tokens before, W − 1) + T, or all tokens where the layer has no window.
 
         Raises:
-            TypeError, ValueError: a chunk or a layer that does not fit; nothing is then stored.
+            TypeError, ValueError: a chunk or a layer that does not fit. Nothing is then stored.
         """
         if not 0 <= layer_idx < len(self.layers):
-            if self.get_seq_length() == key_states.shape[-2]:  # this pass was the first: leave nothing of it
+            if self.get_seq_length() == key_states.shape[-2]:  # this was the first pass, of which nothing must stay
                 self.reset()
             raise ValueError(
                 f"layer_idx is {layer_idx}, and the cache has {len(self.layers)} layers: build it from model.config"
@@ -77,18 +77,22 @@ class RollingCache(Cache):
         return self.layers[layer_idx].update(key_states, value_states)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """The keys that the next update will hand out, and the position of the first of them.
+        """The number of keys that the next update will hand out, and the position of the first of them.
 
         Raises:
-            ValueError: the layers hold different numbers of tokens, while one mask must serve them all.
+            ValueError: as `check_layers_agree`, for one mask must serve all layers.
         """
+        self.check_layers_agree()
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def check_layers_agree(self) -> None:
+        """Raise ValueError where the layers hold different numbers of tokens."""
         counts = {layer.get_seq_length() for layer in self.layers}
         if len(counts) > 1:
             raise ValueError(
                 f"the layers hold {min(counts)} to {max(counts)} tokens: the last pass broke off, or its model has "
                 f"fewer than {len(self.layers)} layers; call reset() or build the cache from model.config"
             )
-        return super().get_mask_sizes(query_length, layer_idx)
 
 
 class _Layer(CacheLayerMixin):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..sampling import kept_by_top_p, token_probabilities
 from .machinery import Mistake, judge
 
 
@@ -38,7 +39,7 @@ def least_time(function: Callable) -> None:
             ),
             Mistake(
                 lambda parameters, bits, bytes_per_s: bytes_per_s / (parameters * bits / 8),
-                "you return tokens a second: the question is how many seconds one takes",
+                "you return tokens per second: the question is how many seconds one takes",
             ),
         ],
     )
@@ -51,39 +52,33 @@ def draw_probabilities(function: Callable) -> None:
     draw_probabilities: not tried yet
     """
 
-    def kept(p, top_p, before=1):
-        # `before` 1: what all likelier tokens have together decides; 0: that and the token itself.
-        descending, order = p.sort(descending=True)
-        stays = torch.zeros_like(p)
-        stays[order] = (descending.cumsum(0) - before * descending < top_p).to(p)
-        return stays
+    def answer(logits, temperature, top_p):
+        return token_probabilities(logits, temperature=temperature, top_p=top_p)
 
-    def at(logits, temperature):
+    def tempered(logits, temperature):
         return (logits / temperature).softmax(0)
 
     def scaled(p):
         return p / p.sum()
 
-    def answer(logits, temperature, top_p):
-        p = at(logits, temperature)
-        return scaled(p * kept(p, top_p))
-
     def multiplied(logits, temperature, top_p):
         return answer(logits * temperature**2, temperature, top_p)
 
     def crossing_dropped(logits, temperature, top_p):
-        p = at(logits, temperature)
-        return scaled(p * kept(p, top_p, before=0))
+        p = tempered(logits, temperature)
+        descending, order = p.sort(descending=True)
+        stays = torch.zeros_like(p)
+        stays[order] = (descending.cumsum(0) < top_p).to(p)
+        return scaled(p * stays)
 
     def not_scaled(logits, temperature, top_p):
-        p = at(logits, temperature)
-        return p * kept(p, top_p)
+        return tempered(logits, temperature) * kept_by_top_p(logits / temperature, top_p)
 
     def cut_first(logits, temperature, top_p):
-        return scaled(at(logits, temperature) * kept(at(logits, 1.0), top_p))
+        return scaled(tempered(logits, temperature) * kept_by_top_p(logits, top_p))
 
     def threshold(logits, temperature, top_p):
-        p = at(logits, temperature)
+        p = tempered(logits, temperature)
         return scaled(p * (p >= 1 - top_p))
 
     logits = torch.tensor([0.10, 0.45, 0.05, 0.25, 0.15], dtype=torch.float64).log()

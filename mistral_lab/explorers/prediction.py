@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..figures import bare_figure, drawable, plot_guesses, plot_next_tokens
+from ..sampling import kept_by_top_p, token_probabilities
 from .base import Explorer, choice_slider, count_slider
 
 ROWS = 12  # depths that a picture shows; of more, every second or third
@@ -18,7 +19,7 @@ TOP_PS = tuple(twentieths / 20 for twentieths in range(1, 21))
 def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
     """Move temperature and top-p, and see which tokens can still be drawn, and how likely each is.
 
-    Equation: p = softmax(logits / temperature); the likeliest stay until together they reach top-p.
+    Equation: p = softmax(logits / temperature); the likeliest tokens stay, until together they reach top-p.
     Source: arXiv:1904.09751, section 3.1.
 
     Args:
@@ -28,18 +29,17 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
     Raises:
         ValueError: logits of another rank, or not finite, or fewer than two.
     """
-    scores = torch.as_tensor(logits).detach().cpu().double().numpy()  # not every device has double
-    if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
-        raise ValueError(f"logits has shape {scores.shape}: expected finite numbers (V,) of one position")
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
+    scores = torch.as_tensor(logits).detach().cpu().double()  # not every device has double
+    if scores.ndim != 1 or len(scores) < 2 or not scores.isfinite().all():
+        raise ValueError(f"logits has shape {tuple(scores.shape)}: expected finite numbers (V,) of one position")
+    ranked, order = scores.sort(descending=True, stable=True)
     candidates = [_short(tokenizer.decode([int(token)])) for token in order[:SHOWN]]
-    learned_bits = _entropy(_softmax(ranked, 1.0))
+    learned_bits = _entropy(token_probabilities(ranked, temperature=1.0, top_p=1.0).numpy())
 
     def view(temperature: float, top_p: float):
-        tempered = _softmax(ranked, temperature)
-        likelier = tempered.cumsum() - tempered  # what all likelier tokens have together
-        kept = (likelier < top_p) | (top_p == 1)
+        tempered = token_probabilities(ranked, temperature=temperature, top_p=1.0).numpy()
+        number_kept = int(kept_by_top_p(torch.from_numpy(tempered).log(), top_p).sum())
+        kept = np.arange(len(ranked)) < number_kept  # of equally likely tokens, those that are listed first
         drawn = np.where(kept, tempered, 0) / tempered[kept].sum()
         count = np.count_nonzero(drawn)
         figure, axes = bare_figure(1, 2, height_in=3.0, share=True)
@@ -65,7 +65,7 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
 
 
 def guesses_by_layer(logits: Sequence[torch.Tensor], tokens: Sequence[int], tokenizer) -> Explorer:
-    """Walk through a text, and see which next token each layer would guess if the model stopped there: the logit lens.
+    """Walk through a text and see the next token that each layer would guess if the model ended there: the logit lens.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
 
@@ -108,18 +108,10 @@ def guesses_by_layer(logits: Sequence[torch.Tensor], tokens: Sequence[int], toke
 
 
 def _short(token: str) -> str:
-    """As much of a token as there is room for."""
+    """As many characters of a token as the picture has room for."""
     while len(drawable(token)) > LONGEST:
         token = token[:-1]
     return token
-
-
-def _softmax(ranked: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of logits in descending order; at temperature 0 the first has all."""
-    if temperature == 0:
-        return np.eye(1, len(ranked))[0]
-    weights = np.exp((ranked - ranked[0]) / temperature)
-    return weights / weights.sum()
 
 
 def _entropy(probabilities: np.ndarray) -> float:

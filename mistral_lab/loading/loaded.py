@@ -7,8 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ModelConfig
-from ..memory import PREFILL_CHUNK
-from ..sampling import check_sampling
+from ..sampling import PREFILL_CHUNK, check_sampling
 from .printing import Printer
 
 

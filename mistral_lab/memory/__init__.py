@@ -1,7 +1,7 @@
 """Memory from arithmetic: parameters by part, weights by precision, the growing cache, and what fits."""
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
-from .fit import DEVICES, PREFILL_CHUNK, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
+from .fit import DEVICES, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
 from .room import room_bytes
 from .split import SPLITS, cache_by_device, split_evenly, traffic_bytes, weights_by_device
 from .weights import (
@@ -20,7 +20,6 @@ __all__ = [
     "DEVICES",
     "NESTED_BLOCK_SIZE",
     "PRECISIONS",
-    "PREFILL_CHUNK",
     "RUNTIME_BYTES",
     "SPLITS",
     "ParameterCounts",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..arguments import check_count
 from ..config import ModelConfig
+from ..sampling import PREFILL_CHUNK
 from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 
@@ -16,7 +17,6 @@ DEVICES = {  # name: total bytes as nvidia-smi prints them
     "H100 80GB": 81_559 * _MIB,
     "A100 80GB": 81_920 * _MIB,
 }
-PREFILL_CHUNK = 512  # tokens of the prompt read at once: `generate(prefill_chunk_size=512)` of transformers
 # What a process takes beside its tensors: the CUDA context, kernels, the workspace of cuBLAS. By the out-of-memory
 # messages in github.com/3DTopia/Phidias-Diffusion/issues/8 and github.com/pinokiofactory/flux-webui/issues/11, both
 # from an RTX 4090, this is 0.49 and 0.46 GiB. On a CPU, Python with PyTorch and transformers takes about as much.

@@ -1,6 +1,6 @@
 """Routing a token to its experts, and computing only those.
 
-N tokens, E experts, A experts a token, d width of the residual stream, h width inside an expert.
+N tokens, E experts, A experts per token, d width of the residual stream, h width inside an expert.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ WHOLE = (torch.int64, torch.int32)
 
 
 class Routing(NamedTuple):
-    """For every token, the experts that it goes through and how much each counts, the heaviest first."""
+    """For every token, the experts that it goes through and the weight of each, the heaviest first."""
 
     indices: torch.Tensor  # (N, A) int64
     weights: torch.Tensor  # (N, A) float32; each row sums to 1
@@ -32,8 +32,8 @@ class Expert(NamedTuple):
 def route_top_k(logits: torch.Tensor, *, num_experts_per_tok: int) -> Routing:
     """Choose each token's A experts, those of the largest logits, and weigh them by a softmax over these A alone.
 
-    A softmax over all E, divided after the choice by the sum of the chosen, gives the same: the sum over all falls out.
-    It is computed so here, as in transformers, because then the last digit agrees too.
+    A softmax over all E experts, divided after the choice by the sum of the chosen, gives the same weights: the sum
+    over all E cancels. It is computed that way here, as in transformers, so that the last digit agrees too.
 
     Equation: with T the A experts of the largest logits l, w[e] = exp l[e] / Σ(f in T) exp l[f]
         = p[e] / Σ(f in T) p[f], where p = softmax(l) over all E.
@@ -72,7 +72,7 @@ def route_top_k(logits: torch.Tensor, *, num_experts_per_tok: int) -> Routing:
 
 
 def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[Expert]:
-    """The experts of a layer as views of the two tensors in which transformers 5 keeps them; nothing is copied.
+    """View the two tensors in which transformers 5 keeps the experts of a layer as experts; nothing is copied.
 
     Args:
         gate_up_proj: (E, 2h, d), of each expert the rows of gate and then those of up.
@@ -98,7 +98,7 @@ def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[E
 
 
 def expert_forward(x: torch.Tensor, expert: Expert) -> torch.Tensor:
-    """One expert on every token given: SwiGLU, the feed-forward network of a dense Mistral layer.
+    """Run one expert on every token given: SwiGLU, the feed-forward network of a dense Mistral layer.
 
     Equation: down · (silu(gate · x) * (up · x)), with silu(z) = z / (1 + exp(-z)).
     Source: Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202, equation 6; arXiv:2401.04088, section 2.1.
@@ -159,7 +159,7 @@ def sparse_experts(x: torch.Tensor, routing: Routing, experts: Sequence[Expert])
 
 
 def check_indices(indices: torch.Tensor, num_experts: int | None = None, *, least_tokens: int = 1) -> None:
-    """Refuse what is no choice (N, A) among `num_experts`, of at least so many tokens."""
+    """Refuse indices that are not a choice (N, A) among `num_experts`, for at least `least_tokens` tokens."""
     if indices.ndim != 2 or len(indices) < least_tokens or indices.numel() == 0 or indices.dtype not in WHOLE:
         found = f"indices has shape {tuple(indices.shape)} in {indices.dtype}"
         raise ValueError(f"{found}: expected integers (N, A), N at least {least_tokens}")

@@ -1,6 +1,6 @@
-"""What the choices of a router look like: load, balance, repeats, and how many a small cache would hit.
+"""Statistics of a router's choices: load, balance, repeats, and how many of them a small cache would hit.
 
-N tokens, E experts, A experts a token.
+N tokens, E experts, A experts per token.
 """
 
 import math
@@ -11,15 +11,15 @@ import torch
 from ..arguments import check_count
 from .experts import WHOLE, Routing, check_indices, route_top_k
 
-ROUTERS = (".mlp.gate", ".feed_forward.router")  # modules of transformers' models, of the lab's Transformer
+ROUTERS = (".mlp.gate", ".feed_forward.router")  # module names in transformers' models and in the lab's Transformer
 
 
 def load_balancing_loss(logits: Sequence[torch.Tensor], *, num_experts_per_tok: int) -> torch.Tensor:
-    """What training adds to the loss so that no expert is left idle.
+    """Compute what training adds to the loss so that no expert is left idle.
 
     It is A where the load is even (2 in Mixtral), and E where all tokens are sure of the same A experts (8). Layers are
-    pooled before the product, so it cannot see imbalances that cancel: of 8 experts, one layer may use half and another
-    layer the other half.
+    pooled before the product, so it cannot see imbalances that cancel: one layer may use half of the experts, and
+    another layer the other half.
 
     Equation: E · Σ(e) f[e] · P[e], where f[e] is the share of tokens that chose e and P[e] the mean of softmax(l)[e],
         over the tokens of all layers. Gradients flow through P alone: f is a count.
@@ -51,18 +51,19 @@ def load_balancing_loss(logits: Sequence[torch.Tensor], *, num_experts_per_tok: 
 
 
 def capture_routing(model: torch.nn.Module, input_ids: torch.Tensor) -> list[Routing]:
-    """Run a model once and note where each layer sends each token; the model stays as it was.
+    """Run a model once and record where each layer sends each token; the model stays as it was.
 
     Routers are the modules named `...mlp.gate` (transformers) or `...feed_forward.router` (the lab's Transformer). A
-    hook, removed whatever happens, reads the logits that each returns, alone or first of several results; the choice is
-    `route_top_k`'s, with the model's `config.num_experts_per_tok`. The model runs in its mode, and without gradients.
+    hook reads the logits that each of them returns, alone or as the first of several results; it is removed whatever
+    happens. `route_top_k` makes the choice, with the model's `config.num_experts_per_tok`. The model runs without
+    gradients, and in training mode if that is its mode.
 
     Args:
         model: of transformers or of this lab, with experts; called with the token ids alone.
         input_ids: (B, T) whole numbers, on the device of the model.
 
     Returns:
-        for each layer the Routing of N = B·T tokens, one sequence after the other.
+        for each layer, the Routing of N = B·T tokens, one sequence after the other.
 
     Raises:
         ValueError: a model without routers, or input_ids of another rank or dtype, or empty.
@@ -88,7 +89,7 @@ def capture_routing(model: torch.nn.Module, input_ids: torch.Tensor) -> list[Rou
 
 
 def expert_load(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """The share of the assignments that each expert gets.
+    """Compute the share of the assignments that each expert gets.
 
     Equation: load[e] = (number of n, a with indices[n, a] = e) / (N·A).
     Source: the f of Fedus et al., "Switch Transformers", arXiv:2101.03961, equation 5, divided by A.
@@ -112,7 +113,7 @@ def expert_load(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
 
 
 def load_entropy(load: torch.Tensor) -> float:
-    """How evenly a load is spread: log2 E where all shares are equal, 0 where one expert has all.
+    """Measure how evenly a load is spread: log2 E where all shares are equal, 0 where one expert has all.
 
     Equation: -Σ(e) load[e] · log2 load[e], with 0 · log2 0 = 0.
     Source: Shannon, "A Mathematical Theory of Communication", 1948, section 6.
@@ -136,9 +137,9 @@ def load_entropy(load: torch.Tensor) -> float:
 
 
 def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
-    """The share of tokens, from the second on, whose first choice, or any choice, is one of the token before.
+    """Compute the share of tokens, from the second on, that choose an expert again which the token before has chosen.
 
-    Hold the share against uniform routing, here with E = 8 and A = 2:
+    What counts is the first choice of both, or any choice of both. Compare with uniform routing, here E = 8 and A = 2:
 
         first choice   1/E = 12.5 %
         any choice     1 - C(E - A, A) / C(E, A) = 1 - C(6, 2) / C(8, 2) = 1 - 15/28 = 46.4 %
@@ -147,7 +148,7 @@ def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
 
     Args:
         indices: (N, A) whole numbers, the first choice first, of one sequence of at least two tokens.
-        any_choice: whether one shared expert of the A of both tokens is enough.
+        any_choice: whether one expert that both tokens share among their A is enough.
 
     Returns:
         a share of the N - 1 pairs.
@@ -166,7 +167,7 @@ def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
 
 
 def co_activation(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """Which experts go together: for any two, the share of the tokens that chose both.
+    """Find which experts go together: for any two, the share of the tokens that chose both.
 
     Under uniform routing A(A - 1) / (E(E - 1)) for two experts, and A/E on the diagonal, where both are the same.
 
@@ -191,11 +192,11 @@ def co_activation(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
 
 
 def lru_hit_rate(indices: torch.Tensor, *, kept: int) -> float:
-    """How often an expert is at hand, if a layer keeps the `kept` experts that it used last and fetches the others.
+    """Count how often an expert is in a cache in which a layer keeps the `kept` experts that it used last.
 
-    A token's A experts are looked up together, in the cache that the token before left. Then they are the most recent
-    ones, the first choice ahead of the second. The cache starts empty, and those misses count. Under uniform routing a
-    full cache of k experts hits k/E: 25 % for 2 of 8, 50 % for 4 of 8.
+    A token's A experts are looked up together, in the cache that the token before left. Afterwards they are the most
+    recent ones, the first choice ahead of the second. The cache starts empty, and the misses of the start count. Under
+    uniform routing a full cache of k experts hits a share of k/E: 25 % for 2 of 8, 50 % for 4 of 8.
 
     Source: Eliseev and Mazur, "Fast Inference ... with Offloading", arXiv:2312.17238, section 3.1.
 

@@ -1,6 +1,15 @@
-"""The whole decoder: layers of attention, and of a feed-forward network or experts; reads checkpoints; generates."""
+"""The whole decoder: blocks, decoder, generation, and the weights of a checkpoint."""
 
-from .blocks import Attention, FeedForward, Layer, MixtureOfExperts, Pass, rms_norm, turn
+from .blocks import Attention, FeedForward, Layer, MixtureOfExperts, SharedInputs, apply_rotation, rms_norm
 from .decoder import Transformer
 
-__all__ = ["Attention", "FeedForward", "Layer", "MixtureOfExperts", "Pass", "Transformer", "rms_norm", "turn"]
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "Layer",
+    "MixtureOfExperts",
+    "SharedInputs",
+    "Transformer",
+    "apply_rotation",
+    "rms_norm",
+]

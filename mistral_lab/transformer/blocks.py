@@ -1,7 +1,6 @@
-"""The parts of the decoder: the norm, grouped-query attention, the feed-forward network or experts, and their layer.
+"""The parts of the decoder: norm, rotation, attention, feed-forward network or experts, and the layer made of them.
 
-B batch, T new tokens, S keys, H query heads, K key and value heads, D head_dim, d dim, E experts of which each token
-goes through A.
+B batch, T new tokens, S keys, H query heads, K key and value heads, D head_dim, d dim, E experts, A experts per token.
 """
 
 from typing import NamedTuple
@@ -16,13 +15,13 @@ from ..config import ModelConfig
 from ..moe import Expert, expert_forward, route_top_k, sparse_experts
 
 
-class Pass(NamedTuple):
-    """What all layers share while T tokens of each sequence go through them."""
+class SharedInputs(NamedTuple):
+    """What every layer receives besides the residual stream, the same for all layers of one forward pass."""
 
-    cos: torch.Tensor  # (B or 1, T, 1, D), as `turn` takes them
+    cos: torch.Tensor  # (B or 1, T, 1, D), as `apply_rotation` takes them
     sin: torch.Tensor
     cache: RollingCache | None
-    mask: torch.Tensor | None  # over the cache's keys, (T, S) or (B, 1, T, S) bool; None where all may be seen
+    mask: torch.Tensor | None  # over the cache's keys, (T, S) or (B, 1, T, S) bool; None where every key may be seen
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -39,42 +38,50 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return weight * (wide * scale).type_as(x)
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`attention.rotate` with the angles at hand: cos holds every cosine twice, sin every sine as -sin and as sin.
+def apply_rotation(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate queries or keys as `attention.rotate` does, with the cosines and sines already computed.
 
-    >>> turn(torch.tensor([3.0, 4.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]))  # a quarter turn: cos 0, sin 1
+    Args:
+        x: (B, T, H, D).
+        cos: (B or 1, T, 1, D), every cosine twice: for the first and for the second half of D.
+        sin: (B or 1, T, 1, D), every sine twice: with its sign changed, then as it is.
+
+    Returns:
+        (B, T, H, D).
+
+    >>> apply_rotation(torch.tensor([3.0, 4.0]), torch.zeros(2), torch.tensor([-1.0, 1.0]))  # by 90°: cos 0, sin 1
     tensor([-4., 3.])
     """
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
-def matrix(inputs: int, outputs: int) -> nn.Parameter:
+def weight_matrix(inputs: int, outputs: int) -> nn.Parameter:
     """A weight (outputs, inputs) for `linear(x, weight)`, random until a checkpoint is read."""
     return nn.Linear(inputs, outputs, bias=False).weight
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions: over the cache, or without one over the tokens given."""
+    """Grouped-query attention with rotary positions: over what the cache holds, or over the given tokens alone."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.window, self.head_dim = layer, config.sliding_window, config.head_dim
-        self.wq = matrix(config.dim, config.n_heads * config.head_dim)
-        self.wk = matrix(config.dim, config.n_kv_heads * config.head_dim)
-        self.wv = matrix(config.dim, config.n_kv_heads * config.head_dim)
-        self.wo = matrix(config.n_heads * config.head_dim, config.dim)
+        self.wq = weight_matrix(config.dim, config.n_heads * config.head_dim)
+        self.wk = weight_matrix(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = weight_matrix(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = weight_matrix(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: torch.Tensor, now: Pass) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, shared: SharedInputs) -> torch.Tensor:
         """(B, T, d) -> (B, T, d)."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = turn(linear(x, self.wq).view(heads), now.cos, now.sin)  # (B, T, H, D)
-        k = turn(linear(x, self.wk).view(heads), now.cos, now.sin)  # (B, T, K, D)
+        q = apply_rotation(linear(x, self.wq).view(heads), shared.cos, shared.sin)  # (B, T, H, D)
+        k = apply_rotation(linear(x, self.wk).view(heads), shared.cos, shared.sin)  # (B, T, K, D)
         v = linear(x, self.wv).view(heads)  # (B, T, K, D)
-        if now.cache is None:
-            out = windowed_attention(q, k, v, window=self.window or x.shape[1])
+        if shared.cache is None:
+            out = windowed_attention(q, k, v, window=self.window)
         else:
-            k, v = now.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)  # (B, K, S, D)
-            out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=now.mask, enable_gqa=True)
+            k, v = shared.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)  # (B, K, S, D)
+            out = scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=shared.mask, enable_gqa=True)
             out = out.transpose(1, 2)
         return linear(out.flatten(2), self.wo)
 
@@ -84,12 +91,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate = matrix(config.dim, config.hidden_dim)
-        self.up = matrix(config.dim, config.hidden_dim)
-        self.down = matrix(config.hidden_dim, config.dim)
+        self.gate = weight_matrix(config.dim, config.hidden_dim)
+        self.up = weight_matrix(config.dim, config.hidden_dim)
+        self.down = weight_matrix(config.hidden_dim, config.dim)
 
     def weights(self) -> Expert:
-        """The three matrices, as room `moe` takes them."""
+        """The three matrices, in the form that module `moe` takes."""
         return Expert(self.gate, self.up, self.down)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +105,7 @@ class FeedForward(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """A router, and E feed-forward networks of which each token goes through A."""
+    """A router and E feed-forward networks; each token goes through A of them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -110,14 +117,14 @@ class MixtureOfExperts(nn.Module):
         """(B, T, d) -> (B, T, d)."""
         tokens = x.flatten(0, 1)
         routing = route_top_k(self.router(tokens), num_experts_per_tok=self.num_experts_per_tok)
-        if len(tokens) == 1:  # nothing to sort, which in a small model takes longer than to run the experts
+        if len(tokens) == 1:  # There is nothing to sort; in a small model, sorting takes longer than the experts.
             answers = [expert_forward(tokens, self.experts[e].weights()) for e in routing.indices[0].tolist()]
             return (routing.weights.T * torch.cat(answers)).sum(dim=0).to(x.dtype).view_as(x)
         return sparse_experts(tokens, routing, [expert.weights() for expert in self.experts]).view_as(x)
 
 
 class Layer(nn.Module):
-    """Attention, then the feed-forward network; each reads the stream through a norm, and adds to it what it finds."""
+    """Attention, then the feed-forward network: each reads the residual stream through a norm and adds its answer."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -127,7 +134,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.Parameter(torch.ones(config.dim))
         self.feed_forward = FeedForward(config) if config.num_experts is None else MixtureOfExperts(config)
 
-    def forward(self, x: torch.Tensor, now: Pass) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, shared: SharedInputs) -> torch.Tensor:
         """(B, T, d) -> (B, T, d)."""
-        x = x + self.attention(rms_norm(x, self.attention_norm, self.eps), now)
+        x = x + self.attention(rms_norm(x, self.attention_norm, self.eps), shared)
         return x + self.feed_forward(rms_norm(x, self.feed_forward_norm, self.eps))

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, memory-mapped, under the names that they have here; fitting or refused."""
+"""Reading the weights of a checkpoint: memory-mapped, renamed to the names used here, and checked for their shapes."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from ..checkpoints import locate, weight_files
 
-# A parameter of `Transformer`: its name in a checkpoint. {} is the layer, then the expert.
+# The parameters of `Transformer`, and the name of each in a checkpoint. {} is the layer, then the expert.
 CHECKPOINT_NAMES = {
     "embedding.weight": "model.embed_tokens.weight",
     "layers.{}.attention_norm": "model.layers.{}.input_layernorm.weight",
@@ -42,20 +42,20 @@ def checkpoint_name(name: str) -> str:
 def read_weights(
     path, shapes: Mapping[str, tuple[int, ...]], *, optional: Collection[str], dtype: torch.dtype | None, device
 ) -> dict[str, torch.Tensor]:
-    """Map the weight files of a checkpoint, and convert what has not the dtype or device asked for.
+    """Map the weight files of a checkpoint, and convert the tensors that are not of the wanted dtype and device.
 
     Args:
         path: a bundled name, a folder, or a hub id.
-        shapes: name here: shape, of every parameter that the model needs.
+        shapes: the shape of every parameter that the model needs, by its name here.
         optional: names among them that may be absent.
         dtype: None is that of the checkpoint's embedding.
         device: None is the CPU.
 
     Returns:
-        name here: tensor. One that needed no conversion is a view of its file, of which nothing has been read yet.
+        the tensors by their names here. A tensor that needed no conversion is a view of its file, not yet read.
 
     Raises:
-        FileNotFoundError: no such folder, or a weight file is not there.
+        FileNotFoundError: no such folder, or a weight file is missing.
         OSError: a weight file is damaged, or tensors are missing, surplus or of another shape; all are named.
         ValueError: a dtype or device that PyTorch cannot compute with here.
     """
@@ -80,20 +80,20 @@ def read_weights(
 
 
 def _stored(folder) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a checkpoint with its name there, the experts of a layer one by one."""
+    """Yield every tensor of a checkpoint with its name there, and the experts of a layer one by one."""
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as stored:
             names = stored.keys()
             for name in names:
-                if not name.endswith(".rotary_emb.inv_freq"):  # in old Llama checkpoints; the config says as much
+                if not name.endswith(".rotary_emb.inv_freq"):  # in old Llama checkpoints; the config implies it
                     yield from _one_by_one(name, stored.get_tensor(name))
 
 
 def _one_by_one(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The experts of a layer as views, where they are one tensor as in transformers 5; any other tensor as it is.
+    """Yield the experts of a layer as views where they share a tensor, as in transformers 5; other tensors as they are.
 
-    Published Mixtral checkpoints have a tensor for every expert and projection; `save_pretrained` writes them too,
-    unless it is told `save_original_format=False`.
+    Published Mixtral checkpoints have one tensor per expert and projection. `save_pretrained` writes that form too,
+    unless it is called with `save_original_format=False`.
     """
     layer, _, fused = name.partition(".mlp.experts.")
     layer += ".block_sparse_moe.experts"
@@ -112,7 +112,7 @@ def _one_by_one(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Te
 def _check_target(dtype, device) -> tuple[torch.dtype, torch.device]:
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: expected one of {', '.join(map(str, DTYPES))}")
-    # CUDA that is not there fails an assertion, MPS is not implemented, an unknown name is a RuntimeError.
+    # Missing CUDA raises an AssertionError, missing MPS a NotImplementedError, an unknown name a RuntimeError.
     try:
         device = torch.device(device)
         (torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)).softmax(dim=-1)
