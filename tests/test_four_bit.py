@@ -419,7 +419,7 @@ def test_experts_fused_on_disk_are_refused_in_a_sentence(tmp_path, cache):
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUNDLED["tiny-mixtral"] / file, tmp_path / "fused")
-    with pytest.raises(ValueError, match="holds all experts of a layer: expected a checkpoint with a tensor an expert"):
+    with pytest.raises(ValueError, match="holds all experts of a layer: expected one tensor per expert"):
         load(tmp_path / "fused", bits=4)
 
 

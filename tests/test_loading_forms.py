@@ -20,8 +20,9 @@ from bitsandbytes.nn import Linear8bitLt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mistral_lab.checkpoints import ALIASES, BUNDLED, weight_files
+from mistral_lab.checkpoints import ALIASES, BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig, read_config
+from mistral_lab.files import weight_files
 from mistral_lab.four_bit import ExactLinear4bit, audit, quantized_folder
 from mistral_lab.loading import forms, load, loader, placement
 from mistral_lab.loading.forms import COPIES, bytes_in_files, quantised_precision
@@ -419,8 +420,9 @@ def test_wide_experts_are_planned_as_they_lie(tmp_path, monkeypatch):
 def pretended_gpu(monkeypatch):
     """One GPU of 24 GiB as far as `load` asks about it; what would go to it is caught."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(loader, "_choose_device", lambda device: gpu)
+    monkeypatch.setattr(loader, "choose_device", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * GIB))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     return gpu
@@ -432,11 +434,11 @@ def test_a_quantised_checkpoint_lies_whole_on_one_device(name, bits, tmp_path, p
     folder = write(tmp_path / "four", name, tensors, entry)
     placed = []
 
-    def caught(folder, config, dtype, device_map, quantisation, place):
-        placed.append((device_map, dtype, quantisation, place))
+    def caught(folder, config, *, dtype, device_map, quantisation, offload):
+        placed.append((device_map, dtype, quantisation, offload))
         raise InterruptedError
 
-    monkeypatch.setattr(loader, "_load_model", caught)
+    monkeypatch.setattr(loader, "read_model", caught)
     with pytest.raises(InterruptedError):
         load(folder, bits=bits)
     assert placed == [(pretended_gpu, torch.bfloat16, None, None)]
@@ -473,7 +475,7 @@ def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
 def test_part_of_an_unquantised_model_on_the_disk(name, tmp_path, pretended_gpu, monkeypatch, whole, recwarn):
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "cache"))
     room = {"cpu": weight_bytes(ModelConfig.from_pretrained(name), "float32") // 2}
-    monkeypatch.setattr(loader, "free_memory", lambda: room)  # as if the GPU were full
+    monkeypatch.setattr(placement, "free_memory", lambda: room)  # as if the GPU were full
     loaded = load(name, dtype="float32")
     assert {"cpu", "disk"} == set(loaded.model.hf_device_map.values())
     assert torch.equal(logits(loaded.model), whole[name])
@@ -505,12 +507,12 @@ def test_what_a_killed_process_left_is_removed_and_the_disk_is_looked_at_again(t
 
 
 def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise InterruptedError
 
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loader, "free_memory", lambda: {"cpu": 2**20})
-    monkeypatch.setattr(loader, "_load_model", fail)
+    monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": 2**20})
+    monkeypatch.setattr(loader, "read_model", fail)
     with pytest.warns(UserWarning, match="tiny-mixtral is larger"), pytest.raises(InterruptedError):
         load("tiny-mixtral")
     assert not list(tmp_path.iterdir())

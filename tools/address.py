@@ -7,6 +7,7 @@ import nbformat
 from nbformat import NotebookNode
 
 import template
+from mistral_lab.files import write_whole
 
 _SLUG = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?/[A-Za-z0-9._-]{1,100}"
 _COLAB_LINE = r"^\[!\[Open in Colab\].*$"
@@ -52,7 +53,7 @@ def main() -> None:
             readdress(notebook, path.stem, address)
     except ValueError as error:
         sys.exit(str(error))
-    template.replace_text(template.PYPROJECT, project)
+    write_whole(template.PYPROJECT, project)
     for path, notebook in notebooks.items():
         template.write(notebook, path)
     print(f"pyproject.toml and {len(notebooks)} lessons now say {address}")

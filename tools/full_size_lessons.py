@@ -24,6 +24,7 @@ import template
 from execute import Run, execute
 from full_size import write
 from mistral_lab import PRESETS
+from mistral_lab.files import write_whole
 from mistral_lab.measure import Machine
 
 MODEL = "mistral-7b-v0.1"
@@ -154,7 +155,7 @@ def keep(name: str, record: Record) -> None:
     """Write one lesson's record beside the others."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
     records[name] = asdict(record)
-    template.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
+    write_whole(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ Start a lesson:  python tools/template.py 02_grouped_query_attention "Grouped-qu
 """
 
 import argparse
-import os
 import re
 import sys
 import tomllib
@@ -13,6 +12,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from mistral_lab.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
@@ -72,19 +73,9 @@ def new_lesson(name: str, title: str, address: str) -> NotebookNode:
     return new_notebook(cells=[opening, setup], metadata=METADATA)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: an interruption leaves the old one."""
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
-    replace_text(path, nbformat.writes(notebook) + "\n")
+    write_whole(path, nbformat.writes(notebook) + "\n")
 
 
 def main() -> None:
