@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model could go, and the bytes that it has."""
+    """A place for a model, and the bytes that it has."""
 
     name: str
     memory_bytes: int

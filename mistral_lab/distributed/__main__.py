@@ -17,7 +17,7 @@ NAME = "tiny-mixtral"
 
 @torch.no_grad()
 def main() -> None:
-    """Print whether the logits are equal, and what each rank holds and receives, beside the prediction."""
+    """Print whether the logits are equal, and beside the predictions what each rank holds and receives."""
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it reports an optional package as missing
     from ..four_bit import audit, nf4_config

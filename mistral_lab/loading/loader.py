@@ -30,45 +30,46 @@ def load(
 ) -> Loaded:
     """Load a Mistral, Mixtral or Llama model with its tokenizer, ready to generate.
 
-    Weights come from safetensors files alone and no code of a checkpoint is ever run. For bundled models and folders
-    nothing goes to the network. A checkpoint in 16 bits is read, and one in 4 bits of bitsandbytes, NF4 or FP4, with
-    everything in 4 bits that its files hold so. A dense model is also read in any other form, such as int8, GPTQ or
-    AWQ, for which transformers finds the library that reads it.
+    Weights come from safetensors files alone, and no code of a checkpoint is ever run. Bundled models and folders are
+    loaded without the network. A checkpoint can be in 16 bits, or in 4 bits of bitsandbytes, NF4 or FP4; then
+    everything stays in 4 bits that its files hold so. A dense model can also be in any other form, such as int8, GPTQ
+    or AWQ, for which the library that transformers needs is installed.
 
     Args:
         name: "tiny-mistral" or "tiny-mixtral", which are in the package; "mistral-7b-v0.1", "mistral-7b-v0.3",
             "mistral-7b-instruct-v0.1", "mixtral-8x7b-v0.1" or "mixtral-8x7b-instruct-v0.1", each at one commit of the
             hub; a folder; or a hub id "owner/name". None is what the environment variable MISTRAL_LAB_MODEL names, or
             else "tiny-mistral".
-        bits: 4 is NF4 with double quantisation, experts included. It is made once and kept: in the folder that the
-            environment variable MISTRAL_LAB_CACHE names, or else `mistral_lab` beside the hub's downloads. 8 is
-            LLM.int8(), for a dense model. 16 and 32 are unquantised, as None is, which chooses between them. A
-            checkpoint that is quantised already stays as it is: None takes it, and so do the bits that it has, of which
-            4 insist that all matrices of attention, feed-forward networks and experts are in 4 bits.
+        bits: 4 is NF4 with double quantisation, experts included. The copy in 4 bits is made once and kept, in the
+            folder that the environment variable MISTRAL_LAB_CACHE names, or else in `mistral_lab` beside the hub's
+            downloads. 8 is LLM.int8(), for a dense model. 16 and 32 are unquantised, and None chooses between them. A
+            checkpoint that is quantised already stays as it is: give None, or the bits that it has. Giving 4 makes
+            sure that all matrices of attention, feed-forward networks and experts are in 4 bits.
         device: "cpu", "cuda", "cuda:1" or "mps". None is CUDA where there is a GPU, otherwise the CPU. A quantised
-            model lies whole on one device. An unquantised one is spread, with None, over all GPUs, and over memory and
-            disk where they are too small; for that the experts of a mixture are written again, to a folder beside the
-            quantised models that goes when the model does.
-        dtype: of the weights, or with 4 bits of the arithmetic. None is, on a GPU, bfloat16 from compute capability 8.0
-            on and float16 below; on a CPU, float32 up to 1 GiB of weights, bfloat16 beyond that and in 4 bits. In 8
-            bits it is float16, in which LLM.int8() multiplies.
+            model lies whole on one device. With None, an unquantised one is spread over all GPUs, and over memory and
+            disk where the GPUs are too small. The experts of a mixture are then written again, to a folder in the same
+            place as the copies in 4 bits, which is removed together with the model.
+        dtype: of the weights, or with 4 bits of the arithmetic. On a GPU, None is bfloat16 from compute capability 8.0
+            on, and float16 below. On a CPU it is float32 up to 1 GiB of weights, and bfloat16 beyond that and with 4
+            bits. With 8 bits it is float16, in which LLM.int8() multiplies.
         revision: branch, tag or commit on the hub. None is the commit that goes with a known name, otherwise "main".
 
     Raises:
-        FileNotFoundError: no such folder, repository or revision, or no config or safetensors in it: GGUF files alone,
-            Mistral's own format or an adapter, of which the message says what to take instead.
+        FileNotFoundError: there is no such folder, repository or revision, or it has no config or no safetensors file.
+            Where it holds GGUF files, Mistral's own format or an adapter, the message says what to take instead.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
-        MemoryError: the device is too small, said before anything is downloaded, or memory ran out.
-        OSError: too small a disk for the download, the copy or the layers that go there, said beforehand; a truncated,
-            damaged or incomplete checkpoint.
-        RuntimeError: a GPU where there is none; four bits on a CPU without AVX2, or that did not come out as four bits.
+        MemoryError: the device is too small, which is said before anything is downloaded, or memory ran out.
+        OSError: the disk is too small for the download, the copy or the layers that go there, which is said beforehand;
+            or the checkpoint is truncated, damaged or incomplete.
+        RuntimeError: a GPU that is not there; four bits on a CPU without AVX2; or four bits that did not come out as
+            four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
-        ImportError: a quantised form whose library is not installed.
-        TypeError, ValueError: a quantised form that is not read, other bits than it has, or any other argument that
+        ImportError: the library that reads this quantised form is not installed.
+        TypeError, ValueError: a quantised form that is not read, bits that it does not have, or any other argument that
             means nothing.
 
-    Warns: before a download in 16 bits that `bits=4` needs, of its size and of a copy in 4 bits that spares it; and
-        where experts have to be written to the disk.
+    Warns: before a download in 16 bits that `bits=4` needs, of its size and of a smaller download in 4 bits; and where
+        experts have to be written to the disk.
 
     >>> load("tiny-mixtral").config.num_experts
     8
@@ -81,7 +82,7 @@ def load(
         there = source.config_folder()
     found = read_config(there)
     check_form(source.name, found, bits, target)
-
+    # What it takes, and whether that fits: before anything is downloaded.
     config = ModelConfig.from_transformers(found)
     stored = quantised_precision(found)
     kept_bits = bits if stored is None else 8 if stored == "int8" else 4
@@ -94,7 +95,7 @@ def load(
         device_map, beside = spread_here(source.name, found, dtype)
     elif not shortest.fits:
         raise MemoryError(does_not_fit(source.name, config, shortest))
-
+    # The folder to read, and the model from it.
     with quiet() if source.name in BUNDLED else nullcontext():
         with out_of_memory_explained(source.name, config, shortest):
             quantisation = quantised_while_read(source.name, found, bits)
@@ -130,17 +131,18 @@ def quantized_copy(
 ) -> Path:
     """Download a checkpoint in 16 bits and write it in four bits, once, without loading the model.
 
-    On the device it needs room for one matrix at a time, and in memory for one file of the copy. So it makes the copy
-    also where the whole model is too large for the device, as before `distributed.load_rank` spreads it over several.
+    The device has to hold one matrix at a time, and the memory one file of the copy. So the copy can be made where the
+    whole model is too large for the device, as before `distributed.load_rank` spreads it over several.
 
     Args:
-        name, revision: as in `load`, but of no bundled model, which is quantised as it is read.
-        device: what quantises; a GPU takes minutes where a CPU takes half an hour. None as in `load`.
-        dtype: of what is not quantised, and what a matrix is rounded to before. None as in `load(name, bits=4)`.
+        name, revision: as in `load`, but no bundled model, which is quantised while it is read.
+        device: the device that quantises; a GPU takes minutes where a CPU takes half an hour. None as in `load`.
+        dtype: of what is not quantised; matrices are rounded to it before they are quantised. None as in
+            `load(name, bits=4)`.
 
     Returns:
         the folder with the copy. It is the one that `load(name, bits=4)` makes and reads, and its path is a name for
-        `load` and `load_rank`. Of a checkpoint that is quantised already it is that checkpoint's own folder.
+        `load` and `load_rank`. For a checkpoint that is quantised already it is that checkpoint's own folder.
 
     Raises:
         ValueError: a bundled model.
