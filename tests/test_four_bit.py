@@ -335,7 +335,7 @@ def test_load_gives_four_bits_and_one_cached_copy(small, cache, capfd):
 
 
 def test_an_interrupted_call_goes_on_where_it_stopped(small, cache, monkeypatch):
-    done, quantise = [], checkpoint._quantize_file
+    done, quantise = [], checkpoint.quantize_file
 
     def stop_at_the_second(file, *rest):
         if done:
@@ -343,13 +343,13 @@ def test_an_interrupted_call_goes_on_where_it_stopped(small, cache, monkeypatch)
         done.append(file)
         quantise(file, *rest)
 
-    monkeypatch.setattr(checkpoint, "_quantize_file", stop_at_the_second)
+    monkeypatch.setattr(checkpoint, "quantize_file", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         load(small, bits=4)
     (folder,) = kept(cache)
     assert not (folder / "config.json").exists()
     again = []
-    monkeypatch.setattr(checkpoint, "_quantize_file", lambda file, *rest: (again.append(file), quantise(file, *rest)))
+    monkeypatch.setattr(checkpoint, "quantize_file", lambda file, *rest: (again.append(file), quantise(file, *rest)))
     assert audit(load(small, bits=4).model).passed
     assert again
     assert not set(again) & set(done)

@@ -235,7 +235,7 @@ def test_a_form_that_a_library_reads_is_given_to_it(tmp_path, monkeypatch):
     folder = tmp_path / "gptq"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": "gptq", "bits": 4, "group_size": 128})
-    monkeypatch.setattr(forms, "_why_not", lambda entry, device: None)
+    monkeypatch.setattr(forms, "library_refuses", lambda entry, device: None)
     refused(FileNotFoundError, "no model.safetensors", name=folder)  # the weights are what is missing, then
 
 

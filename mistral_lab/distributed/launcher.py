@@ -61,14 +61,14 @@ def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, po
     check_count("ranks", ranks)
     _check_limit(limit_s)
     source = _source(function)
-    store = _meeting_point(port)  # kept while the ranks run
+    store = meeting_point(port)  # kept while the ranks run
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "task.py").write_text(source, encoding="utf-8")
         (Path(folder) / "task").write_bytes(pickle.dumps((function.__name__, arguments)))
         workers = []
         try:
             for rank in range(ranks):
-                workers.append(_start(Path(folder), rank, ranks, store.port, limit_s))
+                workers.append(start_rank(Path(folder), rank, ranks, store.port, limit_s))
             _wait(Path(folder), workers, limit_s)
             codes = [worker.poll() for worker in workers]  # None: still running
         finally:
@@ -104,7 +104,13 @@ def _source(function: Callable) -> str:
     return source
 
 
-def _meeting_point(port: int | None):
+def meeting_point(port: int | None):
+    """Open the store in which the ranks find each other, on this machine.
+
+    Raises:
+        TypeError, ValueError: no port.
+        OSError: the port is taken.
+    """
     from torch.distributed import TCPStore
 
     if port is not None:
@@ -119,7 +125,7 @@ def _meeting_point(port: int | None):
     raise OSError(f"port {port} is taken by another program: give another one, or None for any that is free")
 
 
-def _start(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> subprocess.Popen:
+def start_rank(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> subprocess.Popen:
     """Start one rank, with the environment variables that `torchrun` sets and the caller's places to import from."""
     from torch import cuda
 

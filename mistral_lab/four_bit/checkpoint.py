@@ -101,7 +101,7 @@ def _make(
         tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"Quantising {name}") as bar,
     ):
         for file in todo:
-            _quantize_file(file, target / file.name, fingerprint, dtype, device, bar)
+            quantize_file(file, target / file.name, fingerprint, dtype, device, bar)
         _finish(folder, files, target, fingerprint, dtype)
 
 
@@ -158,10 +158,10 @@ def _set_aside_what_is_foreign(target: Path, fingerprint: str) -> None:
     warnings.warn(f"{target.name}: {reason}; it is kept as {aside.name}, and quantised again", stacklevel=3)
 
 
-def _quantize_file(
+def quantize_file(
     file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, bar: tqdm
 ) -> None:
-    """Write one shard in four bits."""
+    """Write one shard in four bits, whole or not at all."""
     tensors = {}
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no dictionary

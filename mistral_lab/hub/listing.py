@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import lab_cache, read_json_if_whole, write_json
+from .compat import begun
 from .patience import patiently
 
 # Mistral's own format (consolidated*) lies beside the same weights and would double the download.
@@ -31,14 +32,6 @@ def spelled(repo: str) -> str:
     mine = f"models--{repo.replace('/', '--')}"
     other = next((name for name in sorted(there) if name.lower() == mine.lower()), mine)
     return repo if mine in there else other.removeprefix("models--").replace("--", "/")
-
-
-def storage_of(repo: str) -> Path:
-    """Return the folder that the library's cache keeps for a repository."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def listing(repo: str, revision: str) -> tuple[str, str, list[RemoteFile]]:
@@ -89,11 +82,6 @@ def bytes_left(storage: Path, folder: Path, files: list[RemoteFile]) -> int:
         there = next((path.stat().st_size for path in (blob, begun(blob)) if path.is_file()), 0)
         left += max(file.size - there, 0)
     return left
-
-
-def begun(blob: Path) -> Path:
-    """Return the path at which the library keeps a file that it has not finished."""
-    return blob.with_name(f"{blob.name}.incomplete")
 
 
 def _listing_path(repo: str, commit: str) -> Path:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from ..files import Need, check_disk, full_disk_explained, still_needed
+from .compat import links_work, storage_of
 from .listing import (
     COMMIT,
     UNWANTED,
@@ -14,7 +15,6 @@ from .listing import (
     listing,
     missing_files,
     spelled,
-    storage_of,
 )
 from .patience import patiently
 from .weights import fetch_weights
@@ -78,9 +78,8 @@ def snapshot(repo: str, revision: str, *beside: Need) -> Path:
 def _fetched_here(file: RemoteFile, storage: Path) -> bool:
     """Whether `fetch_weights` fetches a file, and not the library."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import are_symlinks_supported
 
     # The hub sends larger files in pieces that only the library can put together. And without links (the default on
     # Windows) the library moves its own downloads into place, where a file fetched here would be copied.
     fits = file.sha256 is not None and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
-    return fits and are_symlinks_supported(str(storage.parent))
+    return fits and links_work(storage)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ..files import decimal_size, one_process_at_a_time
-from .listing import RemoteFile, begun
+from .compat import begun, fetch_rest, lock_of
+from .listing import RemoteFile
 from .patience import Stopped, patiently
 
 AT_ONCE = 4  # files; a single connection seldom fills a fast line
@@ -46,31 +47,16 @@ def fetch_weights(repo: str, commit: str, storage: Path, files: list[RemoteFile]
 def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: threading.Event) -> None:
     """Bring one file into the cache, from the byte where an earlier call stopped; it gets its name once it is right."""
     from huggingface_hub import errors, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
-    class Share:
-        """What `http_get` takes for the file's own bar: it moves the bar of all files."""
-
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def update(self, count: int) -> None:
-            if stop.is_set():
-                raise Stopped
-            bar.update(count)
+    def arrived(count: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        bar.update(count)
 
     blob = storage / "blobs" / file.sha256
     part = begun(blob)
-    lock = storage.parent / ".locks" / storage.name / f"{file.sha256}.lock"  # the library's, so that both respect it
     waiting = f"another process is downloading {file.name} of {repo}: waiting for it"
-    with one_process_at_a_time(lock, waiting, stop.is_set):
+    with one_process_at_a_time(lock_of(storage, file.sha256), waiting, stop.is_set):
         if blob.is_file() and blob.stat().st_size == file.size:
             bar.update(file.size)
             return
@@ -79,16 +65,9 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
         try:
             with part.open("ab") as out:
                 bar.update(out.tell())
-                get = functools.partial(
-                    http_get,
-                    hf_hub_url(repo, file.name, revision=commit),
-                    out,
-                    headers=build_hf_headers(),
-                    expected_size=file.size,
-                    displayed_filename=file.name,
-                    tqdm_class=Share,
-                )
-                patiently(lambda: get(resume_size=out.tell()), out.tell, stop)
+                url = hf_hub_url(repo, file.name, revision=commit)
+                fetch = functools.partial(fetch_rest, url, out, size=file.size, name=file.name, update=arrived)
+                patiently(fetch, out.tell, stop)
         except errors.OfflineModeIsEnabled:  # an OSError too, and no fault of the file
             raise
         except OSError as error:

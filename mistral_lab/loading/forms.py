@@ -98,7 +98,7 @@ def check_form(name: str, config, bits: int | None, device: torch.device) -> Non
         raise ValueError(
             f"{name} is a mixture of experts in {kind}: expected 16 bits or 4 bits of bitsandbytes; {instead(name)}"
         )
-    if reason := _why_not(entry, device):
+    if reason := library_refuses(entry, device):
         raise type(reason)(f"{name} is in {kind}, which cannot be read here ({_line(reason)}): {instead(name)}")
 
 
@@ -182,8 +182,8 @@ def _entry(config) -> dict | None:
     return entry if entry is None or isinstance(entry, dict) else entry.to_dict()
 
 
-def _why_not(entry: dict, device: torch.device) -> Exception | None:
-    """The error with which transformers, or the library behind it, refuses a quantised form; None where it reads it."""
+def library_refuses(entry: dict, device: torch.device) -> Exception | None:
+    """Return the error with which transformers, or the library behind it, refuses a form; None where it is read."""
     from transformers.quantizers import AutoHfQuantizer
 
     try:
