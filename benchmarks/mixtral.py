@@ -242,9 +242,7 @@ def show(records: list[dict], precisions: dict[str, int]) -> None:
         f"\n{first['model']}: {first['layers']} of {first['of_layers']} layers of full size, random weights; prompt of "
         f"{generation.prompt_tokens} tokens, {generation.new_tokens} new"
     )
-    print(
-        f"{'GiB':>14}{'loading above':>15}{'first token':>13}{'per token':>10}{'spread':>9}{'floor':>9}{'4 bits':>8}"
-    )
+    print(f"{'GiB':>14}{'loading above':>15}{'first token':>13}{'per token':>10}{'spread':>9}{'floor':>9}{'4 bits':>8}")
     print(f"{'':7}{'':>7}{'GiB':>15}{'s':>13}{'ms':>10}{'ms':>9}{'ms':>9}")
     for record in records:
         found = Measurement.from_json(json.dumps(record["generation"]))

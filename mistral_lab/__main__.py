@@ -13,14 +13,14 @@ import torch
 from .checkpoints import BUNDLED
 from .config import PRESETS, ModelConfig
 from .measure import instructions, processor
-from .memory import DEVICES, PRECISIONS, largest_context, plan
+from .memory import DEVICES, PRECISIONS, free_bytes, largest_context, plan, total_bytes
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model could go, and the bytes that it has."""
+    """A place for a model, and the bytes that it has."""
 
     name: str
     memory_bytes: int
@@ -34,32 +34,32 @@ class _Parser(argparse.ArgumentParser):
 
 
 def gpus() -> dict[Device, tuple[int, int]]:
-    """Every CUDA card with its compute capability; the memory is what PyTorch can have, not what nvidia-smi prints."""
+    """Return every CUDA card with its compute capability."""
     found = {}
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        found[Device(f"{card.name} (cuda:{index})", card.total_memory)] = (card.major, card.minor)
+        size = total_bytes(torch.device("cuda", index))
+        found[Device(f"{card.name} (cuda:{index})", size)] = (card.major, card.minor)
     return found
 
 
 def machine_lines() -> list[str]:
-    """Processor, memory, cards and versions."""
-    memory = psutil.virtual_memory()
+    """Say in four lines which processor, memory, cards and versions this machine has."""
     cards = [f"{card.name}, {card.memory_bytes / GIB:.1f} GiB" for card in gpus()]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "bitsandbytes"))
     return [
         f"  CPU       {processor()}, {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, {instructions()}",
-        f"  memory    {memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB of it free",
+        f"  memory    {total_bytes() / GIB:.1f} GiB, {free_bytes() / GIB:.1f} GiB of it free",
         f"  GPU       {'; '.join(cards) or 'none that PyTorch sees'}",
         f"  versions  Python {platform.python_version()}, {versions}",
     ]
 
 
 def slow_lines(capabilities: Sequence[tuple[int, int]], vectors: str, *, x86: bool) -> list[str]:
-    """What is slow on a machine, and why.
+    """Say what is slow on a machine, and why.
 
     Args:
-        capabilities: compute capability of every CUDA card.
+        capabilities: the compute capability of every CUDA card.
         vectors: what `instructions()` says.
         x86: whether the CPU is of that family; others have neither AVX2 nor AVX512_BF16.
     """
@@ -87,7 +87,7 @@ def slow_lines(capabilities: Sequence[tuple[int, int]], vectors: str, *, x86: bo
 
 
 def table(head: str, configs: dict[str, ModelConfig], cell: Callable[[ModelConfig, str], str]) -> list[str]:
-    """A line a model, a column a precision."""
+    """Lay out a table with one line per model and one column per precision."""
     width = max(map(len, configs))
     lines = [f"  {'':{width}}" + "".join(f"{precision:>12}" for precision in PRECISIONS)]
     lines += [
@@ -98,7 +98,7 @@ def table(head: str, configs: dict[str, ModelConfig], cell: Callable[[ModelConfi
 
 
 def device_lines(device: Device, configs: dict[str, ModelConfig], *, context: int, batch: int) -> list[str]:
-    """Two tables: what each model takes at the context asked for, and the longest context that fits."""
+    """Lay out two tables: what each model takes at the context asked for, and the longest context that fits."""
     size = device.memory_bytes
     sequences = "one sequence" if batch == 1 else f"{batch} sequences"
 
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.card:
         devices = [Device(options.card, DEVICES[options.card])]
     else:
-        devices = [*cards, Device("the CPU's free memory", psutil.virtual_memory().available)]
+        devices = [*cards, Device("the CPU's free memory", free_bytes())]
     configs = {name: ModelConfig.from_pretrained(name) for name in BUNDLED} | PRESETS
 
     lines = ["This machine", *machine_lines(), ""]

@@ -1,14 +1,13 @@
-"""Where a checkpoint is and whether it is whole: a name, a folder or a hub id becomes one folder on this machine."""
+"""Where a checkpoint is: a name, a folder or a hub id becomes one folder on this machine, with all of its files."""
 
 import difflib
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import hub
-from .files import Need
+from .files import Need, check_weights
 
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("tiny-mistral", "tiny-mixtral")}
 
@@ -37,7 +36,7 @@ class Source:
     revision: str | None = None
 
     def config_folder(self) -> Path:
-        """The folder with `config.json`; from the hub only that file is fetched."""
+        """Return the folder with `config.json`; from the hub only that file is fetched."""
         folder = self.path
         if self.repo:
             with self._in_one_sentence():
@@ -47,28 +46,32 @@ class Source:
         return folder
 
     def folder(self, *beside: Need) -> Path:
-        """The folder with the whole checkpoint, its weight files checked; from the hub what is missing is fetched.
+        """Return the folder with the whole checkpoint, its weight files checked.
+
+        From the hub, what is missing is fetched.
 
         Args:
-            beside: what the caller is going to write once the checkpoint is there. A download that would leave no room
+            beside: what the caller is going to write once the checkpoint is there. A download that would leave no space
                 for it is refused before it begins.
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError: what the hub refuses.
-            OSError: too small a disk, or a truncated, damaged or incomplete checkpoint.
+            FileNotFoundError, PermissionError, ConnectionError: the hub refuses, or cannot be reached.
+            OSError: the disk is too small, or the checkpoint is truncated, damaged or incomplete.
         """
         folder = self.path
         if self.repo:
             with self._in_one_sentence():
                 folder = hub.snapshot(self.repo, self.revision, *beside)
-        _check_weights(folder)
+        check_weights(folder)
         return folder
 
     def origin(self, folder: Path) -> tuple[str, str | None]:
-        """The name and the commit of what lies in `folder()`, however the name was written and the branch has moved.
+        """Return the name and the commit of what lies in `folder()`.
+
+        They do not depend on how the name was written, nor on where a branch points by now.
 
         Returns:
-            of a folder its own name, and None.
+            the name as the hub spells it, and the commit. For a folder: its own name, and None.
         """
         if not self.repo:
             return self.path.name, None
@@ -79,16 +82,17 @@ class Source:
 
 
 def locate(path_or_id, revision: str | None = None) -> Source:
-    """Decide what a name means; nothing is read and the network is not used.
+    """Decide what a name means. Nothing is read, and the network is not used.
 
     Args:
-        path_or_id: a bundled name, an alias of a hub model, a folder, or a hub id "owner/name". A hub id with an alias
-            stands for the same commit, in any casing.
+        path_or_id: a bundled name, an alias of a hub model, a folder, or a hub id "owner/name". A hub id that has an
+            alias, written in any casing, stands for the same commit as the alias.
         revision: branch, tag or commit on the hub. None is the pinned commit where there is one, otherwise "main".
 
     Raises:
+        TypeError: something that is no name and no path.
         FileNotFoundError: a path that is no folder.
-        ValueError: a name that nothing has, or a revision of a folder.
+        ValueError: an unknown name, or a revision of a folder.
 
     >>> locate("mixtral-8x7b-v0.1").revision[:7]
     'fc7ac94'
@@ -119,43 +123,3 @@ def _nearest(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), [item.lower() for item in known], n=2, cutoff=0.6)
     names = [item for item in known if item.lower() in close]
     return f" (did you mean {' or '.join(names)}?)" if names else ""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the one, or those that the index names.
-
-    Raises:
-        FileNotFoundError: neither of them is there.
-        OSError: a damaged index.
-    """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        pickles = sorted(file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
-        found = f" (only {pickles[0]})" if pickles else ""
-        raise FileNotFoundError(
-            f"no model.safetensors in {folder}{found}: weights are read from safetensors alone, because opening a "
-            "pickle file (.bin, .pt, .pth) can run any code; load the safetensors copy of this model"
-        )
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise OSError(f"{index} is damaged: copy or download it again") from None
-
-
-def _check_weights(folder: Path) -> None:
-    """Open the header of every safetensors file; it states the file's size, so a cut file shows."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="np"):
-                pass
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{folder} lacks {file.name}, named by its index: copy or download it again"
-            ) from None
-        except SafetensorError as error:
-            raise OSError(f"{file} is truncated or damaged ({error}): copy or download it again") from None

@@ -1,6 +1,6 @@
 """A pytest plugin for nbval: a lesson's kernel gets no socket to another machine, and a cell that asks for one fails.
 
-    python -m pytest -p tests.no_network --nbval --nbval-current-env notebooks
+python -m pytest -p tests.no_network --nbval --nbval-current-env notebooks
 """
 
 import os

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import reference
 import torch
@@ -16,9 +18,8 @@ from transformers.utils import logging as transformers_logging
 from mistral_lab import checkpoints
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.distributed import __main__ as command
-from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank
-from mistral_lab.distributed import experts as loader
-from mistral_lab.loading import load
+from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank, loader
+from mistral_lab.loading import load, reading
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
 pytestmark = pytest.mark.long
@@ -149,8 +150,8 @@ def model_on_ranks(folders, parts, plain, refused, bundled):
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
 
+    from mistral_lab.checkpoints import BUNDLED
     from mistral_lab.distributed import Traffic, load_rank
-    from mistral_lab.distributed import experts as loader
     from mistral_lab.four_bit import audit
 
     torch.set_grad_enabled(False)
@@ -158,18 +159,19 @@ def model_on_ranks(folders, parts, plain, refused, bundled):
     tokens = torch.arange(3, 67)[None]
     found = {}
 
-    def refusal(name):
+    def refusal(name, **arguments):
         try:
-            load_rank(name)
+            load_rank(name, **arguments)
         except (OSError, RuntimeError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
 
     for label, name in refused.items():
         found[label] = refusal(name)
-    with mock.patch.object(loader, "audit", return_value=mock.Mock(passed=False, verdict="two are not")):
+    found["revision"] = refusal(plain, revision="main")
+    with mock.patch("mistral_lab.four_bit.audit", return_value=mock.Mock(passed=False, verdict="two are not")):
         found["not four bits"] = refusal("tiny-mixtral")
     for label, name in (("bundled", "tiny-mixtral"), ("16 bits", plain), ("4 bits", parts[rank])):
-        with mock.patch.dict(loader.BUNDLED, {"tiny-mixtral": Path(folders[rank])}):
+        with mock.patch.dict(BUNDLED, {"tiny-mixtral": Path(folders[rank])}):
             model = load_rank(name)
         held = audit(model).nbytes
         experts = sorted({key.split(".")[5] for key in model.state_dict() if ".experts." in key})
@@ -191,6 +193,28 @@ def model_on_ranks(folders, parts, plain, refused, bundled):
     return found
 
 
+def broken(base):
+    """Checkpoints that a rank must not take: label -> folder."""
+    tensors = load_file(BUNDLED / "model.safetensors")
+    expert = "model.layers.0.block_sparse_moe.experts.{}.w1.weight"
+    changed = {
+        "incomplete": {name: tensor for name, tensor in tensors.items() if name != expert.format(5)},
+        "misshapen": tensors | {"model.norm.weight": tensors["model.norm.weight"][:-1]},
+        "foreign": tensors | {expert.format(8): tensors[expert.format(0)].clone()},
+    }
+    for label, content in changed.items():
+        folder = Path(checkpoint(base / label, lambda name, tensor: tensor))
+        save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((BUNDLED / "config.json").read_text(encoding="utf-8"))
+    others = {"pickled": "pytorch_model.bin", "gguf": "model-Q4_0.gguf", "gptq": "model.safetensors"}
+    for label, weights in others.items():
+        (base / label).mkdir()
+        (base / label / weights).touch()
+        entry = {"quantization_config": {"quant_method": "gptq", "bits": 4}} if label == "gptq" else {}
+        (base / label / "config.json").write_text(json.dumps(config | entry), encoding="utf-8")
+    return {label: str(base / label) for label in (*changed, *others)}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = tmp_path_factory.mktemp("checkpoints")
@@ -206,17 +230,13 @@ def models(tmp_path_factory):
     load("tiny-mixtral", bits=4).model.save_pretrained(base / "quantised")
     parts = [only(base / "quantised", base / f"part-{n}", mine) for n, mine in enumerate(("0123", "4567"))]
     plain = checkpoint(base / "plain", lambda name, tensor: tensor)
-    lost = "model.layers.0.block_sparse_moe.experts.5.w1.weight"
-    incomplete = Path(checkpoint(base / "incomplete", lambda name, tensor: tensor))
-    tensors = load_file(incomplete / "model.safetensors")
-    del tensors[lost]
-    save_file(tensors, incomplete / "model.safetensors", metadata={"format": "pt"})
+    refused = broken(base)
     few = base / "few"
     few.mkdir()
     config = (BUNDLED / "config.json").read_text(encoding="utf-8")
     config = config.replace('"num_local_experts": 8', '"num_local_experts": 1').replace('tok": 2', 'tok": 1')
     (few / "config.json").write_text(config, encoding="utf-8")
-    refused = {"few": str(few), "dense": "tiny-mistral", "incomplete": str(incomplete)}
+    refused |= {"few": str(few), "dense": "tiny-mistral"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MISTRAL_LAB_CACHE", str(base / "cache"))
         found = launch(model_on_ranks, folders, parts, plain, refused, str(BUNDLED), ranks=2, limit_s=120)
@@ -268,14 +288,29 @@ def test_what_cannot_be_spread_is_refused_in_a_sentence(models):
     dense = "tiny-mistral has no experts to spread: expected a mixture, such as tiny-mixtral"
     assert {found["dense"] for found in models} == {f"ValueError: {dense}"}
     for found in models:
-        assert found["not four bits"].startswith("RuntimeError: ")
-        assert found["not four bits"].endswith(" was to be in 4 bits, but two are not")
+        assert found["not four bits"].startswith(
+            "RuntimeError: tiny-mixtral was to be in 4 bits, but two are not; take the repository"
+        )
+
+
+def test_a_rank_refuses_what_load_refuses(models):
+    said = {
+        "misshapen": r"OSError: .* lacks 1 of the tensors .*, or has them in another shape, model\.norm\.weight first",
+        "foreign": r"OSError: .* holds .*\.experts\.8\.w1.*, and its config\.json knows of experts 0 to 7 alone",
+        "pickled": r"FileNotFoundError: no model\.safetensors in .* \(only pytorch_model\.bin\): weights are read from",
+        "gguf": r"FileNotFoundError: .* holds GGUF files, which llama\.cpp reads \(model-Q4_0\.gguf\)",
+        "gptq": r"ValueError: .* is a mixture of experts in GPTQ: expected 16 bits or 4 bits of bitsandbytes",
+        "revision": r"ValueError: revision is 'main', but .* is a folder: only models on the hub have revisions",
+    }
+    for found in models:
+        for label, message in said.items():
+            assert re.match(message, found[label]), (label, found[label])
 
 
 def test_a_rank_whose_tensors_are_missing_says_so_and_the_other_loads(models):
     first, second = (found["incomplete"] for found in models)
     assert first is None
-    assert re.fullmatch(r"OSError: .*incomplete lacks 1 of this rank's tensors, .*\.5\.w1\.weight first.*", second)
+    assert re.fullmatch(r"OSError: .*incomplete\S* lacks 1 of the tensors .*\.5\.w1\.weight first.*", second)
 
 
 @pytest.mark.parametrize(
@@ -292,10 +327,10 @@ def test_ranks_that_are_too_small_are_refused_before_anything_is_read(monkeypatc
     """Mixtral on cards of so many GiB, in a computer of 16 GiB, or of 40 where it has no card."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=cards[card] * 2**30)
+        torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=cards[card.index] * 2**30)
     )
     memory = SimpleNamespace(total=(16 if cards else 40) * 2**30)
-    monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with nullcontext() if said is None else pytest.raises(MemoryError, match=said):
         check_room(PRESETS["mixtral-8x7b-v0.1"], ranks)
 
@@ -303,28 +338,59 @@ def test_ranks_that_are_too_small_are_refused_before_anything_is_read(monkeypatc
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
 def test_a_rank_takes_the_dtype_of_its_card_as_load_does(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert dtype_on_a_card(monkeypatch, None) == expected
-    assert dtype_on_a_card(monkeypatch, "float32") == "float32"
+    asked = asked_on_a_card(monkeypatch, None)
+    assert asked["dtype"] == expected
+    assert asked["device_map"] == torch.device("cuda", 0)
+    assert asked_on_a_card(monkeypatch, "float32")["dtype"] == torch.float32
 
 
-def dtype_on_a_card(monkeypatch, dtype):
+def test_a_rank_reads_safetensors_alone_and_runs_no_code_of_a_checkpoint(monkeypatch):
+    asked = asked_on_a_card(monkeypatch, "bfloat16")
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    assert {name: asked[name] for name in safe} == safe
+
+
+def test_a_rank_that_runs_out_of_memory_says_so_with_its_plan(monkeypatch):
+    full = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(MemoryError, match=r"^tiny-mixtral ran out of memory .* \(nf4-double, .* fits\); other"):
+        asked_on_a_card(monkeypatch, "bfloat16", full)
+
+
+def test_a_model_too_large_for_its_ranks_is_refused_before_its_weights_are_fetched(monkeypatch):
+    config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
+    monkeypatch.setattr(checkpoints.Source, "config_folder", lambda self: None)
+    monkeypatch.setattr(checkpoints.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(loader, "read_config", lambda folder: config)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=12 * 2**30))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(MemoryError, match="^a rank's part of the memory, 1 of 2, is too small"):
+        load_rank("mixtral-8x7b-v0.1", revision="main")
+
+
+def test_a_rank_takes_a_dtype_that_weights_can_have(monkeypatch):
+    with pytest.raises(ValueError, match=r"^dtype is 'int8': expected torch\.float32, torch\.bfloat16"):
+        asked_on_a_card(monkeypatch, "int8")
+
+
+def asked_on_a_card(monkeypatch, dtype, failure=None):
     """What `load_rank` asks of transformers, on a machine that seems to have one card."""
     asked = {}
 
     def from_pretrained(*args, **kwargs):
         asked.update(kwargs)
-        raise InterruptedError
+        raise failure or InterruptedError
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda card: SimpleNamespace(total_memory=2**34))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    with pytest.raises(InterruptedError):
+    monkeypatch.setattr(reading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with nullcontext() if failure else pytest.raises(InterruptedError):
         load_rank("tiny-mixtral", dtype=dtype)
-    assert asked["device_map"] == torch.device("cuda", 0)
-    return asked["dtype"]
+    return asked
 
 
 def test_the_command_prints_the_equality_and_the_bytes_of_uneven_ranks():
@@ -345,9 +411,9 @@ def command_with_a_wrong_rank():
 
     import torch
 
-    from mistral_lab.distributed import __main__, experts
+    from mistral_lab.distributed import __main__, loader
 
-    load_rank = experts.load_rank
+    load_rank = loader.load_rank
 
     def load_wrong(name):
         model = load_rank(name)
@@ -355,7 +421,7 @@ def command_with_a_wrong_rank():
         return model
 
     if torch.distributed.get_rank() == 1:
-        experts.load_rank = load_wrong
+        loader.load_rank = load_wrong
     with mock.patch.object(torch.distributed, "destroy_process_group"):  # the worker still needs the group
         try:
             __main__.main()

@@ -193,8 +193,8 @@ def test_no_rank_is_left_behind(failures):
 def test_a_rank_past_its_limit_ends_itself_where_no_launcher_is_left(tmp_path):
     (tmp_path / "task.py").write_text("def sleep():\n    import time\n    time.sleep(600)\n", encoding="utf-8")
     (tmp_path / "task").write_bytes(launcher.pickle.dumps(("sleep", ())))
-    store = launcher._meeting_point(None)
-    worker = launcher._start(tmp_path, 0, 1, store.port, 0.5)
+    store = launcher.meeting_point(None)
+    worker = launcher.start_rank(tmp_path, 0, 1, store.port, 0.5)
     try:
         assert worker.wait(timeout=100) == 1
     finally:

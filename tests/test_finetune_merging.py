@@ -60,7 +60,11 @@ def test_what_is_exported_answers_like_the_tuned_model(tmp_path):
     assert finetune.exact_match(replace(loaded, model=plain), questions).share > 0.9
 
 
-def test_export_refuses_what_it_would_spoil(tmp_path):
+def no_space(*arguments):
+    raise OSError("no space")
+
+
+def test_export_refuses_what_it_would_spoil(tmp_path, monkeypatch):
     loaded = student()
     with pytest.raises(FileExistsError, match="exists: choose another name"):
         finetune.export(loaded, tmp_path)
@@ -69,13 +73,9 @@ def test_export_refuses_what_it_would_spoil(tmp_path):
     wide = finetune.add_adapter(load("tiny-mistral"), rank=2)
     with pytest.raises(ValueError, match="is not in four bits"):
         finetune.export(wide, tmp_path / "mine")
-    monkey = finetune.merging.save_file
-    try:
-        finetune.merging.save_file = lambda *arguments: (_ for _ in ()).throw(OSError("no space"))
-        with pytest.raises(OSError, match="no space"):
-            finetune.export(loaded, tmp_path / "mine")
-    finally:
-        finetune.merging.save_file = monkey
+    monkeypatch.setattr("safetensors.torch.save_file", no_space)
+    with pytest.raises(OSError, match="no space"):
+        finetune.export(loaded, tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,10 +86,7 @@ def test_a_failed_export_leaves_nothing_and_no_folder_of_the_reader_is_touched(t
     folder = finetune.export(loaded, tmp_path / "m")
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "m.unfinished").stat().st_mode)
 
-    def full(*arguments):
-        raise OSError("no space")
-
-    monkeypatch.setattr(finetune.merging, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", no_space)
     with pytest.raises(OSError, match="no space"):
         finetune.export(loaded, tmp_path / "new" / "deeper" / "m")
     assert {path.name for path in tmp_path.iterdir()} == {"m", "m.unfinished"}

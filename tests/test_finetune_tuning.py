@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, mon
     stopped_run(tmp_path, monkeypatch, examples=examples, steps=5, **asked)
     halfway = tmp_path / "checkpoint-4"  # as if the power had gone while it was written
     halfway.mkdir()
-    (halfway / finetune.resuming.STATE).write_text('{"global_step": 4', encoding="utf-8")
+    (halfway / "trainer_state.json").write_text('{"global_step": 4', encoding="utf-8")
     resumed = student(**asked)
     record = finetune.tune(resumed, examples, steps=5, batch_size=4, checkpoints=tmp_path)
     assert record.losses == uninterrupted.losses

@@ -335,7 +335,7 @@ def test_load_gives_four_bits_and_one_cached_copy(small, cache, capfd):
 
 
 def test_an_interrupted_call_goes_on_where_it_stopped(small, cache, monkeypatch):
-    done, quantise = [], checkpoint._quantize_file
+    done, quantise = [], checkpoint.quantize_file
 
     def stop_at_the_second(file, *rest):
         if done:
@@ -343,13 +343,13 @@ def test_an_interrupted_call_goes_on_where_it_stopped(small, cache, monkeypatch)
         done.append(file)
         quantise(file, *rest)
 
-    monkeypatch.setattr(checkpoint, "_quantize_file", stop_at_the_second)
+    monkeypatch.setattr(checkpoint, "quantize_file", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         load(small, bits=4)
     (folder,) = kept(cache)
     assert not (folder / "config.json").exists()
     again = []
-    monkeypatch.setattr(checkpoint, "_quantize_file", lambda file, *rest: (again.append(file), quantise(file, *rest)))
+    monkeypatch.setattr(checkpoint, "quantize_file", lambda file, *rest: (again.append(file), quantise(file, *rest)))
     assert audit(load(small, bits=4).model).passed
     assert again
     assert not set(again) & set(done)
@@ -419,7 +419,7 @@ def test_experts_fused_on_disk_are_refused_in_a_sentence(tmp_path, cache):
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(BUNDLED["tiny-mixtral"] / file, tmp_path / "fused")
-    with pytest.raises(ValueError, match="holds all experts of a layer: expected a checkpoint with a tensor an expert"):
+    with pytest.raises(ValueError, match="holds all experts of a layer: expected one tensor per expert"):
         load(tmp_path / "fused", bits=4)
 
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sampling": set(),
     "cache": {"arguments", "config"},
     "moe": {"arguments"},
-    "transformer": {"arguments", "checkpoints", "config", "masks", "attention", "sampling", "cache", "moe"},
+    "transformer": {"arguments", "files", "checkpoints", "config", "masks", "attention", "sampling", "cache", "moe"},
     "nf4": {"arguments"},
     # running
     "four_bit": {"files"},
@@ -108,6 +108,19 @@ def test_importing_the_package_imports_nothing_heavy():
     assert done.stdout == "[]\n", done.stderr or done.stdout
 
 
+def test_what_others_type_their_arguments_with_imports_no_loader():
+    heavy = {"mistral_lab.loading.loader", "mistral_lab.loading.reading", "mistral_lab.four_bit", "bitsandbytes"}
+    done = run_python(
+        "import sys\n"
+        "from mistral_lab.loading.loaded import Loaded\n"
+        "from mistral_lab import loading\n"
+        "assert loading.Loaded is Loaded\n"
+        "assert {'Loaded', 'load', 'quantized_copy'} <= set(dir(loading))\n"
+        f"print(sorted({heavy} & sys.modules.keys()))"
+    )
+    assert done.stdout == "[]\n", done.stderr or done.stdout
+
+
 def test_names_and_rooms_are_imported_when_first_used():
     done = run_python(
         "import mistral_lab, sys\n"
@@ -127,6 +140,8 @@ def test_every_name_that_the_package_lists_is_there():
 
 
 def test_an_unknown_name_is_one_clear_line():
+    with pytest.raises(AttributeError, match=r"'mistral_lab.loading' has no attribute 'laod'; it has Loaded, load, qu"):
+        mistral_lab.loading.laod  # noqa: B018
     with pytest.raises(
         AttributeError, match=r"\Amodule 'mistral_lab' has no attribute 'laod'; it has [^\n]*load[^\n]*\Z"
     ):

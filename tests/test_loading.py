@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from mistral_lab.checkpoints import ALIASES, BUNDLED, PINNED, locate
+from mistral_lab.checkpoints import ALIASES, BUNDLED, PINNED, Source, locate
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.loading import load, loader
+from mistral_lab.loading import load, loader, reading
 from mistral_lab.loading.printing import Printer
 
 PROMPT = "AI的未来是"
@@ -151,7 +151,7 @@ def test_a_bundled_name_loads_without_a_word_and_leaves_the_settings(mistral, mo
         load("tiny-mistral", bits=bits)
     assert capfd.readouterr() == ("", "")
     assert settings() == before
-    with loader._quiet():
+    with reading.quiet():
         logging.getLogger("a.library").warning("something")
         warnings.warn("something else", stacklevel=1)
     assert (capfd.readouterr(), caplog.records) == (("", ""), [])
@@ -390,13 +390,13 @@ def test_the_gpu_decides_the_dtype_by_its_compute_capability(monkeypatch, capabi
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # a T4 (7.5) says so too
     for bits in (None, 4):
-        assert loader._choose_dtype(torch.device("cuda", 0), bits, PRESETS["mistral-7b-v0.1"]) == expected
+        assert loader.choose_dtype(torch.device("cuda", 0), bits, PRESETS["mistral-7b-v0.1"]) == expected
 
 
 def test_on_a_cpu_only_small_models_are_float32(mistral):
     cpu, small, large = torch.device("cpu"), ModelConfig.from_pretrained(mistral), PRESETS["mistral-7b-v0.1"]
-    assert loader._choose_dtype(cpu, None, small) == torch.float32
-    assert loader._choose_dtype(cpu, None, large) == torch.bfloat16
+    assert loader.choose_dtype(cpu, None, small) == torch.float32
+    assert loader.choose_dtype(cpu, None, large) == torch.bfloat16
     for dtype in (torch.bfloat16, "bfloat16"):
         assert load(mistral, dtype=dtype).model.lm_head.weight.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="dtype is 'int8': expected torch.float32"):
@@ -407,9 +407,9 @@ def test_without_a_device_a_gpu_is_taken_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for there, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert loader._choose_device(None).type == kind
+        assert loader.choose_device(None).type == kind
     with pytest.raises(RuntimeError, match="device is 'cuda:1', but PyTorch sees 1 such GPU here: use device='cpu'"):
-        loader._choose_device("cuda:1")
+        loader.choose_device("cuda:1")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -568,7 +568,7 @@ def test_no_code_of_a_checkpoint_is_run(copy):
 
 def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch, no_network):
     config = PRESETS["mixtral-8x7b-v0.1"]
-    monkeypatch.setattr(loader.Source, "config_folder", lambda self: None)
+    monkeypatch.setattr(Source, "config_folder", lambda self: None)
     monkeypatch.setattr(loader, "read_config", lambda folder: config.to_transformers())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
     # What this process holds for other things makes no room.
@@ -593,12 +593,12 @@ def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch
 def test_running_out_of_memory_frees_what_was_taken_and_shows_the_plan(mistral, monkeypatch, failure):
     taken = []
 
-    def fail(*_):
+    def fail(*_, **__):
         half_loaded = torch.nn.Linear(2, 2)
         taken.append(weakref.ref(half_loaded))
         raise failure
 
-    monkeypatch.setattr(loader, "_load_model", fail)
+    monkeypatch.setattr(loader, "read_model", fail)
     with pytest.raises(
         MemoryError, match=r"ran out of memory while it was loaded \(float32, .* fits\); other programs"
     ):
@@ -607,10 +607,10 @@ def test_running_out_of_memory_frees_what_was_taken_and_shows_the_plan(mistral, 
 
 
 def test_other_failures_of_torch_pass_through(mistral, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(loader, "_load_model", fail)
+    monkeypatch.setattr(loader, "read_model", fail)
     with pytest.raises(RuntimeError, match="^something else$"):
         load(mistral)
 

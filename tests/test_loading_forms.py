@@ -20,8 +20,9 @@ from bitsandbytes.nn import Linear8bitLt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mistral_lab.checkpoints import ALIASES, BUNDLED, weight_files
+from mistral_lab.checkpoints import ALIASES, BUNDLED, Source
 from mistral_lab.config import PRESETS, ModelConfig, read_config
+from mistral_lab.files import weight_files
 from mistral_lab.four_bit import ExactLinear4bit, audit, quantized_folder
 from mistral_lab.loading import forms, load, loader, placement
 from mistral_lab.loading.forms import COPIES, bytes_in_files, quantised_precision
@@ -221,7 +222,7 @@ def test_a_form_whose_library_is_not_installed_names_it_and_what_to_take(method,
     folder = tmp_path / "Mistral-7B-Instruct-v0.1-X"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": method, "bits": 4, "group_size": 128})
-    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     message = refused(
         ValueError if method == "exl2" else ImportError, f"is in {kind}, which cannot be read here", name=folder
     )
@@ -234,7 +235,7 @@ def test_a_form_that_a_library_reads_is_given_to_it(tmp_path, monkeypatch):
     folder = tmp_path / "gptq"
     folder.mkdir()
     write_config(folder, "tiny-mistral", {"quant_method": "gptq", "bits": 4, "group_size": 128})
-    monkeypatch.setattr(forms, "_why_not", lambda entry, device: None)
+    monkeypatch.setattr(forms, "library_refuses", lambda entry, device: None)
     refused(FileNotFoundError, "no model.safetensors", name=folder)  # the weights are what is missing, then
 
 
@@ -285,7 +286,7 @@ def test_a_repository_is_explained_from_its_list_of_files(monkeypatch):
     def no_config(self):
         raise FileNotFoundError("no config.json in owner/Mistral-7B-v0.3-GGUF on the hub")
 
-    monkeypatch.setattr(loader.Source, "config_folder", no_config)
+    monkeypatch.setattr(Source, "config_folder", no_config)
     listed = SimpleNamespace(list_repo_files=lambda repo, revision: ["a.gguf", "README.md"])
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: listed)
     name = "owner/Mistral-7B-v0.3-GGUF"
@@ -326,14 +327,14 @@ def full_size(monkeypatch, double: bool, available: int):
     """Mixtral as a quantised checkpoint of the hub, of which nothing is here but its config."""
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     config.quantization_config = in_four_bits("tiny-mistral", "nf4", double, torch.uint8, "nothing")[1]
-    monkeypatch.setattr(loader.Source, "config_folder", lambda self: Path("nowhere"))
+    monkeypatch.setattr(Source, "config_folder", lambda self: Path("nowhere"))
     monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=0))
 
 
 def test_plain_nf4_of_mixtral_is_two_gibibytes_more_and_refused_before_its_download(monkeypatch):
-    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     full_size(monkeypatch, double=False, available=int(23.9 * GIB))
     refused(MemoryError, "nf4, 512 tokens: weights 24.82", name="owner/mixtral-plain", device="cpu")
     full_size(monkeypatch, double=True, available=int(22.9 * GIB))
@@ -419,8 +420,9 @@ def test_wide_experts_are_planned_as_they_lie(tmp_path, monkeypatch):
 def pretended_gpu(monkeypatch):
     """One GPU of 24 GiB as far as `load` asks about it; what would go to it is caught."""
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(loader, "_choose_device", lambda device: gpu)
+    monkeypatch.setattr(loader, "choose_device", lambda device: gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * GIB))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     return gpu
@@ -432,11 +434,11 @@ def test_a_quantised_checkpoint_lies_whole_on_one_device(name, bits, tmp_path, p
     folder = write(tmp_path / "four", name, tensors, entry)
     placed = []
 
-    def caught(folder, config, dtype, device_map, quantisation, place):
-        placed.append((device_map, dtype, quantisation, place))
+    def caught(folder, config, *, dtype, device_map, quantisation, offload):
+        placed.append((device_map, dtype, quantisation, offload))
         raise InterruptedError
 
-    monkeypatch.setattr(loader, "_load_model", caught)
+    monkeypatch.setattr(loader, "read_model", caught)
     with pytest.raises(InterruptedError):
         load(folder, bits=bits)
     assert placed == [(pretended_gpu, torch.bfloat16, None, None)]
@@ -473,7 +475,7 @@ def test_layers_go_to_gpus_then_memory_then_disk(preset, room, devices):
 def test_part_of_an_unquantised_model_on_the_disk(name, tmp_path, pretended_gpu, monkeypatch, whole, recwarn):
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "cache"))
     room = {"cpu": weight_bytes(ModelConfig.from_pretrained(name), "float32") // 2}
-    monkeypatch.setattr(loader, "free_memory", lambda: room)  # as if the GPU were full
+    monkeypatch.setattr(placement, "free_memory", lambda: room)  # as if the GPU were full
     loaded = load(name, dtype="float32")
     assert {"cpu", "disk"} == set(loaded.model.hf_device_map.values())
     assert torch.equal(logits(loaded.model), whole[name])
@@ -505,12 +507,12 @@ def test_what_a_killed_process_left_is_removed_and_the_disk_is_looked_at_again(t
 
 
 def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise InterruptedError
 
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loader, "free_memory", lambda: {"cpu": 2**20})
-    monkeypatch.setattr(loader, "_load_model", fail)
+    monkeypatch.setattr(placement, "free_memory", lambda: {"cpu": 2**20})
+    monkeypatch.setattr(loader, "read_model", fail)
     with pytest.warns(UserWarning, match="tiny-mixtral is larger"), pytest.raises(InterruptedError):
         load("tiny-mixtral")
     assert not list(tmp_path.iterdir())
@@ -518,8 +520,8 @@ def test_a_failure_leaves_no_layers_on_the_disk(tmp_path, pretended_gpu, monkeyp
 
 def test_a_disk_too_full_for_the_experts_is_said_before_the_download(tmp_path, pretended_gpu, monkeypatch):
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
-    monkeypatch.setattr(loader.Source, "config_folder", lambda self: tmp_path)
-    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
+    monkeypatch.setattr(Source, "config_folder", lambda self: tmp_path)
+    monkeypatch.setattr(Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
     monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "not" / "made"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
@@ -539,8 +541,8 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
     def fetch(self, *beside):
         raise Fetched
 
-    monkeypatch.setattr(loader.Source, "config_folder", lambda self: tmp_path)
-    monkeypatch.setattr(loader.Source, "folder", fetch)
+    monkeypatch.setattr(Source, "config_folder", lambda self: tmp_path)
+    monkeypatch.setattr(Source, "folder", fetch)
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     monkeypatch.setattr(loader, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
@@ -555,8 +557,8 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
 
 
 def test_nothing_is_offered_where_the_16_bits_are_there(monkeypatch, tmp_path, recwarn):
-    monkeypatch.setattr(loader.Source, "config_folder", lambda self: BUNDLED["tiny-mistral"])
-    monkeypatch.setattr(loader.Source, "folder", lambda self, *beside: BUNDLED["tiny-mistral"])
+    monkeypatch.setattr(Source, "config_folder", lambda self: BUNDLED["tiny-mistral"])
+    monkeypatch.setattr(Source, "folder", lambda self, *beside: BUNDLED["tiny-mistral"])
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path))
     load("owner/model", bits=4, device="cpu")
     assert not [warning for warning in recwarn if "download" in str(warning.message)]

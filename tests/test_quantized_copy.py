@@ -38,7 +38,7 @@ def test_it_is_made_where_the_model_does_not_fit_and_no_model_is_loaded(plain, m
     monkeypatch.setattr(loader, "plan_here", lambda *asked: full)
     with pytest.raises(MemoryError, match="does not fit"):
         load(plain, bits=4)
-    monkeypatch.setattr(loader, "_load_model", None)
+    monkeypatch.setattr(loader, "read_model", None)
     copy = quantized_copy(plain, dtype="float16")
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "float16"

@@ -18,6 +18,7 @@ import notebook_files
 import outputs
 import template
 from execute import Run, bundled_environment, execute
+from mistral_lab.files import write_whole
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        notebook_files.replace_text(path, "new")
+        write_whole(path, "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("01_trial.ipynb", "old")]
 
 

@@ -22,7 +22,7 @@ from mistral_lab.training.trainer import (
     BalancedTrainer,
     Blocks,
     export,
-    full_disk_in_one_line,
+    full_disk_of_training,
     last_whole_checkpoint,
     train,
 )
@@ -193,7 +193,7 @@ def test_a_full_disk_at_the_export_is_one_line_too(tokenizer, tmp_path, monkeypa
 
 def test_an_error_without_words_on_a_full_disk_is_understood(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
-    with pytest.raises(OSError, match="the disk is full"), full_disk_in_one_line(tmp_path):
+    with pytest.raises(OSError, match="the disk is full"), full_disk_of_training(tmp_path):
         raise RuntimeError("[enforce fail at inline_container.cc:668]")
 
 

@@ -8,6 +8,7 @@ from nbformat import NotebookNode
 
 import notebook_files
 import template
+from mistral_lab.files import write_whole
 
 _SLUG = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,37}[A-Za-z0-9])?/[A-Za-z0-9._-]{1,100}"
 _COLAB_LINE = r"^\[!\[Open in Colab\].*$"
@@ -57,7 +58,7 @@ def main() -> None:
             readdress(notebook, path.stem, address)
     except ValueError as error:
         sys.exit(str(error))
-    notebook_files.replace_text(notebook_files.PYPROJECT, project)
+    write_whole(notebook_files.PYPROJECT, project)
     for path, notebook in notebooks.items():
         notebook_files.write(notebook, path)
     print(f"pyproject.toml and {len(notebooks)} lessons now say {address}")

@@ -24,6 +24,7 @@ import notebook_files
 from execute import Run, execute, exit_if_failed
 from full_size import write
 from mistral_lab import PRESETS
+from mistral_lab.files import write_whole
 from mistral_lab.measure import Machine
 
 MODEL = "mistral-7b-v0.1"
@@ -158,7 +159,7 @@ def keep(name: str, record: Record) -> None:
     """Write the record of one lesson beside those of the others."""
     records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
     records[name] = asdict(record)
-    notebook_files.replace_text(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
+    write_whole(RECORDS, json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-"""What the tools share: where the lessons are, their metadata, the public address, and writing a file whole."""
+"""What the tools share: where the lessons are, their metadata, the public address, and writing a notebook."""
 
-import os
 import tomllib
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+
+from mistral_lab.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
@@ -30,16 +31,6 @@ def repository() -> str:
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: an interruption leaves the old one."""
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
-    replace_text(path, nbformat.writes(notebook) + "\n")
+    write_whole(path, nbformat.writes(notebook) + "\n")

@@ -8,6 +8,7 @@ import nbformat
 
 import notebook_files
 from execute import bundled_environment, execute, exit_if_failed
+from mistral_lab.files import write_whole
 
 
 def refresh(path: Path) -> str | None:
@@ -27,7 +28,7 @@ def refresh(path: Path) -> str | None:
         encoding="utf-8",
         check=True,
     )
-    notebook_files.replace_text(path, stripped.stdout)
+    write_whole(path, stripped.stdout)
     return None
 
 

@@ -188,9 +188,7 @@ def layer_output(function: Callable) -> None:
                 "your feed-forward reads what attention read: it must read the stream after attention has added to it",
             ),
             Mistake(nothing_added, "your parts replace x: each must add its output to x"),
-            Mistake(
-                start_added, "attention's output is lost: the second sum must start from the result of the first"
-            ),
+            Mistake(start_added, "attention's output is lost: the second sum must start from the result of the first"),
             Mistake(
                 norm_after,
                 "your norms come after the sums, as in the first transformers: here they come before attention and "

@@ -179,9 +179,7 @@ def answer_labels(function: Callable) -> None:
                 "it is the other way round: the prompt does not count, the answer does",
             ),
             Mistake(
-                labelled(
-                    lambda prompt, answer, end: [ignored if t in prompt else t for t in [*prompt, *answer, end]]
-                ),
+                labelled(lambda prompt, answer, end: [ignored if t in prompt else t for t in [*prompt, *answer, end]]),
                 "your labels hide a token of the answer that the prompt also holds: go by position, not by token",
             ),
             Mistake(

@@ -1,4 +1,4 @@
-"""One model over several processes: whole 4-bit experts a rank, what crosses between ranks, and starting the ranks."""
+"""One model over several processes: whole 4-bit experts per rank, what crosses between ranks, starting the ranks."""
 
 from importlib import import_module
 
@@ -6,10 +6,10 @@ _EXPORTS = {  # name -> the file it stands in, imported at first use: not every 
     "ExpertsOfRank": "experts",
     "RankConfig": "experts",
     "Traffic": "traffic",
-    "check_room": "experts",
+    "check_room": "loader",
     "experts_of_rank": "experts",
     "launch": "launcher",
-    "load_rank": "experts",
+    "load_rank": "loader",
 }
 
 __all__ = list(_EXPORTS)

@@ -17,11 +17,11 @@ NAME = "tiny-mixtral"
 
 @torch.no_grad()
 def main() -> None:
-    """Print whether the logits are equal, and what each rank holds and receives, beside the prediction."""
+    """Print whether the logits are equal, and beside the predictions what each rank holds and receives."""
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it reports an optional package as missing
     from ..four_bit import audit, nf4_config
-    from .experts import load_rank
+    from .loader import load_rank
 
     try:
         model = load_rank(NAME)
@@ -43,7 +43,7 @@ def main() -> None:
     if rank == 0:
         config = ModelConfig.from_pretrained(NAME)
         shares = weights_by_device(config, "nf4-double", devices=ranks, split="experts")
-        print(f"{NAME} in 4 bits, whole experts a rank; one process holds {held_by_one:,} bytes")
+        print(f"{NAME} in 4 bits, whole experts per rank; one process holds {held_by_one:,} bytes")
         for number, (same, size, received) in enumerate(reports):
             predicted = sum(part.total for part in shares[number].values())
             print(
@@ -51,8 +51,8 @@ def main() -> None:
                 f"(predicted {predicted:,}), received {received:,} for {tokens.numel()} tokens"
             )
         received = sum(received for _, _, received in reports)
-        a_token = traffic_bytes(config, devices=ranks, split="experts", bytes_per_value=model.dtype.itemsize)
-        predicted = tokens.numel() * a_token
+        per_token = traffic_bytes(config, devices=ranks, split="experts", bytes_per_value=model.dtype.itemsize)
+        predicted = tokens.numel() * per_token
         print(f"all ranks received {received:,} bytes (predicted {predicted:,})")
     distributed.destroy_process_group()
     if not equal:

@@ -25,27 +25,28 @@ GRACE_S = 3.0  # for the other ranks, once one has failed, to fail as well and w
 def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, port: int | None = None) -> list:
     """Run a function in new processes on this machine, the ranks of one process group, and bring back what it returns.
 
-    The function travels as its source text, so that one written in a notebook's cell works: it imports and defines for
-    itself all it uses, from where its caller can import. `torch.distributed` is ready when it starts: NCCL where there
-    is a card a rank, else gloo, and then the ranks see the CPU alone. One thread a rank unless OMP_NUM_THREADS says
-    otherwise. What the ranks print is printed when all have ended, in the order of the ranks.
+    The function travels as its source text, so that a function written in a notebook's cell works. It has to import and
+    define all that it uses; it can import what its caller can. `torch.distributed` is ready when it starts: with NCCL
+    where there is a card for each rank, otherwise with gloo, and then the ranks see the CPU alone. Each rank has one
+    thread unless OMP_NUM_THREADS says otherwise. What the ranks print is printed when all have ended, in the order of
+    the ranks.
 
     Args:
         function: a plain function without a decorator, called on every rank with the same arguments.
         arguments: anything that can be pickled.
         ranks: how many processes.
-        limit_s: so many seconds after the function's start, a rank that still runs counts as hanging. Before that, a
-            minute is allowed for the ranks to start.
+        limit_s: seconds after the start of the function, at which a rank that still runs counts as hanging. Before
+            that, the ranks have a minute to start.
         port: where the ranks meet, 1 to 65535; None takes a free one.
 
     Returns:
         what the function returned, rank by rank.
 
     Raises:
-        TypeError: a function that cannot be sent, or a number that is none.
+        TypeError: a function that cannot be sent, or something else where a number is expected.
         ValueError: a count, a limit or a port out of range.
         OSError: the port is taken.
-        RuntimeError: a rank failed, died or hung; the others were ended, and the message says which and why.
+        RuntimeError: a rank failed, died or hung. The others were ended, and the message says which one and why.
 
     Differs: `torchrun` starts a script from the command line, has no time limit, and prints to the terminal.
 
@@ -60,14 +61,14 @@ def launch(function: Callable, *arguments, ranks: int, limit_s: float = 50.0, po
     check_count("ranks", ranks)
     _check_limit(limit_s)
     source = _source(function)
-    store = _meeting_point(port)  # kept while the ranks run
+    store = meeting_point(port)  # kept while the ranks run
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "task.py").write_text(source, encoding="utf-8")
         (Path(folder) / "task").write_bytes(pickle.dumps((function.__name__, arguments)))
         workers = []
         try:
             for rank in range(ranks):
-                workers.append(_start(Path(folder), rank, ranks, store.port, limit_s))
+                workers.append(start_rank(Path(folder), rank, ranks, store.port, limit_s))
             _wait(Path(folder), workers, limit_s)
             codes = [worker.poll() for worker in workers]  # None: still running
         finally:
@@ -103,7 +104,13 @@ def _source(function: Callable) -> str:
     return source
 
 
-def _meeting_point(port: int | None):
+def meeting_point(port: int | None):
+    """Open the store in which the ranks find each other, on this machine.
+
+    Raises:
+        TypeError, ValueError: no port.
+        OSError: the port is taken.
+    """
     from torch.distributed import TCPStore
 
     if port is not None:
@@ -118,8 +125,8 @@ def _meeting_point(port: int | None):
     raise OSError(f"port {port} is taken by another program: give another one, or None for any that is free")
 
 
-def _start(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> subprocess.Popen:
-    """One rank, with the environment variables that `torchrun` sets, and its caller's places to import from."""
+def start_rank(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> subprocess.Popen:
+    """Start one rank, with the environment variables that `torchrun` sets and the caller's places to import from."""
     from torch import cuda
 
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
@@ -142,7 +149,7 @@ def _start(folder: Path, rank: int, ranks: int, port: int, limit_s: float) -> su
 
 
 def _wait(folder: Path, workers: list[subprocess.Popen], limit_s: float) -> None:
-    """Return when all have ended, or some time after one has failed; a rank past its limit ends itself."""
+    """Return when all have ended, or a short time after one has failed. A rank that is past its limit ends itself."""
     last = time.monotonic() + START_S + limit_s + GRACE_S
     while any(worker.poll() is None for worker in workers) and time.monotonic() < last:
         if any(failed(folder, rank, worker.poll()) for rank, worker in enumerate(workers)):

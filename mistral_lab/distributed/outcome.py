@@ -6,12 +6,18 @@ from pathlib import Path
 
 
 def failed(folder: Path, rank: int, code: int | None) -> bool:
-    """Whether a rank has ended without a result."""
+    """Say whether a rank has ended without a result."""
     return code is not None and (code != 0 or not (folder / f"result-{rank}").exists())
 
 
 def failure(folder: Path, codes: list[int | None], limit_s: float, start_s: float) -> str | None:
-    """One sentence on the ranks at fault, or None where all went well; a code is None where a rank still ran."""
+    """Return one sentence on the ranks at fault, or None where all went well.
+
+    Args:
+        folder: what the ranks wrote.
+        codes: the exit status of each rank; None where it still ran.
+        limit_s, start_s: the seconds that the function and the start of a rank were allowed.
+    """
     if not any(code is None or failed(folder, rank, code) for rank, code in enumerate(codes)):
         return None
     found = [_what_became(folder, rank, code, limit_s, start_s) for rank, code in enumerate(codes)]
@@ -20,7 +26,10 @@ def failure(folder: Path, codes: list[int | None], limit_s: float, start_s: floa
 
 
 def _what_became(folder: Path, rank: int, code: int | None, limit_s: float, start_s: float) -> tuple[int, str]:
-    """What to say of a rank, and its guilt: 0 at fault, 1 waited for others to the end, 2 failed with them, 3 none."""
+    """The guilt of a rank, and what to say of it.
+
+    0 is at fault, 1 waited for other ranks to the end, 2 failed together with others, 3 has no guilt.
+    """
     error, stack = folder / f"error-{rank}", _text(folder / f"stack-{rank}")
     if error.exists():
         kind, _, message = _text(error).partition("\n")
@@ -40,7 +49,7 @@ def _what_became(folder: Path, rank: int, code: int | None, limit_s: float, star
 
 
 def _where_it_stood(rank: int, stack: str, returned: bool, limit_s: float, start_s: float) -> tuple[int, str]:
-    """The same for a rank past its limit, from the stack that it left."""
+    """The same for a rank that was past its limit, from the stack that it left."""
     line = re.search(r'task\.py", line (\d+) in (\w+)', stack)
     if line:
         place = f"after {limit_s:g} s it was in line {line[1]} of {line[2]}"

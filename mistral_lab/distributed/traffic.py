@@ -18,7 +18,7 @@ class Traffic(TorchDispatchMode):
     ring, which sends the least possible. A library may send more.
 
     Raises:
-        NotImplementedError: another collective.
+        NotImplementedError: a collective that is not among these.
     """
 
     def __init__(self) -> None:

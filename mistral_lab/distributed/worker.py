@@ -1,4 +1,4 @@
-"""The program of one rank, started by `launch`: runs the function, and writes down what became of it."""
+"""The program of one rank, which `launch` starts: it runs the function, and writes down what became of it."""
 
 import faulthandler
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 def run_task(folder: Path, rank: int, start_s: float, limit_s: float) -> None:
     """Call the function of the task, and write `result-RANK` or `error-RANK`.
 
-    Beyond a time limit Python writes where it stands into `stack-RANK` and ends, even if no launcher is left.
+    At a time limit Python writes into `stack-RANK` where it stands, and ends, even if no launcher is left.
     """
     with (folder / f"stack-{rank}").open("w", encoding="utf-8") as stack:
         faulthandler.dump_traceback_later(start_s, exit=True, file=stack)
@@ -36,7 +36,7 @@ def run_task(folder: Path, rank: int, start_s: float, limit_s: float) -> None:
 
 
 def join_group(rank: int, timeout: timedelta) -> None:
-    """Make this process a rank: NCCL and a card of its own where there is one a rank, otherwise gloo and the CPU."""
+    """Make this process a rank: with NCCL and its own card where each rank has one, otherwise with gloo and the CPU."""
     import torch
 
     on_cards = torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"])
@@ -50,7 +50,7 @@ def join_group(rank: int, timeout: timedelta) -> None:
 
 
 def write_error(path: Path, error: Exception) -> None:
-    """Two lines: whether the error came while waiting for other ranks, and what it is."""
+    """Write two lines: whether the error came while this rank waited for others, and what it is."""
     frames = traceback.extract_tb(error.__traceback__)
     # A connection that broke is a RuntimeError. A TypeError or ValueError is a wrong argument, and this rank's own.
     waiting = isinstance(error, RuntimeError) and any(

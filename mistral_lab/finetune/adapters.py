@@ -53,9 +53,7 @@ def target_names(config: ModelConfig, targets: str | Sequence[str]) -> tuple[str
     return names
 
 
-def add_adapter(
-    loaded: Loaded, *, rank: int = 8, targets: str | Sequence[str] = "attention", seed: int = 0
-) -> Loaded:
+def add_adapter(loaded: Loaded, *, rank: int = 8, targets: str | Sequence[str] = "attention", seed: int = 0) -> Loaded:
     """Freeze a model and put a low-rank adapter beside some of its matrices.
 
     Equation: y = W x + (alpha / rank) · B (A x), with alpha = 2 · rank. A (rank, in) starts random and B (out, rank)

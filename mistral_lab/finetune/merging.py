@@ -1,20 +1,18 @@
 """The adapter merged into its model, and the result as 16-bit files that plain transformers reads."""
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from ..checkpoints import locate
+from ..files import folder_written_whole, write_shards
 from ..four_bit import ExactLinear4bit
 from ..loading.loaded import Loaded
 from .adapters import adapted, base_name, check_adapted
-from .saving import unfinished
 
 SHARD_BYTES = 2 * 2**30
 DTYPE = torch.bfloat16
@@ -46,12 +44,10 @@ def export(loaded: Loaded, folder: str | os.PathLike) -> Path:
     """
     check_adapted(loaded)
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: choose another name, or delete it first")
     if not any(isinstance(module, ExactLinear4bit) for module in loaded.model.modules()):
         raise ValueError(f"{loaded.name} is not in four bits: merge it with loaded.model.merge_and_unload()")
-    with unfinished(folder) as place:
-        _write_weights(merged(loaded), place)
+    with folder_written_whole(folder) as place:
+        write_shards(merged(loaded), place, shard_bytes=SHARD_BYTES)
         config = copy.deepcopy(loaded.model.config)
         del config.quantization_config
         config.dtype = DTYPE
@@ -60,7 +56,6 @@ def export(loaded: Loaded, folder: str | os.PathLike) -> Path:
         _write_changes(loaded, place)
         for file in _licences(loaded):
             shutil.copyfile(file, place / file.name)
-        place.rename(folder)
     return folder
 
 
@@ -90,33 +85,6 @@ def merged(loaded: Loaded) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _checkpoint_name(loaded: Loaded, name: str) -> str:
     return name.replace(".mlp.", ".block_sparse_moe.") if loaded.config.num_experts else name
-
-
-def _write_weights(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """Write shards of about 2 GiB and, where there is more than one, their index."""
-    where: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    shards = 0
-
-    def write() -> None:
-        nonlocal shard, shards
-        shards += 1
-        file = f"model-{shards:05}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, folder / file, {"format": "pt"})
-        where.update(dict.fromkeys(shard, file))
-        shard = {}
-
-    for name, tensor in tensors:
-        shard[name] = tensor
-        if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES:
-            write()
-    if shard:
-        write()
-    if shards == 1:
-        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
-    else:
-        index = {"metadata": {}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_changes(loaded: Loaded, folder: Path) -> None:

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
-from ..files import write_whole
+from ..files import read_json_if_whole, trainer_checkpoints, write_json
 
 RUN = "run.json"
-STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint
 
 
 def newest_checkpoint(folder: Path, run: dict) -> str | None:
@@ -25,13 +23,13 @@ def newest_checkpoint(folder: Path, run: dict) -> str | None:
         FileExistsError: the folder holds checkpoints of another run, or the run is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = sorted((path for path in folder.glob("checkpoint-*") if _whole(path)), key=_step)
+    checkpoints = trainer_checkpoints(folder)
     if checkpoints:
         _check_same(folder, run)
         if _step(checkpoints[-1]) >= run["steps"]:
             raise FileExistsError(f"this run is complete: load_adapter(..., {str(checkpoints[-1])!r}) reads its result")
         return str(checkpoints[-1])
-    write_whole(folder / RUN, json.dumps(run, indent=1) + "\n")
+    write_json(folder / RUN, run)
     return None
 
 
@@ -42,26 +40,15 @@ def fingerprint(rows: list[dict[str, list[int]]]) -> str:
 
 def _check_same(folder: Path, run: dict) -> None:
     """Refuse checkpoints that another run wrote, and name the first difference."""
-    try:
-        before = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise FileExistsError(f"{folder} holds checkpoints of an unknown run: give another folder") from None
+    before = read_json_if_whole(folder / RUN)
+    if before is None:
+        raise FileExistsError(f"{folder} holds checkpoints of an unknown run: give another folder")
     if differs := [name for name, value in run.items() if before.get(name) != value]:
         name = differs[0]
         raise FileExistsError(
             f"{folder} holds checkpoints of another run: {name} was {before.get(name)}, now it is {run[name]}; give "
             "another folder, or delete this one"
         )
-
-
-def _whole(checkpoint: Path) -> bool:
-    if not re.fullmatch(r"checkpoint-\d+", checkpoint.name):
-        return False
-    try:
-        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _step(checkpoint: Path) -> int:

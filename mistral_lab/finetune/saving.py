@@ -2,9 +2,7 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..checkpoints import ALIASES
+from ..files import private_place
 from ..loading.loaded import Loaded
 from .adapters import base_name, check_adapted, check_can_take_adapter, check_complete, separate_experts, target_names
 
@@ -34,7 +33,7 @@ def save_adapter(loaded: Loaded, folder: str | os.PathLike) -> int:
     """
     check_adapted(loaded)
     folder = Path(folder)
-    with unfinished(folder / WEIGHTS) as place:
+    with private_place(folder / WEIGHTS) as place:
         # Without this argument PEFT asks the hub about the vocabulary. PEFT's README is an empty form: it is left out.
         loaded.model.save_pretrained(place, save_embedding_layers=False)
         for file in (WEIGHTS, SETTINGS):
@@ -72,23 +71,6 @@ def load_adapter(loaded: Loaded, folder: str | os.PathLike) -> Loaded:
         model = peft.PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=True)
     check_complete(loaded, model, names)
     return replace(loaded, model=model.eval())
-
-
-@contextmanager
-def unfinished(target: Path) -> Iterator[Path]:
-    """Give a new folder on the disk of a file or folder to be, and afterwards leave nothing of it: nor, where nothing
-    came of it, of the folders that were made for it."""
-    made = [folder for folder in target.parents if not folder.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unfinished-") as private:
-            place = Path(private, target.name)  # the temporary folder itself is closed to other users
-            place.mkdir()
-            yield place
-    finally:
-        for folder in made:
-            with suppress(OSError):  # what is not empty stays
-                folder.rmdir()
 
 
 def _read_settings(file: Path) -> tuple[str, list[str], int]:

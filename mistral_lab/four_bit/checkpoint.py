@@ -1,4 +1,4 @@
-"""Quantise the files of a checkpoint once: shard by shard on disk, resumed where it stopped, never half-read."""
+"""Quantise the files of a checkpoint once: shard by shard, resumed where it stopped, and read only when it is whole."""
 
 import hashlib
 import json
@@ -14,7 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..files import Need, check_disk, full_disk_in_a_sentence, one_process_at_a_time, write_whole, written_whole
+from ..files import (
+    Need,
+    check_disk,
+    full_disk_explained,
+    one_process_at_a_time,
+    read_json_if_whole,
+    still_needed,
+    write_index,
+    write_json,
+    written_whole,
+)
 from .pieces import quantize_matrix
 from .quantizer import nf4_config
 
@@ -35,25 +45,25 @@ def quantized_folder(
 ) -> Path:
     """Return a folder with the checkpoint in NF4 with double quantisation, made now or on an earlier call.
 
-    One tensor at a time is read, quantised on the device and freed there; memory holds one finished shard. A finished
-    shard is renamed into place, so that an interrupted call goes on with the shard it was at. Of two processes the
-    second waits for the first, and says so.
+    One tensor at a time is read, quantised on the device and freed there, and memory holds one finished shard. A
+    finished shard is renamed into place, so an interrupted call goes on with the shard that it was at. Of two processes
+    the second waits for the first, and says so.
 
     Args:
         folder: a Mistral, Mixtral or Llama checkpoint in 16 or 32 bits.
         files: its safetensors files.
-        cache: where the quantised folders of all models lie.
+        cache: the folder that holds the quantised folders of all models.
         name: of the model, for the folder's name.
-        revision: the commit that the files belong to; None where there is none, and the files' times tell versions
-            apart.
-        dtype: what the kept tensors are stored in, and what matrices are rounded to before they are quantised.
-        device: what quantises; a GPU takes minutes where a CPU takes half an hour.
+        revision: the commit that the files belong to. None: there is none, and the files' times tell versions apart.
+        dtype: the kept tensors are stored in it, and matrices are rounded to it before they are quantised.
+        device: the device that quantises; a GPU takes minutes where a CPU takes half an hour.
 
     Raises:
-        ValueError: a matrix with NaN or infinity, or experts fused into one tensor.
-        OSError: the disk has too little room, said before anything is written, or it filled up; what is finished stays.
+        ValueError: a matrix holds NaN or infinity, or the experts of a layer are fused into one tensor.
+        OSError: the disk is too small, which is said before anything is written, or it filled up; what is finished
+            stays.
 
-    Warns: of a folder that is damaged or of another origin; it is renamed and made again.
+    Warns: of a folder that is damaged or was made from something else; it is renamed and made again.
     """
     fingerprint = _fingerprint(folder, files, revision, dtype)
     target = cache / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', name).strip('-.')}-nf4-{fingerprint[:12]}"
@@ -71,7 +81,7 @@ def quantized_folder(
 def _make(
     folder: Path, files: list[Path], target: Path, name: str, fingerprint: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Quantise the shards that are not there yet, under one progress bar over the bytes of all."""
+    """Quantise the shards that are not there yet, under one progress bar over the bytes of all shards."""
 
     def missing() -> list[Path]:
         return [file for file in files if not (target / file.name).exists()]
@@ -81,22 +91,22 @@ def _make(
 
     target.mkdir(parents=True, exist_ok=True)
     for half in target.glob(".*.[0-9]*"):
-        half.unlink()  # the beginning of a file, from a process that was killed: no other one works here
+        half.unlink()  # the beginning of a file, left by a process that was killed: no other process works here
     check_disk(left())
     todo = missing()
     total = sum(file.stat().st_size for file in files)
     done = total - sum(file.stat().st_size for file in todo)
     with (
-        full_disk_in_a_sentence(left),
+        full_disk_explained(lambda: still_needed(left())),
         tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=f"Quantising {name}") as bar,
     ):
         for file in todo:
-            _quantize_file(file, target / file.name, fingerprint, dtype, device, bar)
+            quantize_file(file, target / file.name, fingerprint, dtype, device, bar)
         _finish(folder, files, target, fingerprint, dtype)
 
 
 def _bytes_in_four_bits(file: Path, dtype: torch.dtype) -> int:
-    """What a shard will take, or a little more."""
+    """The size of a shard in four bits, or a little more."""
     nbytes = 0
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no dictionary
@@ -108,7 +118,7 @@ def _bytes_in_four_bits(file: Path, dtype: torch.dtype) -> int:
 
 
 def _fingerprint(folder: Path, files: list[Path], revision: str | None, dtype: torch.dtype) -> str:
-    """What the result depends on, as one hexadecimal number."""
+    """A hexadecimal number that changes with anything that the result depends on."""
     stats = [(file.name, file.stat().st_size, None if revision else file.stat().st_mtime_ns) for file in files]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     basis = [LAYOUT, bitsandbytes.__version__, revision, config, stats, str(dtype)]
@@ -117,17 +127,17 @@ def _fingerprint(folder: Path, files: list[Path], revision: str | None, dtype: t
 
 def _whole(target: Path, fingerprint: str) -> bool:
     """Whether a finished result of the same origin lies there, every file with its size."""
+    manifest = read_json_if_whole(target / MANIFEST)
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         return manifest["fingerprint"] == fingerprint and all(
             (target / name).stat().st_size == size for name, size in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _set_aside_what_is_foreign(target: Path, fingerprint: str) -> None:
-    """Rename a folder that is not the beginning of this work."""
+    """Rename a folder that does not hold the beginning of this work."""
     if not target.exists():
         return
     reason = "its list of files does not fit them" if (target / MANIFEST).exists() else None
@@ -148,16 +158,14 @@ def _set_aside_what_is_foreign(target: Path, fingerprint: str) -> None:
     warnings.warn(f"{target.name}: {reason}; it is kept as {aside.name}, and quantised again", stacklevel=3)
 
 
-def _quantize_file(
-    file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, bar: tqdm
-) -> None:
-    """Write one shard in four bits."""
+def quantize_file(file: Path, out: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, bar: tqdm) -> None:
+    """Write one shard in four bits, whole or not at all."""
     tensors = {}
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - it is no dictionary
             stored = opened.get_tensor(name)
             if stored.dim() == 3:
-                raise ValueError(f"{name} holds all experts of a layer: expected a checkpoint with a tensor an expert")
+                raise ValueError(f"{name} holds all experts of a layer: expected one tensor per expert")
             tensor = stored.to(dtype)
             tensors |= quantized_tensors(name, tensor.to(device)) if MATRIX.search(name) else {name: tensor}
             bar.update(stored.nbytes)
@@ -182,22 +190,13 @@ def quantized_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor
 
 def _finish(folder: Path, files: list[Path], target: Path, fingerprint: str, dtype: torch.dtype) -> None:
     """Write what makes a checkpoint of the shards: index, tokenizer, config and, last, the manifest."""
-    where = {}
-    for file in files:
-        with safe_open(target / file.name, framework="pt") as opened:
-            where |= dict.fromkeys(opened.keys(), file.name)
     if len(files) > 1:
-        index = {"metadata": {"total_size": sum((target / file.name).stat().st_size for file in files)}}
-        _write_json(target / "model.safetensors.index.json", index | {"weight_map": where})
+        write_index(target, [file.name for file in files])
     for file in [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("tokenizer.model")]:
         if file.name not in ("config.json", "model.safetensors.index.json"):
             shutil.copyfile(file, target / file.name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": nf4_config().to_dict()}
-    _write_json(target / "config.json", config)
+    write_json(target / "config.json", config)
     sizes = {file.name: (target / file.name).stat().st_size for file in files}
-    _write_json(target / MANIFEST, {"fingerprint": fingerprint, "files": sizes})
-
-
-def _write_json(path: Path, content: dict) -> None:
-    write_whole(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_json(target / MANIFEST, {"fingerprint": fingerprint, "files": sizes})

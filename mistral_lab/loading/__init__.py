@@ -1,17 +1,24 @@
-"""One call from a name to a model that answers: bundled, local or from the hub; device, dtype and bits.
+"""From a name to a model that answers: bundled, local or from the hub; on which device, in which dtype and bits.
 
-What others type with, `Loaded`, is light; the loader is imported when one of its functions is first used.
+`Loaded`, by which others type their arguments, is light. The loader is imported when one of its functions is first
+used.
 """
+
+from importlib import import_module
 
 from .loaded import Loaded
 
-__all__ = ["Loaded", "load", "quantized_copy"]
+_EXPORTS = {"load": "loader", "quantized_copy": "loader"}  # name -> the file it stands in, imported at first use
+
+__all__ = ["Loaded", *_EXPORTS]
 
 
 def __getattr__(name: str) -> object:
-    """Import the loader the first time that it is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    from . import loader
+    """Import the loader the first time one of its functions is used."""
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
-    return getattr(loader, name)
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

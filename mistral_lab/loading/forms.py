@@ -1,6 +1,5 @@
-"""The form in which a checkpoint lies on the hub or in a folder: what it takes, and what to take instead of it."""
+"""The form that a checkpoint has on the hub or in a folder: whether it is read here, and what to take instead."""
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import ALIASES, Source, weight_files
+from ..checkpoints import ALIASES, Source
 from ..config import ModelConfig
-from ..files import decimal_size, read_header
+from ..files import decimal_size, read_header, read_json_if_whole
 from ..memory import WeightBytes, weight_bytes
 
 # Copies in NF4 with double quantisation that others made of the models with an alias. Each name was read on a page of
@@ -29,10 +28,21 @@ METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "bitsandbytes": "int8 of 
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-def quantised_precision(config) -> str | None:
-    """The name that `memory` has for the weights of a quantised checkpoint; None where it is not quantised.
+def is_quantised(config) -> bool:
+    """Say whether the config of transformers is that of a checkpoint that is quantised already."""
+    return bool(getattr(config, "quantization_config", None))
 
-    GPTQ, AWQ and what else has some four bits take less than "nf4" and more than "nf4-double": they count as the first.
+
+def in_four_bits(config) -> bool:
+    """Say whether it is that of a checkpoint in 4 bits of bitsandbytes, which `four_bit` reads."""
+    entry = _entry(config) or {}
+    return bool(entry.get("load_in_4bit")) or str(entry.get("quant_method")).startswith("mistral_lab.")
+
+
+def quantised_precision(config) -> str | None:
+    """Return the name that `memory` has for the weights of a quantised checkpoint; None where it is not quantised.
+
+    GPTQ, AWQ and other forms with about four bits take less than "nf4" and more than "nf4-double". They count as "nf4".
 
     Args:
         config: of transformers.
@@ -54,17 +64,17 @@ def quantised_precision(config) -> str | None:
 
 
 def check_form(name: str, config, bits: int | None, device: torch.device) -> None:
-    """Refuse, before anything is downloaded, a form that no installed library reads, or bits that it does not have.
+    """Refuse a form that no installed library reads, or bits that it does not have, before anything is downloaded.
 
     Args:
         name: of the checkpoint, for the message.
         config: of transformers.
         bits: as `load` takes them.
-        device: that the model is to lie on.
+        device: where the model is to lie.
 
     Raises:
-        ImportError: a form whose library is not installed.
-        ValueError: any other that is not read, or is not in these bits.
+        ImportError: the library that reads this form is not installed.
+        ValueError: the form cannot be read for another reason, or is not in these bits.
     """
     heads = getattr(config, "architectures", None) or ["...ForCausalLM"]
     if not (heads[0].endswith("ForCausalLM") or config.tie_word_embeddings):
@@ -80,24 +90,24 @@ def check_form(name: str, config, bits: int | None, device: torch.device) -> Non
             f"bits is {bits}, and {name} is quantised already: expected {own}, which it has, or None; or "
             f"{instead(name)}"
         )
-    method = str(entry.get("quant_method", "bitsandbytes"))
-    if entry.get("load_in_4bit") or method.startswith("mistral_lab."):
+    if in_four_bits(config):
         return
+    method = str(entry.get("quant_method", "bitsandbytes"))
     kind = METHODS.get(method, method)
     if getattr(config, "num_local_experts", None):
         raise ValueError(
             f"{name} is a mixture of experts in {kind}: expected 16 bits or 4 bits of bitsandbytes; {instead(name)}"
         )
-    if reason := _why_not(entry, device):
+    if reason := library_refuses(entry, device):
         raise type(reason)(f"{name} is in {kind}, which cannot be read here ({_line(reason)}): {instead(name)}")
 
 
 @contextmanager
 def explained(source: Source) -> Iterator[None]:
-    """Where a checkpoint has no config or weights to read, say what is there instead, and what to take.
+    """Where a checkpoint has no config or weights to read, say what it has instead, and what to take.
 
     Raises:
-        FileNotFoundError: the one from inside, or one that says more.
+        FileNotFoundError: the error from inside, or one that says more.
     """
     try:
         yield
@@ -109,24 +119,16 @@ def explained(source: Source) -> Iterator[None]:
     raise FileNotFoundError(reason)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every weight file of a checkpoint is there."""
-    try:
-        return all(file.is_file() for file in weight_files(folder))
-    except OSError:
-        return False
-
-
 def bytes_in_files(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
-    """Bytes that the tensors of a quantised checkpoint will take, from what the files say of them.
+    """Count the bytes that the tensors of a quantised checkpoint will take, from what the files say of them.
 
     Args:
-        files: of safetensors; their headers alone are read.
-        dtype: that the tensors are loaded in which are not quantised.
+        files: safetensors files, of which only the headers are read.
+        dtype: in which the tensors are loaded that are not quantised.
 
     Returns:
-        the same parts as `memory.weight_parts` gives of a model whose every matrix is quantised, without the offsets
-        of the codes. A router in 4 bits counts as it is used: written out.
+        the same parts as `memory.weight_parts` gives for a model whose every matrix is quantised, without the offsets
+        of the codes. A router in 4 bits counts as it is used, which is written out.
     """
     tensors = {name: entry for file in files for name, entry in read_header(file).items()}
     bare = {name.partition(".weight.")[0] for name in tensors if name.endswith(".quant_map")}
@@ -139,7 +141,7 @@ def bytes_in_files(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
 
 
 def offer_copy(source: Source, config: ModelConfig) -> None:
-    """Warn, before a checkpoint in 16 bits is downloaded that is wanted in 4, what that takes and what spares it."""
+    """Warn, before a checkpoint in 16 bits is downloaded to be quantised, of its size and of what to load instead."""
     kept = decimal_size(weight_bytes(config, "nf4-double"))
     known = next((alias for alias, (repo, _) in ALIASES.items() if repo == source.repo), None)
     if known:
@@ -160,7 +162,7 @@ def offer_copy(source: Source, config: ModelConfig) -> None:
 
 
 def instead(name: str) -> str:
-    """Say what to take instead of a checkpoint: by its name, where the checkpoint's says of which model it is.
+    """Say what to load instead of a checkpoint; by name, where the checkpoint's name says which model it is.
 
     >>> instead("someone/Mixtral-8x7B-v0.1-GPTQ")[:36]
     "take load('mixtral-8x7b-v0.1'), with"
@@ -180,8 +182,8 @@ def _entry(config) -> dict | None:
     return entry if entry is None or isinstance(entry, dict) else entry.to_dict()
 
 
-def _why_not(entry: dict, device: torch.device) -> Exception | None:
-    """The error with which transformers, or a library that it asks, refuses a quantised form."""
+def library_refuses(entry: dict, device: torch.device) -> Exception | None:
+    """Return the error with which transformers, or the library behind it, refuses a form; None where it is read."""
     from transformers.quantizers import AutoHfQuantizer
 
     try:
@@ -204,8 +206,8 @@ def _other_form(source: Source) -> str | None:
         return None
     if "adapter_config.json" in files:
         base = "the model that it was trained on"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            settings = json.loads((source.path / "adapter_config.json").read_text(encoding="utf-8"))
+        with suppress(KeyError, TypeError):
+            settings = read_json_if_whole(source.path / "adapter_config.json")
             base = f"that model ({settings['base_model_name_or_path']})"
         return (
             f"{where} holds an adapter, not a model: load {base} with bits=4 and put the adapter on it with "

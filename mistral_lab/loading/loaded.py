@@ -1,4 +1,4 @@
-"""A model with its tokenizer, and text from a prompt. Nothing is loaded here."""
+"""A model with its tokenizer, and text from a prompt. This file loads no model, so that others can type with it."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -30,20 +30,20 @@ class Loaded:
         seed: int | None = None,
         stream: bool = False,
     ) -> str:
-        """Continue a prompt with `generate` of transformers, `top_k=0`: temperature and top-p alone shape the choice.
+        """Continue a prompt with `generate` of transformers. With `top_k=0` temperature and top-p alone shape it.
 
         Args:
             prompt: text; the tokenizer puts its start token in front.
             max_new_tokens: most tokens to add; the model's end token stops earlier.
             temperature: divides the logits; 0 takes the likeliest token each time, and `top_p` then plays no part.
             top_p: the least probability that the candidates must reach together, in (0, 1]; 1 keeps every token.
-            seed: the same seed gives the same text; PyTorch's random state (CPU and CUDA) is put back afterwards. None
-                draws from that state.
-            stream: print the text as it comes; a character that takes several tokens is printed when it is whole.
+            seed: the same seed gives the same text, and PyTorch's random state (CPU and CUDA) is put back afterwards.
+                None draws from that state.
+            stream: print the text as it comes; a character of several tokens is printed when it is whole.
 
         Returns:
-            the prompt and its continuation, without special tokens: what is streamed, but for the last line break.
-            Where `max_new_tokens` cuts a character in two, the text ends in U+FFFD, as that of `generate` does.
+            the prompt and its continuation, without special tokens. It is what is streamed, without the last line
+            break. Where `max_new_tokens` cuts a character in two, the text ends in U+FFFD, as that of `generate` does.
 
         Raises:
             TypeError, ValueError: an argument outside its range.
@@ -76,7 +76,7 @@ class Loaded:
 
 
 def _check_prompt(prompt) -> None:
-    """Raise one line for what is no text to continue."""
+    """Raise TypeError or ValueError for what is no text to continue."""
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is a {type(prompt).__name__}: expected one text")
     if not prompt:

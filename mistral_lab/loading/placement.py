@@ -15,8 +15,8 @@ from accelerate import infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..files import Need
-from ..files import check_disk as check_room
+from ..files import Need, check_disk, lab_cache
+from ..memory import free_bytes
 from .compat import undivided_classes
 
 Device = int | str  # the number of a GPU, "cpu" or "disk"
@@ -24,9 +24,9 @@ USED = 0.9  # of what is free; the rest is for the cache, the workspace and what
 
 
 def free_memory() -> dict[Device, int]:
-    """Bytes that weights may take on each GPU and in the computer's memory."""
-    free: dict[Device, int] = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())}
-    free["cpu"] = psutil.virtual_memory().available
+    """Return the bytes that weights may take on each GPU and in the computer's memory, of what is free now."""
+    free: dict[Device, int] = {gpu: free_bytes(torch.device("cuda", gpu)) for gpu in range(torch.cuda.device_count())}
+    free["cpu"] = free_bytes("cpu")
     return {device: int(USED * size) for device, size in free.items()}
 
 
@@ -37,11 +37,12 @@ def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[st
         config: of transformers.
         dtype: of the weights.
         room: bytes that weights may take on each device, as `free_memory` gives them. What does not fit goes to the
-            disk; room for the largest layer stays free on the first GPU, where layers from elsewhere are computed.
+            disk. Space for the largest layer stays free on the first GPU, where layers from elsewhere are computed.
 
     Returns:
-        module to device, as `from_pretrained` takes it; and the bytes that have to be written. A layer of a dense
-        model is read from its checkpoint where that lies. The experts of a mixture are not: transformers merges them.
+        module to device, as `from_pretrained` takes it; and the bytes that have to be written to the disk. The layers
+        of a dense model are read from the checkpoint itself. The experts of a mixture have to be written, because
+        transformers merges them.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -58,39 +59,46 @@ def spread(config, dtype: torch.dtype, room: dict[Device, int]) -> tuple[dict[st
     return device_map, written
 
 
-def need_of_experts(folder: Path, written: int) -> Need:
-    """Room for the bytes of `spread` in a folder."""
-    return Need(folder, written, "for experts that fit neither the GPUs nor the memory")
-
-
-def check_disk(name: str, *needs: Need) -> None:
-    """Say what is written for the layers on the disk, or refuse where there is no room for it.
+def spread_here(name: str, config, dtype: torch.dtype) -> tuple[dict[str, Device], list[Need]]:
+    """Spread an unquantised model over this machine, as `spread` does, and look whether the disk can take its part.
 
     Args:
-        name: of the model, for the message.
-        needs: of `need_of_experts`; none where nothing is written.
+        name: of the model, for the messages.
+        config, dtype: as in `spread`.
+
+    Returns:
+        module to device; and what the disk has to take, nothing where no bytes are written.
 
     Raises:
         OSError: the disk is too full.
 
     Warns: of what is written, and where.
     """
-    for need in needs:
-        check_room(need)
-        warnings.warn(
-            f"{name} is larger than the GPUs and the memory: {need.nbytes / 1e9:.1f} GB of its experts are written to "
-            f"a folder in {need.folder} for as long as the model is used, and read again for every token; bits=4 takes "
-            "a quarter",
-            stacklevel=3,  # the line that called `load`
-        )
+    device_map, written = spread(config, dtype, free_memory())
+    if not written:
+        return device_map, []
+    need = need_of_experts(lab_cache(), written)
+    check_disk(need)
+    warnings.warn(
+        f"{name} is larger than the GPUs and the memory: {need.nbytes / 1e9:.1f} GB of its experts are written to "
+        f"a folder in {need.folder} for as long as the model is used, and read again for every token; bits=4 takes "
+        "a quarter",
+        stacklevel=3,  # the line that called `load`
+    )
+    return device_map, [need]
+
+
+def need_of_experts(folder: Path, written: int) -> Need:
+    """Return what the disk has to take for the bytes of `spread`."""
+    return Need(folder, written, "for experts that fit neither the GPUs nor the memory")
 
 
 @contextmanager
 def offload_folder(need: Need) -> Iterator[Path]:
-    """Make a folder of its own for the layers on the disk, in that of the cache; a failure leaves nothing of it.
+    """Make a new folder in the lab's cache for the layers on the disk; a failure leaves nothing of it.
 
-    Folders of processes that were killed, before they could remove them, are removed. Then the disk is looked at once
-    more: a download may have come between, and a disk that fills up under a mapped file ends the process.
+    Folders left by processes that were killed are removed first. Then the disk is looked at once more: a download may
+    have come between, and a disk that fills up under a mapped file ends the process.
 
     Raises:
         OSError: the disk is too full.
@@ -100,7 +108,7 @@ def offload_folder(need: Need) -> Iterator[Path]:
         owner = left.name.split("-")[1]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
-    check_room(need)
+    check_disk(need)
     place = Path(tempfile.mkdtemp(prefix=f"offload-{os.getpid()}-", dir=need.folder))
     try:
         yield place

@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 class Printer:
     """A transformers streamer that prints text token by token, the prompt first.
 
-    The tokens so far are decoded together. A piece of a character decodes to U+FFFD at the end of the text, and stays
-    until the other pieces have come, so what ends in U+FFFD waits:
+    All tokens so far are decoded together. A piece of a character decodes to U+FFFD at the end of the text, until the
+    other pieces have come. So what ends in U+FFFD is held back:
 
         tokens  ... E6        E6 9C      E6 9C AA
         text    ... \\ufffd    \\ufffd     未

@@ -25,9 +25,7 @@ class Peak:
     of: str
 
 
-def peak_memory(
-    function: Callable[[], object], device: str | torch.device = "cpu", *, anonymous: bool = False
-) -> Peak:
+def peak_memory(function: Callable[[], object], device: str | torch.device = "cpu", *, anonymous: bool = False) -> Peak:
     """Measure the most memory in use while a callable runs. What was in use before it counts too.
 
     Args:

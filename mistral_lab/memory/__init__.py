@@ -2,7 +2,7 @@
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
 from .fit import DEVICES, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes
-from .room import room_bytes
+from .room import free_bytes, room_bytes, room_to_load_bytes, total_bytes
 from .split import SPLITS, cache_by_device, split_evenly, traffic_bytes, weights_by_device
 from .weights import (
     BLOCK_SIZE,
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "WeightBytes",
     "cache_by_device",
+    "free_bytes",
     "kv_cache_bytes",
     "largest_context",
     "nearest_fit",
@@ -33,7 +34,9 @@ __all__ = [
     "plan",
     "rolling_cache_bytes",
     "room_bytes",
+    "room_to_load_bytes",
     "split_evenly",
+    "total_bytes",
     "traffic_bytes",
     "weight_bytes",
     "weight_parts",

@@ -1,4 +1,10 @@
-"""The bytes of a real device that a plan can count on."""
+"""The bytes of a real device that a plan can count on: four numbers, each for another question.
+
+total_bytes         What does the device have at all? To plan ahead for a machine that may be freed for the job.
+free_bytes          What is free at this moment? To place the parts of a model on several devices.
+room_to_load_bytes  What can a model have that is still to be loaded? `load` compares its plan with it.
+room_bytes          What can this process have, with what it holds already? For a plan of a model that is loaded.
+"""
 
 import psutil
 import torch
@@ -6,18 +12,58 @@ import torch
 from .fit import RUNTIME_BYTES
 
 
+def total_bytes(device: str | torch.device = "cpu") -> int:
+    """Return all memory of a device, whoever uses it now.
+
+    Of a card it is what PyTorch can have, less than what nvidia-smi prints. Asking makes no CUDA context on the card.
+
+    Args:
+        device: "cuda", "cuda:1", ...; anything else means the computer's memory.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def free_bytes(device: str | torch.device = "cpu") -> int:
+    """Return the memory of a device that is free now; what this process holds already is not free.
+
+    Args:
+        device: as in `total_bytes`.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def room_to_load_bytes(device: str | torch.device = "cpu") -> int:
+    """Return the memory that a model can have which is still to be loaded: the `device_bytes` of its plan.
+
+    Of a card that is the total: what an earlier model holds there may be given back before the new one needs it, and
+    running out of memory is explained in any case. Of a computer it is what is free, because a computer that has too
+    little memory swaps or kills, and what this process holds for other things makes no room.
+
+    Args:
+        device: as in `total_bytes`.
+    """
+    if torch.device(device).type == "cuda":
+        return total_bytes(device)
+    # A plan counts a process with its libraries, and this process is running already.
+    return free_bytes(device) + min(psutil.Process().memory_info().rss, RUNTIME_BYTES)
+
+
 def room_bytes(device: str | torch.device = "cpu") -> int:
-    """The memory of a device that this process can have, with what it holds already: the `device_bytes` of a plan.
+    """Return the memory that this process can have, with what it holds already: the `device_bytes` of a plan.
 
     A card's total is more than that where a screen or another program is on it.
 
     Args:
-        device: "cuda", "cuda:1", ...; anything else means the computer's memory.
+        device: as in `total_bytes`.
 
     Returns:
-        bytes: those that are free, and those that this process holds.
+        the bytes that are free, and those that this process holds.
 
-    >>> 0 < room_bytes("cpu") <= psutil.virtual_memory().total
+    >>> 0 < room_bytes("cpu") <= total_bytes("cpu")
     True
     """
     if torch.device(device).type == "cuda":

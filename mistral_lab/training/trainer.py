@@ -1,20 +1,18 @@
 """Train one recipe with transformers' Trainer, so that an interrupted run resumes from a whole checkpoint."""
 
-import errno
-import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
+from ..files import Need, check_safetensors, folder_written_whole, full_disk_explained, trainer_checkpoints
 from .compat import FaithfulTrainer
 from .corpus import document
 from .recipes import Recipe
@@ -72,13 +70,10 @@ class BalancedTrainer(FaithfulTrainer):
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """Find the newest whole checkpoint; those that an interruption cut short are skipped."""
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    for path in sorted(numbered, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for path in reversed(trainer_checkpoints(folder)):
         try:
-            json.loads((path / "trainer_state.json").read_text())
-            with safe_open(path / "model.safetensors", framework="pt") as weights:
-                weights.keys()
-        except (OSError, ValueError, SafetensorError):
+            check_safetensors(path / "model.safetensors")
+        except OSError:
             continue
         # torch writes zip files, whose directory stands at the end.
         if all(zipfile.is_zipfile(path / state) for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth")):
@@ -143,7 +138,7 @@ def train(
     shared = dict(model=model, args=arguments, train_dataset=data, callbacks=list(callbacks))
     trainer = BalancedTrainer(**shared) if recipe.architecture == "mixtral" else Trainer(**shared)
     checkpoint = last_whole_checkpoint(folder)
-    with full_disk_in_one_line(folder):
+    with full_disk_of_training(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return model.eval()
 
@@ -154,30 +149,19 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
     The model itself becomes bfloat16 too. A licence in the folder that it replaces stays.
     """
     model.config.use_cache = True  # the Trainer turns it off
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with full_disk_in_one_line(folder.parent):
+    with full_disk_of_training(folder.parent), folder_written_whole(folder, replace=True) as fresh:
         model.to(torch.bfloat16).save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for file in folder.glob("LICENSE*"):
             shutil.copyfile(file, fresh / file.name)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def full_disk_in_one_line(folder: Path) -> Iterator[None]:
-    """Replace what Python, torch or safetensors raise on a full disk by one OSError that says what is left."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors raise errors of their own, with the reason in their text or with none.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full and shutil.disk_usage(folder).free >= CHECKPOINT_BYTES:
-            raise
+def full_disk_of_training(folder: Path) -> AbstractContextManager[None]:
+    """Turn a full disk into one OSError that says which checkpoint in the folder the next run resumes from."""
+
+    def explain() -> str:
         whole = last_whole_checkpoint(folder)
         kept = f"{whole.name} is whole and the next run resumes from it" if whole else "what was there before is whole"
-        raise OSError(errno.ENOSPC, f"the disk is full: free some space and train again; {kept}") from None
+        return f"the disk is full: free some space and train again; {kept}"
+
+    return full_disk_explained(explain, least=Need(folder, CHECKPOINT_BYTES, "for a checkpoint"))

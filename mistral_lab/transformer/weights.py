@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from safetensors import safe_open
 
-from ..checkpoints import locate, weight_files
+from ..checkpoints import locate
+from ..files import weight_files
 
 # The parameters of `Transformer`, and the name of each in a checkpoint. {} is the layer, then the expert.
 CHECKPOINT_NAMES = {

@@ -59,12 +59,12 @@ def choose() -> torch.device:
     """From now on `load()` and training take the test device unless told where, as they take a GPU that is there."""
     from mistral_lab.loading import loader
 
-    device, choose_device, choose_dtype = register(), loader._choose_device, loader._choose_dtype
+    device, choose_device, choose_dtype = register(), loader.choose_device, loader.choose_dtype
 
     def dtype_there(place, bits, config):  # that of a card, on which a lesson's numbers have to hold as well
         return torch.bfloat16 if place == device and bits != 32 else choose_dtype(place, bits, config)
 
-    loader._choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
-    loader._choose_dtype = dtype_there
+    loader.choose_device = lambda wanted: device if wanted in (None, NAME, device) else choose_device(wanted)
+    loader.choose_dtype = dtype_there
     os.environ["ACCELERATE_TORCH_DEVICE"] = NAME  # where transformers' Trainer trains
     return device

@@ -28,7 +28,7 @@ def quantise(name: str, pause_in: str | None = None, when_told: bool = False) ->
     """
     import torch
 
-    from mistral_lab.checkpoints import weight_files
+    from mistral_lab.files import weight_files
     from mistral_lab.four_bit import checkpoint
 
     save = checkpoint.save_file

@@ -154,8 +154,8 @@ def test_a_slow_hub_is_waited_for(hub, reader):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"x" * (SIZE + 100), f"it is not of the {SIZE:,} bytes that the hub lists"),
-        (b"x" * 1000, f"it is not of the {SIZE:,} bytes that the hub lists"),
+        (b"x" * (SIZE + 100), f"it does not have the {SIZE:,} bytes that the hub lists"),
+        (b"x" * 1000, f"it does not have the {SIZE:,} bytes that the hub lists"),
         (b"x" * SIZE, "its checksum is not the one that the hub lists"),
     ],
     ids=["long", "short", "damaged"],

@@ -1,0 +1,143 @@
+"""This rank's part of a mixture of experts, from a name to a model that all ranks call together."""
+
+import os
+
+import torch
+from torch import distributed
+from transformers import PreTrainedModel
+
+from ..checkpoints import locate
+from ..config import ModelConfig, read_config
+from ..loading.choosing import check_dtype, dtype_of_card
+from ..loading.fitting import SHORT_CONTEXT, out_of_memory_explained
+from ..loading.forms import check_form, explained, is_quantised, quantised_precision
+from ..loading.quantising import config_to_read, folder_to_read
+from ..loading.reading import check_four_bits, read_model
+from ..memory import Plan, plan, total_bytes
+from .experts import METHOD, RankConfig, experts_of_rank
+
+
+def load_rank(
+    name: str | os.PathLike | None = None, *, dtype: str | torch.dtype | None = None, revision: str | None = None
+) -> PreTrainedModel:
+    """Load this rank's part of a mixture of experts in NF4 with double quantisation, ready to be called on all ranks.
+
+    Every rank calls it, then calls the model with the same tokens; `generate` works too, greedily or with one seed.
+    With `torchrun` or `launch` the process group is there, or is made here: NCCL and one card per rank where the
+    machine has a card for each of its ranks, otherwise gloo and the CPU.
+
+    Args:
+        name: as in `load`; None is "tiny-mixtral". Of a checkpoint in 16 bits the four-bit copy of `quantized_copy` is
+            read, which is made where it is missing. One that is in four bits is read as it is, and a bundled one is
+            quantised while it is read. A rank reads its own experts alone.
+        dtype: of the arithmetic and of what is not quantised. None is what `load(name, bits=4)` takes: bfloat16, or
+            float16 on a card below compute capability 8.0.
+        revision: as in `load`.
+
+    Returns:
+        a model of transformers; `audit` counts what this rank holds.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError, OSError: as in `load`.
+        RuntimeError: this process is no rank, or four bits did not come out as four bits.
+        MemoryError: the rank's part does not fit, as `check_room` says before anything is downloaded, or memory ran
+            out.
+        ImportError, ValueError: a model without experts, or with fewer than there are ranks; a form that is not read;
+            or another argument that means nothing.
+
+    Warns: as in `load`, before a download in 16 bits.
+
+    Differs: `load(name, bits=4)` holds every expert.
+    """
+    if not distributed.is_initialized() and "RANK" not in os.environ:
+        raise RuntimeError("this process is no rank: start it with `torchrun --nproc_per_node 2 ...`, or with launch()")
+    source = locate(name or "tiny-mixtral", revision)
+    with explained(source):
+        there = source.config_folder()
+    found = read_config(there)
+    if not getattr(found, "num_local_experts", None):
+        raise ValueError(f"{source.name} has no experts to spread: expected a mixture, such as tiny-mixtral")
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = _join(local_ranks)
+    check_form(source.name, found, None, device)
+
+    config = ModelConfig.from_transformers(found)
+    if dtype is None:
+        dtype = dtype_of_card(device) if device.type == "cuda" else torch.bfloat16
+    dtype = check_dtype(dtype, 4)
+    precision = quantised_precision(found) or "nf4-double"
+    asked = {"local_ranks": local_ranks, "precision": precision}
+    check_room(config, distributed.get_world_size(), **asked)
+
+    with out_of_memory_explained(source.name, config, plan_of_rank(config, distributed.get_world_size(), **asked)):
+        folder = folder_to_read(source, there, found, 4, dtype=dtype, device=device)
+        to_read = config_to_read(folder)
+        quantised = is_quantised(to_read)
+        if quantised:
+            to_read.quantization_config |= {"quant_method": METHOD}
+        model = read_model(
+            folder, to_read, dtype=dtype, device_map=device, quantisation=None if quantised else RankConfig()
+        )
+    check_four_bits(model, source.name)
+    return model
+
+
+def check_room(
+    config: ModelConfig, ranks: int, *, local_ranks: int | None = None, precision: str = "nf4-double"
+) -> None:
+    """Refuse to spread a mixture in NF4 over ranks that are too small for it, before anything is downloaded.
+
+    Args:
+        config, ranks, local_ranks, precision: as in `plan_of_rank`.
+
+    Raises:
+        MemoryError: for a short text, a rank needs more than its card or its part of the memory has in all.
+        TypeError, ValueError: a count that is none, or more ranks than experts.
+    """
+    made = plan_of_rank(config, ranks, local_ranks=local_ranks, precision=precision)
+    if not made.fits:
+        local_ranks = local_ranks or ranks
+        place = "card" if _card_per_rank(local_ranks) else f"part of the memory, 1 of {local_ranks},"
+        raise MemoryError(f"a rank's {place} is too small ({made}): take more ranks or larger cards")
+
+
+def plan_of_rank(
+    config: ModelConfig, ranks: int, *, local_ranks: int | None = None, precision: str = "nf4-double"
+) -> Plan:
+    """Return what the fullest rank takes with a short text, beside all that its card or its part of the memory has.
+
+    Totals are compared and not what is free: the plan is made before the ranks have begun to share the machine.
+
+    Args:
+        config: of the model.
+        ranks: all of them.
+        local_ranks: those of this machine, each with a card of its own or, where there are fewer cards, with an equal
+            part of the computer's memory. None: all.
+        precision: of the matrices, "nf4" or "nf4-double".
+
+    Raises:
+        TypeError, ValueError: a count that is none, or more ranks than experts.
+    """
+    experts_of_rank(config.num_experts, ranks)
+    local_ranks = local_ranks or ranks
+    if _card_per_rank(local_ranks):
+        room = min(total_bytes(torch.device("cuda", card)) for card in range(local_ranks))
+    else:
+        room = total_bytes("cpu") // local_ranks
+    context = min(SHORT_CONTEXT, config.max_positions)
+    return plan(config, precision=precision, context=context, device_bytes=room, devices=ranks, split="experts")
+
+
+def _join(local_ranks: int) -> torch.device:
+    """Make this process a rank unless it is one, and return its device."""
+    on_cards = _card_per_rank(local_ranks)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cards else torch.device("cpu")
+    if on_cards:
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_cards else "gloo")
+    return device
+
+
+def _card_per_rank(local_ranks: int) -> bool:
+    return torch.cuda.device_count() >= local_ranks
