@@ -65,7 +65,7 @@ def imported_rooms(path: Path, package: str) -> set[str]:
     """The rooms that a file of `package` ('mistral_lab', 'mistral_lab.training', ...) imports, at any depth of code."""
     parts = [name.split(".") + [""] for name in imported_names(path, package)]
     # `from mistral_lab import load` names no room; it stands in loading.
-    return {mistral_lab._EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
+    return {mistral_lab.EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
 
 
 def test_the_parser_sees_every_form_of_import(tmp_path):

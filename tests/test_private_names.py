@@ -37,15 +37,6 @@ UNDOCUMENTED = {
 ALLOWED = {
     ("notebooks/09_more_than_one_machine.ipynb", "core_model_loading"): "the lesson reads this source with its readers",
 }
-# (file, name): found, and still to be moved or renamed.
-NOT_YET = {
-    ("mistral_lab/figures/tuning.py", "_quoted"),
-    ("mistral_lab/hub.py", "are_symlinks_supported"),
-    ("mistral_lab/hub.py", "http_get"),
-    ("mistral_lab/hub.py", "repo_folder_name"),
-    ("notebooks/03_sliding_window_attention.ipynb", "_inductor"),
-    ("notebooks/05_the_whole_model.ipynb", "_hidden"),
-}
 
 
 def is_private(name: str) -> bool:
@@ -129,30 +120,19 @@ def overridden(node: ast.ClassDef, tree: ast.AST, names: dict[str, str]) -> set[
     return found
 
 
-def beside(node: ast.ImportFrom, folder: Path | None) -> set[str]:
-    """Private modules in a file's own folder: they are private to that folder."""
-    if node.level != 1 or folder is None:
-        return set()
-    named = [node.module] if node.module else [alias.name for alias in node.names]
-    return {name for name in named if (folder / f"{name}.py").is_file()}
-
-
-def touches(
-    tree: ast.AST, own: set[str], *, package: str = "", folder: Path | None = None
-) -> Iterator[tuple[int, str]]:
+def touches(tree: ast.AST, own: set[str], *, package: str = "") -> Iterator[tuple[int, str]]:
     """Line and name of every private name that is not the file's own, and of every undocumented one.
 
     Args:
         tree: of a file or of a cell.
         own: private names that the file, or any cell of the lesson, defines.
-        package, folder: of the file.
+        package: of the file.
     """
     names = imports(tree, package)
     for node in ast.walk(tree):
         used: list[str] = []
         if isinstance(node, ast.ImportFrom):
-            parts = {*(node.module or "").split("."), *(alias.name for alias in node.names)}
-            used += parts - beside(node, folder)
+            used += {*(node.module or "").split("."), *(alias.name for alias in node.names)}
         elif isinstance(node, ast.Import):
             used += {part for alias in node.names for part in alias.name.split(".")}
         elif isinstance(node, ast.Attribute):
@@ -170,7 +150,7 @@ def in_file(path: Path, root: Path = ROOT) -> set[tuple[str, int, str]]:
     where = path.relative_to(root)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = ".".join(where.parent.parts)
-    return {(str(where), *touch) for touch in touches(tree, defined(tree), package=package, folder=path.parent)}
+    return {(str(where), *touch) for touch in touches(tree, defined(tree), package=package)}
 
 
 def in_lesson(path: Path, root: Path = ROOT) -> set[tuple[str, str, str]]:
@@ -198,8 +178,7 @@ def all_touches() -> set[tuple[str, int | str, str]]:
 
 def test_a_private_name_is_used_in_its_own_file_or_in_a_compat_file():
     found = sorted(all_touches(), key=str)
-    excepted = {*ALLOWED, *NOT_YET}
-    wrong = [f"{file}, {place}: {name}" for file, place, name in found if (file, name) not in excepted]
+    wrong = [f"{file}, {place}: {name}" for file, place, name in found if (file, name) not in ALLOWED]
     assert not wrong, (
         "private or undocumented names; a library's belongs into the module's compat.py, with the versions it was seen "
         "in, and what another file uses of ours is public:\n" + "\n".join(wrong)
@@ -207,13 +186,15 @@ def test_a_private_name_is_used_in_its_own_file_or_in_a_compat_file():
 
 
 def test_nothing_is_excepted_in_vain():
-    assert {*ALLOWED, *NOT_YET} <= {(file, name) for file, _, name in all_touches()}
+    assert set(ALLOWED) <= {(file, name) for file, _, name in all_touches()}
 
 
 @pytest.mark.parametrize("path", compat_files(), ids=lambda path: path.parent.name)
 def test_a_compat_file_says_which_versions_were_seen(path):
     text = path.read_text(encoding="utf-8")
-    assert re.search(r"\b(PyTorch|transformers|bitsandbytes) \d+\.\d+\.\d+ (to|and) \d+\.\d+\.\d+", text)
+    assert re.search(
+        r"\b(PyTorch|transformers|bitsandbytes|huggingface_hub) \d+\.\d+\.\d+ (to|and) \d+\.\d+\.\d+", text
+    )
 
 
 BREAKAGES = {
@@ -248,14 +229,14 @@ BREAKAGES = {
     ),
     "our own, from another file": ("from .hub import _fetch", "_fetch"),
     "our own, through its module": ("from mistral_lab import hub\nhub._fetch()", "_fetch"),
-    "our own module, from another folder": ("from .checks._values import brief", "_values"),
+    "our own module": ("from .checks._values import brief", "_values"),
 }
 
 
 @pytest.mark.parametrize(("source", "name"), BREAKAGES.values(), ids=BREAKAGES)
 def test_every_form_of_a_touch_is_found(source, name):
     tree = ast.parse(source)
-    found = list(touches(tree, defined(tree), package="mistral_lab", folder=ROOT / "mistral_lab"))
+    found = list(touches(tree, defined(tree), package="mistral_lab"))
     assert {touch for _, touch in found} == {name}
     assert all(name in source.splitlines()[line - 1] or "class" in source.splitlines()[line - 1] for line, _ in found)
 
@@ -276,8 +257,7 @@ def test_what_is_our_own_is_left_alone():
     source = """
 from __future__ import annotations
 from torch import nn, __version__
-from ._values import brief
-from . import _values
+from .values import brief
 
 class Mine(nn.Module):
     _count = 0
@@ -290,5 +270,4 @@ class Mine(nn.Module):
         return self._helper()
 """
     tree = ast.parse(source)
-    package, folder = "mistral_lab.checks", ROOT / "mistral_lab" / "checks"
-    assert list(touches(tree, defined(tree), package=package, folder=folder)) == []
+    assert list(touches(tree, defined(tree), package="mistral_lab.checks")) == []

@@ -50,7 +50,7 @@ def importers(files: Iterable[str]) -> dict[str, set[str]]:
     for file in (file for file in found if (ROOT / file).exists()):
         for name in imported_names(ROOT / file, ".".join(Path(file).parts[:-1])):
             _, _, first = name.partition("mistral_lab.")
-            name = f"mistral_lab.{mistral_lab._EXPORTS[first]}" if first in mistral_lab._EXPORTS else name
+            name = f"mistral_lab.{mistral_lab.EXPORTS[first]}" if first in mistral_lab.EXPORTS else name
             while name and name not in by_name:
                 name = name.rpartition(".")[0]
             if name:
