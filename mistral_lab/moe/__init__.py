@@ -1,15 +1,9 @@
 """Mixture of experts as Mixtral computes it: routing, sparse experts, and what the choices look like."""
 
-from .experts import Expert, Routing, expert_forward, route_top_k, sparse_experts, split_experts
-from .statistics import (
-    capture_routing,
-    co_activation,
-    expert_load,
-    load_balancing_loss,
-    load_entropy,
-    lru_hit_rate,
-    repeat_rate,
-)
+from .balance import load_balancing_loss
+from .experts import Expert, expert_forward, sparse_experts, split_experts
+from .routing import Routing, capture_routing, route_top_k
+from .statistics import co_activation, expert_load, load_entropy, lru_hit_rate, repeat_rate
 
 __all__ = [
     "Expert",

@@ -1,91 +1,14 @@
-"""Statistics of a router's choices: load, balance, repeats, and how many of them a small cache would hit.
+"""Statistics of a router's choices: load, repeats, and how many of them a small cache would hit.
 
 N tokens, E experts, A experts per token.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 
 from ..arguments import check_count
-from .experts import WHOLE, Routing, check_indices, route_top_k
-
-ROUTERS = (".mlp.gate", ".feed_forward.router")  # module names in transformers' models and in the lab's Transformer
-
-
-def load_balancing_loss(logits: Sequence[torch.Tensor], *, num_experts_per_tok: int) -> torch.Tensor:
-    """Compute what training adds to the loss so that no expert is left idle.
-
-    It is A where the load is even (2 in Mixtral), and E where all tokens are sure of the same A experts (8). Layers are
-    pooled before the product, so it cannot see imbalances that cancel: one layer may use half of the experts, and
-    another layer the other half.
-
-    Equation: E · Σ(e) f[e] · P[e], where f[e] is the share of tokens that chose e and P[e] the mean of softmax(l)[e],
-        over the tokens of all layers. Gradients flow through P alone: f is a count.
-    Source: Fedus et al., "Switch Transformers", arXiv:2101.03961, equations 4 to 6, with A = 1 and a layer at a time.
-    Differs: transformers' `load_balancing_loss_func` takes the softmax in the dtype of logits; here it is float32.
-
-    Args:
-        logits: (N, E) for each layer, the router's output.
-        num_experts_per_tok: A.
-
-    Returns:
-        scalar, float32, to be multiplied by a coefficient: 0.02 in Mixtral's published config.
-
-    Raises:
-        TypeError, ValueError: as in `route_top_k`, or no layer, no token, or layers with different E.
-
-    >>> alike = torch.tensor([[9.0, 9.0, -99.0, -99.0]] * 5)  # E = 4
-    >>> load_balancing_loss([alike], num_experts_per_tok=2)
-    tensor(4.)
-    >>> load_balancing_loss([alike, alike.flip(1)], num_experts_per_tok=2)  # each as uneven, together even
-    tensor(2.)
-    """
-    if len({tuple(layer.shape[1:]) for layer in logits}) != 1:
-        raise ValueError(f"logits has shapes {[tuple(layer.shape) for layer in logits]}: expected (N, E), all of one E")
-    pooled = torch.cat(list(logits))
-    load = expert_load(route_top_k(pooled, num_experts_per_tok=num_experts_per_tok).indices, pooled.shape[1])
-    probabilities = pooled.float().softmax(dim=-1).mean(dim=0)
-    return len(load) * num_experts_per_tok * (load * probabilities).sum()
-
-
-def capture_routing(model: torch.nn.Module, input_ids: torch.Tensor) -> list[Routing]:
-    """Run a model once and record where each layer sends each token; the model stays as it was.
-
-    Routers are the modules named `...mlp.gate` (transformers) or `...feed_forward.router` (the lab's Transformer). A
-    hook reads the logits that each of them returns, alone or as the first of several results; it is removed whatever
-    happens. `route_top_k` makes the choice, with the model's `config.num_experts_per_tok`. The model runs without
-    gradients, and in training mode if that is its mode.
-
-    Args:
-        model: of transformers or of this lab, with experts; called with the token ids alone.
-        input_ids: (B, T) whole numbers, on the device of the model.
-
-    Returns:
-        for each layer, the Routing of N = B·T tokens, one sequence after the other.
-
-    Raises:
-        ValueError: a model without routers, or input_ids of another rank or dtype, or empty.
-    """
-    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.dtype not in WHOLE:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)} in {input_ids.dtype}: expected integers (B, T)")
-    routers = [module for name, module in model.named_modules() if name.endswith(ROUTERS)]
-    if not routers:
-        raise ValueError(f"{type(model).__name__} has no experts: expected modules named *{' or *'.join(ROUTERS)}")
-    logits: list[torch.Tensor] = []
-
-    def note(module, inputs, output) -> None:
-        logits.append((output[0] if isinstance(output, tuple) else output).flatten(end_dim=-2))
-
-    hooks = [router.register_forward_hook(note) for router in routers]
-    try:
-        with torch.no_grad():
-            model(input_ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [route_top_k(layer, num_experts_per_tok=model.config.num_experts_per_tok) for layer in logits]
+from .routing import check_indices
 
 
 def expert_load(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
