@@ -44,7 +44,7 @@ def route_top_k(logits: torch.Tensor, *, num_experts_per_tok: int) -> Routing:
     >>> logits = torch.tensor([[4.0, 2.0, 1.0]]).log()  # p = 4/7, 2/7, 1/7
     >>> route_top_k(logits, num_experts_per_tok=2)  # 4/6 and 2/6
     Routing(indices=tensor([[0, 1]]), weights=tensor([[0.6667, 0.3333]]))
-    >>> functional.normalize(logits.softmax(dim=-1)[:, :2], p=1)  # 4/7 and 2/7, divided by their sum 6/7
+    >>> torch.nn.functional.normalize(logits.softmax(dim=-1)[:, :2], p=1)  # 4/7 and 2/7, divided by their sum 6/7
     tensor([[0.6667, 0.3333]])
     """
     if logits.ndim != 2 or not logits.is_floating_point():
