@@ -1,6 +1,6 @@
-"""Answers to the exercises of lessons 8 and 9, which test_checks.py gives to the checks; and the rooms' own.
+"""Answers to the exercises of lessons 8 and 9, which test_checks.py gives to the checks; and the modules' own.
 
-The checks keep to rooms below these two, so they cannot ask `finetune`, `memory` or `distributed`; here they are asked.
+The checks keep to the modules above these two, so they cannot ask `finetune`, `memory` or `distributed`; here they are asked.
 """
 
 from types import SimpleNamespace
@@ -212,7 +212,7 @@ WRONG = [
 ]
 
 
-# --- The rooms' own answers pass ---
+# --- The modules' own answers pass ---
 
 
 def passes(name, function, capsys) -> None:

@@ -1,4 +1,4 @@
-"""What the explorers of adapters and of several devices say, held against sums of their own and against the rooms."""
+"""What the explorers of adapters and of several devices say, held against sums of their own and against the modules."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Importing the package is light, and each room imports only the rooms that DESIGN lets it."""
+"""Importing the package is light, and each module imports only those that the plan lets it."""
 
 import subprocess
 import sys
@@ -11,60 +11,57 @@ from imports import imported_names
 
 PACKAGE = Path(mistral_lab.__file__).parent
 
-# room -> the rooms it may import. `training` and `__main__` use what they need (but figures), and nothing uses them.
-MAY_IMPORT = {
-    # ground
-    "arguments": set(),
-    "files": set(),
-    "hub": {"files"},
-    "checkpoints": {"files", "hub"},
-    # mechanisms
-    "config": {"arguments", "checkpoints"},
-    "masks": {"arguments"},
-    "attention": {"arguments", "masks"},
-    "sampling": set(),
-    "cache": {"arguments", "config"},
-    "moe": {"arguments"},
-    "transformer": {"arguments", "files", "checkpoints", "config", "masks", "attention", "sampling", "cache", "moe"},
-    "nf4": {"arguments"},
-    # running
-    "four_bit": {"files"},
-    "memory": {"arguments", "config", "sampling"},
-    "loading": {"files", "checkpoints", "config", "sampling", "four_bit", "memory"},
-    "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
-    "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},
-    "distributed": {"arguments", "checkpoints", "config", "four_bit", "memory", "loading"},
-    # teaching
-    "figures": set(),
-    "checks": {"masks", "attention", "sampling", "cache", "moe", "nf4"},
-    "explorers": {
-        "figures",
-        "config",
-        "masks",
-        "attention",
-        "sampling",
-        "cache",
-        "moe",
-        "transformer",
-        "nf4",
-        "memory",
-        "finetune",  # the arithmetic of its cost alone
+# The plan: four groups, from the ground up, and in each the modules with what they may import. A module imports from
+# its own group and from those above it, never from one below and never in a circle.
+GROUPS = {
+    "ground": {
+        "arguments": set(),
+        "files": set(),
+        "hub": {"files"},
+        "checkpoints": {"files", "hub"},
+    },
+    "mechanisms": {
+        "config": {"arguments", "checkpoints"},
+        "masks": {"arguments"},
+        "attention": {"arguments", "masks"},
+        "sampling": set(),
+        "cache": {"arguments", "config"},
+        "moe": {"arguments"},
+        "transformer": {"arguments", "files", "checkpoints"}
+        | {"config", "masks", "attention", "sampling", "cache", "moe"},
+        "nf4": {"arguments"},
+    },
+    "running": {
+        "four_bit": {"files"},
+        "memory": {"arguments", "config", "sampling"},
+        "loading": {"files", "checkpoints", "config", "sampling", "four_bit", "memory"},
+        "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
+        "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},
+        "distributed": {"arguments", "checkpoints", "config", "four_bit", "memory", "loading"},
+    },
+    "teaching": {
+        "figures": set(),
+        "checks": {"masks", "attention", "sampling", "cache", "moe", "nf4"},
+        "explorers": {"figures", "config", "masks", "attention", "sampling", "cache", "moe", "transformer", "nf4"}
+        | {"memory", "finetune"},  # of finetune the arithmetic of its cost alone
     },
 }
+MAY_IMPORT = {module: allowed for group in GROUPS.values() for module, allowed in group.items()}
+# `training` and `__main__` use what they need (but figures), and nothing uses them.
 USED_BY_NOBODY = {"training", "__main__"}
 
 
-def rooms() -> dict[str, list[Path]]:
-    """Each room with its files; a folder of Python files is one room."""
+def modules() -> dict[str, list[Path]]:
+    """Each module with its files; a folder of Python files is one module."""
     found = {path.stem: [path] for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
     found |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
     return found
 
 
-def imported_rooms(path: Path, package: str) -> set[str]:
-    """The rooms that a file of `package` ('mistral_lab', 'mistral_lab.training', ...) imports, at any depth of code."""
+def imported_modules(path: Path, package: str) -> set[str]:
+    """The modules that a file of `package` ('mistral_lab', 'mistral_lab.training', ...) imports, however deep."""
     parts = [name.split(".") + [""] for name in imported_names(path, package)]
-    # `from mistral_lab import load` names no room; it stands in loading.
+    # `from mistral_lab import load` names no module; it stands in loading.
     return {mistral_lab.EXPORTS.get(part[1], part[1]) for part in parts if part[0] == "mistral_lab"}
 
 
@@ -78,24 +75,37 @@ from .training.corpus import document
 def late():
     from mistral_lab.nf4 import CODEBOOK
 """
-    path = tmp_path / "room.py"
+    path = tmp_path / "module.py"
     path.write_text(source)
     expected = {"figures", "masks", "loading", "cache", "moe", "training", "nf4"}
-    assert imported_rooms(path, "mistral_lab") == expected
+    assert imported_modules(path, "mistral_lab") == expected
     path.write_text("from ..config import ModelConfig\nfrom .corpus import document\nimport torch")
-    assert imported_rooms(path, "mistral_lab.training") == {"config", "training"}
+    assert imported_modules(path, "mistral_lab.training") == {"config", "training"}
 
 
-@pytest.mark.parametrize("room", sorted(rooms()))
-def test_a_room_imports_only_what_it_may(room):
-    assert room in MAY_IMPORT or room in USED_BY_NOBODY, f"{room}: say in MAY_IMPORT which rooms it may import"
-    allowed = MAY_IMPORT.get(room, MAY_IMPORT.keys() - {"figures"})
-    for path in rooms()[room]:
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_module_imports_only_what_it_may(module):
+    assert module in MAY_IMPORT or module in USED_BY_NOBODY, f"{module}: say in GROUPS which modules it may import"
+    allowed = MAY_IMPORT.get(module, MAY_IMPORT.keys() - {"figures"})
+    for path in modules()[module]:
         package = ".".join(["mistral_lab", *path.relative_to(PACKAGE).parts[:-1]])
-        forbidden = imported_rooms(path, package) - allowed - {room}
+        forbidden = imported_modules(path, package) - allowed - {module}
         assert not forbidden, (
             f"{path.relative_to(PACKAGE)} imports {sorted(forbidden)}, it may import {sorted(allowed)}"
         )
+
+
+def test_the_plan_has_no_arrow_upwards_and_no_circle():
+    above: set[str] = set()
+    for group in GROUPS.values():
+        placed: set[str] = set()
+        while placed != group.keys():  # modules whose own group's imports are all placed come next
+            ready = {module for module, allowed in group.items() if allowed & group.keys() <= placed} - placed
+            assert ready, f"a circle among {sorted(group.keys() - placed)}"
+            placed |= ready
+        for module, allowed in group.items():
+            assert allowed <= above | group.keys(), f"{module} may import {sorted(allowed - above - group.keys())}"
+        above |= placed
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -121,7 +131,7 @@ def test_what_others_type_their_arguments_with_imports_no_loader():
     assert done.stdout == "[]\n", done.stderr or done.stdout
 
 
-def test_names_and_rooms_are_imported_when_first_used():
+def test_names_and_modules_are_imported_when_first_used():
     done = run_python(
         "import mistral_lab, sys\n"
         "assert 'mistral_lab.config' not in sys.modules\n"
