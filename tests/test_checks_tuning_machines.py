@@ -1,6 +1,6 @@
 """Answers to the exercises of lessons 8 and 9, which test_checks.py gives to the checks; and the modules' own.
 
-The checks keep to the modules above these two, so they cannot ask `finetune`, `memory` or `distributed`; here they are asked.
+The checks keep to modules above these two, so they cannot use `finetune`, `memory` or `distributed`; these tests do.
 """
 
 from types import SimpleNamespace
