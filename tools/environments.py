@@ -28,7 +28,8 @@ CONSTRAINTS = template.ROOT / "constraints.txt"
 RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # of the development tools, what a lesson or a test runs in
 # Tests of what libraries do.
 TESTS = ["hub", "test_cache.py", "test_four_bit.py", "test_four_bit_packing.py"]
-TESTS += ["test_loading.py", "test_transformer.py"]
+TESTS += ["test_loading.py", "test_sampling.py"]
+TESTS += ["test_transformer.py", "test_transformer_generation.py", "test_transformer_weights.py"]
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install
 
 # A warning without the place that it comes from, or a line that a library logs.
