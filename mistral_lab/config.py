@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # transformers is heavy: it is imported where it is used
     from transformers import PreTrainedConfig
 
 ARCHITECTURES = ("mistral", "mixtral", "llama")
+# Prompt tokens per forward pass of generation, here and with transformers' `generate`. Below some 128, reading the
+# weights costs every token; above it nothing is gained, and more is held at a time: for Mistral 7B, PREFILL_CHUNK
+# times 14,336 values inside a layer, and PREFILL_CHUNK times all keys in the mask.
+PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True)

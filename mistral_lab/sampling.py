@@ -10,11 +10,6 @@ import torch
 
 COLDEST = 1e-6  # the lowest temperature above 0: logits divided by less could leave the range of float32
 
-# Prompt tokens per forward pass of generation, here and with transformers' `generate`. Below some 128, reading the
-# weights costs every token; above it nothing is gained, and more is held at a time: for Mistral 7B, PREFILL_CHUNK
-# times 14,336 values inside a layer, and PREFILL_CHUNK times all keys in the mask.
-PREFILL_CHUNK = 512
-
 
 def check_sampling(max_new_tokens, temperature, top_p, seed) -> None:
     """Refuse the first of the arguments of generation that is outside its range.

@@ -14,7 +14,7 @@ import test_checks_tuning_machines as tuning_machines
 import torch
 
 from mistral_lab import checks, masks, nf4
-from mistral_lab.checks import machinery, values
+from mistral_lab.checks import judging, values
 
 
 def said(name, function, capsys) -> str:
@@ -601,7 +601,7 @@ def test_what_pytorch_lacks_is_no_stub(capsys):
 
 
 def test_a_function_that_never_ends_is_given_up(capsys, monkeypatch):
-    monkeypatch.setattr(machinery, "LIMIT_S", 0.2)
+    monkeypatch.setattr(judging, "LIMIT_S", 0.2)
     end = threading.Event()
     try:
         found = said("ring_slots", lambda seen, window: end.wait(), capsys)
@@ -613,7 +613,7 @@ def test_a_function_that_never_ends_is_given_up(capsys, monkeypatch):
 
 
 def test_the_limit_is_ten_seconds():
-    assert machinery.LIMIT_S == 10
+    assert judging.LIMIT_S == 10
 
 
 def test_any_callable_is_taken(capsys):

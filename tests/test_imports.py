@@ -33,7 +33,7 @@ GROUPS = {
     },
     "running": {
         "four_bit": {"files"},
-        "memory": {"arguments", "config", "sampling"},
+        "memory": {"arguments", "config"},
         "loading": {"files", "checkpoints", "config", "sampling", "four_bit", "memory"},
         "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
         "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},

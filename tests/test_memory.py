@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from mistral_lab.cache import RollingCache
-from mistral_lab.config import PRESETS, ModelConfig
+from mistral_lab.config import PREFILL_CHUNK, PRESETS, ModelConfig
 from mistral_lab.loading import load
 from mistral_lab.memory import (
     DEVICES,
@@ -34,7 +34,6 @@ from mistral_lab.memory import (
     weight_parts,
     workspace_bytes,
 )
-from mistral_lab.sampling import PREFILL_CHUNK
 
 MISTRAL, MIXTRAL = PRESETS["mistral-7b-v0.1"], PRESETS["mixtral-8x7b-v0.1"]
 

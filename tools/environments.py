@@ -27,7 +27,7 @@ CONSTRAINTS = notebook_files.ROOT / "constraints.txt"
 
 RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # the development tools that lessons and tests need to run
 # Tests of what depends on the libraries.
-TESTS = ["hub", "test_cache.py", "test_four_bit.py", "test_four_bit_packing.py"]
+TESTS = ["hub", "test_cache.py", "test_four_bit.py", "test_four_bit_kernel_layout.py"]
 TESTS += ["test_loading.py", "test_sampling.py"]
 TESTS += ["test_transformer.py", "test_transformer_generation.py", "test_transformer_weights.py"]
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install

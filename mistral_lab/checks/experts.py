@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from ..moe import load_balancing_loss, route_top_k
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def chosen_experts(function: Callable) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from ..attention import grouped_query_attention
 from ..masks import causal_mask, sliding_window_mask
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def shared_heads(function: Callable) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import silu
 
 from ..moe import Expert, expert_forward
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 # Wrong ways to combine gate and up in SwiGLU, with what to say; lesson 9 asks for the same network on several ranks.
 WRONG_SWITCHES = (

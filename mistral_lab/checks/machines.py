@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import silu
 
 from ..moe import Expert, expert_forward
+from .judging import Mistake, judge
 from .layers import WRONG_SWITCHES
-from .machinery import Mistake, judge
 
 
 def all_reduce_bytes(function: Callable) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from .. import nf4
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def unpacked_numbers(function: Callable) -> None:

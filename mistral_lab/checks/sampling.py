@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from ..sampling import kept_by_top_p, token_probabilities
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def least_time(function: Callable) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def adapter_bytes(function: Callable) -> None:

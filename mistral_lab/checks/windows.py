@@ -7,7 +7,7 @@ import torch
 
 from ..cache import KVRing
 from ..masks import position_mask
-from .machinery import Mistake, judge
+from .judging import Mistake, judge
 
 
 def window_mask(function: Callable) -> None:

@@ -25,7 +25,7 @@ from ..files import (
     write_json,
     written_whole,
 )
-from .pieces import quantize_matrix
+from .matrix import quantize_matrix
 from .quantizer import nf4_config
 
 MATRIX = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|experts\.\d+\.w[123])\.weight$")

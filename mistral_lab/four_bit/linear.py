@@ -7,7 +7,7 @@ from bitsandbytes.functional import dequantize_4bit
 from tqdm.auto import tqdm
 
 from .compat import RestoringLinear4bit, is_packed
-from .packing import pack_codes, packed_state, unpack_codes
+from .kernel_layout import pack_codes, packed_state, unpack_codes
 
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel works on tiles of so many output and input features
 BAR_AFTER_S = 2  # packing shows its progress where it takes longer than this
@@ -21,9 +21,9 @@ class ExactLinear4bit(RestoringLinear4bit):
     bitsandbytes quantises the rounded scales again. So what is saved, and then the module itself, differs from what was
     quantised.
 
-    This class packs by itself, several times faster (see `packing`). It keeps the unrounded scales, which take 1/64
-    byte per weight with double quantisation. It puts them back when the weight is unpacked: to be saved, to be moved,
-    or to be used under autograd, since the fused kernel has no gradient.
+    This class packs by itself, several times faster (see `kernel_layout`). It keeps the unrounded scales, which with
+    double quantisation take 1/64 byte per weight. It puts them back when the weight is unpacked: to be saved, to be
+    moved, or to be used under autograd, since the fused kernel has no gradient.
 
     Args:
         in_features, out_features: the shape of the weight is (out_features, in_features).

@@ -13,7 +13,7 @@ from ..files import read_header
 from .compat import TransformersQuantizer, mark_as_loaded, merged_into
 from .experts import FourBitExperts, new_experts
 from .linear import ExactLinear4bit, pack_at_first_forward
-from .pieces import quantize_matrix
+from .matrix import quantize_matrix
 
 # Stands in the config.json of a saved model. transformers prints it where the name means nothing to it.
 METHOD = "mistral_lab.four_bit (import it first)"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..files import Need, check_disk, full_disk_explained, still_needed
 from .compat import links_work, storage_of
+from .downloading import fetch_weights
 from .listing import (
     COMMIT,
     UNWANTED,
@@ -17,7 +18,6 @@ from .listing import (
     spelled,
 )
 from .patience import patiently
-from .weights import fetch_weights
 
 
 def config_file(repo: str, revision: str) -> Path:

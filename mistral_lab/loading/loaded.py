@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import ModelConfig
-from ..sampling import PREFILL_CHUNK, check_sampling
+from ..config import PREFILL_CHUNK, ModelConfig
+from ..sampling import check_sampling
 from .printing import Printer
 
 

@@ -4,8 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..arguments import check_count
-from ..config import ModelConfig
-from ..sampling import PREFILL_CHUNK
+from ..config import PREFILL_CHUNK, ModelConfig
 from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 

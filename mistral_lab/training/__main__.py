@@ -23,9 +23,9 @@ from .. import checkpoints
 from ..files import write_whole
 from ..measure import processor
 from . import card
+from .adapter_ranks import as_json, measure_ranks
 from .corpus import KINDS
 from .evaluation import held_out
-from .ranks import as_json, measure_ranks
 from .recipes import RECIPES, SHAPE, TRACES, Recipe
 from .tokenizer import train_tokenizer
 from .traces import LoadTrace

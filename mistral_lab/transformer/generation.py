@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..sampling import PREFILL_CHUNK
+from ..config import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     from .decoder import Transformer

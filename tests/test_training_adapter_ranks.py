@@ -8,7 +8,7 @@ import torch
 
 from mistral_lab import finetune, load
 from mistral_lab.training import __main__ as command
-from mistral_lab.training import ranks
+from mistral_lab.training import adapter_ranks
 from mistral_lab.training.letters import letters
 from mistral_lab.training.scribe import HELD_OUT, TRAIN, is_reserved
 
@@ -42,8 +42,8 @@ def test_each_run_has_its_rank_place_and_seed_and_all_share_the_settings(monkeyp
         return finetune.Answers(("",) * len(questions), np.arange(len(questions)) < len(runs))
 
     for function in (add_adapter, tune, exact_match):
-        monkeypatch.setattr(ranks, function.__name__, function)
-    found = ranks.measure_ranks(ranks=(1, 4), seeds=(0, 7), steps=2, taught=4, asked=15)
+        monkeypatch.setattr(adapter_ranks, function.__name__, function)
+    found = adapter_ranks.measure_ranks(ranks=(1, 4), seeds=(0, 7), steps=2, taught=4, asked=15)
     order = [(run["targets"], run["rank"], run["seed"]) for run in runs]
     places = ("attention", "all")
     assert order[:8] == [(place, rank, seed) for place in places for rank in (1, 4) for seed in (0, 7)]
@@ -66,8 +66,8 @@ def test_a_very_small_run_counts_what_the_room_of_fine_tuning_answers(monkeypatc
         answered.append((loaded, finetune.exact_match(loaded, examples)))
         return answered[-1][1]
 
-    monkeypatch.setattr(ranks, "exact_match", exact_match)
-    found = ranks.measure_ranks(**SMALL)
+    monkeypatch.setattr(adapter_ranks, "exact_match", exact_match)
+    found = adapter_ranks.measure_ranks(**SMALL)
     assert found["right"] == {
         targets: [[int(answers.right.sum())]]
         for targets, (_, answers) in zip(("attention", "all"), answered[:2], strict=True)
@@ -95,7 +95,7 @@ def test_the_command_writes_the_record_whole_and_nothing_else(other, monkeypatch
     monkeypatch.setattr(command, "BUNDLED", tmp_path)
     monkeypatch.setattr(command, "TRACES", {})
     monkeypatch.setattr(command, "train_tokenizer", lambda: None)
-    found = ranks.measure_ranks(**SMALL)
+    found = adapter_ranks.measure_ranks(**SMALL)
     monkeypatch.setattr(command, "measure_ranks", lambda: found)
     command.main(["--only", other])
     written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
@@ -103,4 +103,4 @@ def test_the_command_writes_the_record_whole_and_nothing_else(other, monkeypatch
     if written:
         text = (tmp_path / written[0]).read_text(encoding="utf-8")
         assert json.loads(text) == found
-        assert text == ranks.as_json(found)
+        assert text == adapter_ranks.as_json(found)

@@ -9,8 +9,8 @@ from bitsandbytes import functional
 
 from mistral_lab import load
 from mistral_lab.four_bit import ExactLinear4bit, linear
-from mistral_lab.four_bit.packing import pack_codes, packed_state, unpack_codes
-from mistral_lab.four_bit.pieces import quantize_matrix
+from mistral_lab.four_bit.kernel_layout import pack_codes, packed_state, unpack_codes
+from mistral_lab.four_bit.matrix import quantize_matrix
 
 # One strip, several, more columns than rows and fewer.
 SHAPES = [(32, 64), (96, 128), (64, 320), (320, 64)]
