@@ -5,25 +5,15 @@
 ['config', 'load']
 """
 
-from importlib import import_module
 from pkgutil import iter_modules
+
+from .lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_MODULES = {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
 EXPORTS = {"load": "loading", "ModelConfig": "config", "PRESETS": "config"}  # name -> the module it stands in
+STANDS_IN = {name: name for _, name, _ in iter_modules(__path__) if not name.startswith("_")} | EXPORTS
 
-__all__ = sorted(_MODULES | EXPORTS.keys())
+__all__ = sorted(STANDS_IN)
 
-
-def __getattr__(name: str) -> object:
-    """Import a module, or an exported name, the first time it is asked for."""
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name in EXPORTS:
-        return getattr(import_module(f"{__name__}.{EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(globals().keys() | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, STANDS_IN)

@@ -42,7 +42,8 @@ def kept_by_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
 
     The token that crosses the line stays. Counted from the other end, as transformers' `TopPLogitsWarper` does: a token
     is left out where it and all less likely tokens together reach at most 1 - top_p. Where only some tokens of one same
-    logit are needed, it is left open which of them stay.
+    logit are needed, it is left open which of them stay. Where the likeliest reach `top_p` exactly, rounding decides
+    whether one more stays.
 
     Source: Holtzman et al., arXiv:1904.09751, section 3.1.
 

@@ -538,7 +538,7 @@ def a_panel():
         (lambda: figures.plot_positions(np.zeros(3), newest=0, title="x", ax=a_panel()), "float64"),
         (lambda: figures.plot_positions(np.zeros(3, bool), newest=3, title="x", ax=a_panel()), "newest is 3"),
         (lambda: figures.plot_code_shares(-np.ones(16), title="x", ax=a_panel()), "0 or more"),
-        (lambda: figures.plot_expert_loads(np.array([np.nan]), ax=a_panel()), "NaN"),
+        (lambda: figures.plot_load_bars(np.array([np.nan]), ax=a_panel()), "NaN"),
         (
             lambda: figures.plot_guesses(
                 np.ones(2), guesses=["a"], names=["b", "c"], same=np.ones(2, bool), ax=a_panel()

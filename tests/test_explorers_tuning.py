@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from mistral_lab import PRESETS, ModelConfig, explorers, finetune, memory
 from mistral_lab.figures import style
-from mistral_lab.training import ranks
+from mistral_lab.training import adapter_ranks
 
 GIB, MIB = 2**30, 2**20
 
@@ -45,9 +45,9 @@ def test_the_record_is_what_the_code_would_write_today(record):
         "model": "tiny-mistral", "bits": 4, "steps": 40, "batch_size": 16, "learning_rate": 0.01, "taught": 960,
         "asked": 150,
     }  # fmt: skip
-    assert record["ranks"] == list(ranks.RANKS)
-    assert record["seeds"] == list(ranks.SEEDS)
-    assert list(record["right"]) == list(ranks.TARGETS)
+    assert record["ranks"] == list(adapter_ranks.RANKS)
+    assert record["seeds"] == list(adapter_ranks.SEEDS)
+    assert list(record["right"]) == list(adapter_ranks.TARGETS)
     for right in record["right"].values():
         assert np.shape(right) == (7, 3)
         assert 0 <= np.min(right) <= np.max(right) <= 150

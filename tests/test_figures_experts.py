@@ -36,7 +36,7 @@ def way(ax=None):
 
 
 def loads(ax=None):
-    return figures.plot_loads(LOADS, names=["english", "python"], title="layer 0", ax=ax)
+    return figures.plot_load_map(LOADS, names=["english", "python"], title="layer 0", ax=ax)
 
 
 def repeats(ax=None):
@@ -120,7 +120,7 @@ def test_no_text_leaves_the_figure_or_covers_another(plot):
             lambda: figures.plot_repeats(RATES, SHUFFLED, names=["a"], uniform=0.1),
             r"2 rows of rates, shuffled of shape \(2,\): expected 1 of each",
         ),
-        (lambda: figures.plot_loads(-LOADS, names=["a", "b"], title=""), "negative"),
+        (lambda: figures.plot_load_map(-LOADS, names=["a", "b"], title=""), "negative"),
         (lambda: figures.plot_balance([0], SMALLEST, LARGEST, names=["a", "b"], even=0.25), r"expected \(2, 1\)"),
     ],
 )

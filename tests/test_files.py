@@ -79,9 +79,13 @@ def test_shards_hold_every_tensor_once_under_an_index_that_says_where(tmp_path):
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert files.has_weights(tmp_path)
-    for damage in (lambda file: file.write_bytes(file.read_bytes()[:-1]), lambda file: file.unlink()):
-        damage(tmp_path / "model-00002.safetensors")
-        assert not files.has_weights(tmp_path)
+    second = tmp_path / "model-00002.safetensors"
+    second.write_bytes(second.read_bytes()[:-1])
+    assert files.has_weights(tmp_path)  # there, but cut short
+    with pytest.raises(OSError, match=r"model-00002.safetensors is truncated or damaged"):
+        files.check_weights(tmp_path)
+    second.unlink()
+    assert not files.has_weights(tmp_path)
 
 
 def test_one_shard_needs_no_index(tmp_path):

@@ -23,7 +23,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from mistral_lab import four_bit, load, memory, nf4
 from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, nf4_config, pieces
+from mistral_lab.four_bit import ExactLinear4bit, audit, checkpoint, matrix, nf4_config
 from mistral_lab.four_bit.quantizer import FourBitQuantizer
 
 TOKENS = torch.arange(3, 60)[None]
@@ -128,9 +128,9 @@ def test_every_matrix_holds_what_bitsandbytes_makes_of_it(model):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 9), (64, 64), (33, 64), (129, 65), (96, 160)])
 def test_pieces_come_out_as_the_whole(shape, double, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 64 * 5)
+    monkeypatch.setattr(matrix, "PIECE", 64 * 5)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    codes, state = pieces.quantize_matrix("w", weight, double=double)
+    codes, state = matrix.quantize_matrix("w", weight, double=double)
     expected_codes, expected = quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
     assert torch.equal(codes, expected_codes)
     ours, theirs = state.as_dict(packed=True), expected.as_dict(packed=True)
@@ -164,7 +164,7 @@ def test_gradients_reach_the_input_after_the_fused_kernel_has_run(model):
 def test_shapes_that_fill_neither_tiles_nor_blocks(shape, training):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     linear = ExactLinear4bit(shape[1], shape[0], compute_dtype=torch.float32, double=True).train(training)
-    codes, quant_state = pieces.quantize_matrix("w", weight, double=True)
+    codes, quant_state = matrix.quantize_matrix("w", weight, double=True)
     linear.weight = Params4bit(codes, quant_state=quant_state, bnb_quantized=True, quant_type="nf4", module=linear)
     x = torch.randn(5, shape[1], generator=torch.Generator().manual_seed(1))
     expected = x @ nf4.dequantize(nf4.quantize(weight, double=True)).T

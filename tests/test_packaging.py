@@ -135,7 +135,7 @@ def test_the_public_address_stands_once_outside_the_lessons():
     address = notebook_files.repository()
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address)
     files = [path for path in ROOT.glob("*") if path.is_file()]
-    files += [path for room in ("mistral_lab", "tools", "tests") for path in (ROOT / room).rglob("*.py")]
+    files += [path for folder in ("mistral_lab", "tools", "tests") for path in (ROOT / folder).rglob("*.py")]
     counts = {path.name: path.read_text(encoding="utf-8", errors="replace").count(address) for path in files}
     assert {name: count for name, count in counts.items() if count} == {"pyproject.toml": 1}
 

@@ -65,7 +65,7 @@ def own_tests(file: str, tests: list[str]) -> set[str]:
     if not file.endswith(".py"):
         texts = {test: (ROOT / test).read_text(encoding="utf-8") for test in tests}
         if file.endswith(".ipynb"):
-            return {test for test, text in texts.items() if "template.lessons()" in text}
+            return {test for test, text in texts.items() if "notebook_files.lessons()" in text}
         # A file of another folder may have the same name: who reads one of the repository's root says ROOT.
         sure = re.compile(r"" if "/" in file else r"\bROOT\b")
         return {test for test, text in texts.items() if Path(file).name in text and sure.search(text)}

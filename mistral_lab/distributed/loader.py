@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..checkpoints import locate
 from ..config import ModelConfig, read_config
 from ..loading.choosing import check_dtype, dtype_of_card
-from ..loading.fitting import SHORT_CONTEXT, out_of_memory_explained
+from ..loading.fitting import out_of_memory_explained, short_context
 from ..loading.forms import check_form, explained, is_quantised, quantised_precision
 from ..loading.quantising import config_to_read, folder_to_read
 from ..loading.reading import check_four_bits, read_model
@@ -53,24 +53,23 @@ def load_rank(
         raise RuntimeError("this process is no rank: start it with `torchrun --nproc_per_node 2 ...`, or with launch()")
     source = locate(name or "tiny-mixtral", revision)
     with explained(source):
-        there = source.config_folder()
-    found = read_config(there)
-    if not getattr(found, "num_local_experts", None):
+        config_folder = source.config_folder()
+    transformers_config = read_config(config_folder)
+    if not getattr(transformers_config, "num_local_experts", None):
         raise ValueError(f"{source.name} has no experts to spread: expected a mixture, such as tiny-mixtral")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = _join(local_ranks)
-    check_form(source.name, found, None, device)
+    check_form(source.name, transformers_config, None, device)
 
-    config = ModelConfig.from_transformers(found)
+    config = ModelConfig.from_transformers(transformers_config)
     if dtype is None:
         dtype = dtype_of_card(device) if device.type == "cuda" else torch.bfloat16
     dtype = check_dtype(dtype, 4)
-    precision = quantised_precision(found) or "nf4-double"
-    asked = {"local_ranks": local_ranks, "precision": precision}
-    check_room(config, distributed.get_world_size(), **asked)
+    precision = quantised_precision(transformers_config) or "nf4-double"
+    made = check_room(config, distributed.get_world_size(), local_ranks=local_ranks, precision=precision)
 
-    with out_of_memory_explained(source.name, config, plan_of_rank(config, distributed.get_world_size(), **asked)):
-        folder = folder_to_read(source, there, found, 4, dtype=dtype, device=device)
+    with out_of_memory_explained(source.name, config, made):
+        folder = folder_to_read(source, config_folder, transformers_config, 4, dtype=dtype, device=device)
         to_read = config_to_read(folder)
         quantised = is_quantised(to_read)
         if quantised:
@@ -84,27 +83,8 @@ def load_rank(
 
 def check_room(
     config: ModelConfig, ranks: int, *, local_ranks: int | None = None, precision: str = "nf4-double"
-) -> None:
-    """Refuse to spread a mixture in NF4 over ranks that are too small for it, before anything is downloaded.
-
-    Args:
-        config, ranks, local_ranks, precision: as in `plan_of_rank`.
-
-    Raises:
-        MemoryError: for a short text, a rank needs more than its card or its part of the memory has in all.
-        TypeError, ValueError: a count that is none, or more ranks than experts.
-    """
-    made = plan_of_rank(config, ranks, local_ranks=local_ranks, precision=precision)
-    if not made.fits:
-        local_ranks = local_ranks or ranks
-        place = "card" if _card_per_rank(local_ranks) else f"part of the memory, 1 of {local_ranks},"
-        raise MemoryError(f"a rank's {place} is too small ({made}): take more ranks or larger cards")
-
-
-def plan_of_rank(
-    config: ModelConfig, ranks: int, *, local_ranks: int | None = None, precision: str = "nf4-double"
 ) -> Plan:
-    """Return what the fullest rank takes with a short text, beside all that its card or its part of the memory has.
+    """Refuse to spread a mixture in NF4 over ranks that are too small for it, before anything is downloaded.
 
     Totals are compared and not what is free: the plan is made before the ranks have begun to share the machine.
 
@@ -115,17 +95,24 @@ def plan_of_rank(
             part of the computer's memory. None: all.
         precision: of the matrices, "nf4" or "nf4-double".
 
+    Returns:
+        the plan of the fullest rank with a short text.
+
     Raises:
+        MemoryError: the fullest rank needs more than its card or its part of the memory has in all.
         TypeError, ValueError: a count that is none, or more ranks than experts.
     """
     experts_of_rank(config.num_experts, ranks)
     local_ranks = local_ranks or ranks
     if _card_per_rank(local_ranks):
-        room = min(total_bytes(torch.device("cuda", card)) for card in range(local_ranks))
+        place, room = "card", min(total_bytes(torch.device("cuda", card)) for card in range(local_ranks))
     else:
-        room = total_bytes("cpu") // local_ranks
-    context = min(SHORT_CONTEXT, config.max_positions)
-    return plan(config, precision=precision, context=context, device_bytes=room, devices=ranks, split="experts")
+        place, room = f"part of the memory, 1 of {local_ranks},", total_bytes("cpu") // local_ranks
+    context = short_context(config)
+    made = plan(config, precision=precision, context=context, device_bytes=room, devices=ranks, split="experts")
+    if not made.fits:
+        raise MemoryError(f"a rank's {place} is too small ({made}): take more ranks or larger cards")
+    return made
 
 
 def _join(local_ranks: int) -> torch.device:

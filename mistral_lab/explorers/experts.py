@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import torch
 
 from ..config import ModelConfig
-from ..figures import WIDTH_IN, bare_figure, drawable, plot_coloured_tokens, plot_expert_loads, token_places
+from ..figures import WIDTH_IN, bare_figure, drawable, plot_coloured_tokens, plot_load_bars, token_places
 from ..figures.tokens import LINE_POINTS
 from ..moe import capture_routing, expert_load
 from .base import FULL, Explorer, count_slider
@@ -64,7 +64,7 @@ def routed_text(model: torch.nn.Module, tokenizer) -> Explorer:
             ax.set_position((left / WIDTH_IN, BOTTOM_IN / height, width / WIDTH_IN, panel_in / height))
         title = f"layer {layer}: each token in the colour and with the number of its first expert"
         plot_coloured_tokens(pieces, experts=first, places=places, title=title, ax=axes[0, 0])
-        plot_expert_loads(load, ax=axes[0, 1])
+        plot_load_bars(load, ax=axes[0, 1])
         cut = f"Only the first {len(pieces)} of {total:,} tokens are shown. " if len(pieces) < total else ""
         return figure, (
             f"{cut}Layer {layer} sends {len(pieces)} token{'s' * (len(pieces) > 1)} to {A} of {E} experts each. Of all "

@@ -118,7 +118,7 @@ def plot_touched(
 
 
 @mpl.rc_context(STYLE)
-def plot_loads(
+def plot_load_map(
     loads: np.ndarray, *, names: Sequence[str], title: str, most: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw shares of the assignments in per cent as a heat map: a row per kind of text, a column per expert.
@@ -141,10 +141,10 @@ def plot_loads(
 
 
 @mpl.rc_context(STYLE)
-def plot_expert_loads(load: np.ndarray, *, ax: Axes) -> Axes:
+def plot_load_bars(load: np.ndarray, *, ax: Axes) -> Axes:
     """Draw the share of the assignments that each expert gets, in its colour, beside the share if all were even.
 
-    It shows one row of `plot_loads` in the colours of `plot_coloured_tokens`, beside which it stands.
+    It shows one row of `plot_load_map` in the colours of `plot_coloured_tokens`, beside which it stands.
 
     Args:
         load: (E,) shares.

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
+
 LARGER_DISK = "set HF_HOME (and MISTRAL_LAB_CACHE, where it is set) to a folder on a larger disk"
 
 
@@ -55,17 +57,17 @@ def full_disk_explained(explain: Callable[[], str], *, least: Need | None = None
 
     Args:
         explain: makes the sentence; called once the disk has turned out to be full.
-        least: torch raises a RuntimeError that does not say why it could not write. It counts as a full disk where
-            fewer bytes than these are free. None: only an error that says so counts.
+        least: torch and safetensors raise errors that do not say why they could not write. Such an error counts as a
+            full disk where fewer bytes than these are free. None: only an error that says so counts.
 
     Raises:
         OSError: the disk is full.
     """
     try:
         yield
-    except Exception as error:  # safetensors has an error of its own, with the system's words in it
+    except Exception as error:  # safetensors has an error of its own, with or without the system's words in it
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full and least and isinstance(error, OSError | RuntimeError):
+        if not full and least and isinstance(error, OSError | RuntimeError | SafetensorError):
             full = _free_bytes(least.folder) < least.nbytes
         if not full:
             raise

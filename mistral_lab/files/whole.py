@@ -91,6 +91,8 @@ def folder_written_whole(target: Path, *, replace: bool = False) -> Iterator[Pat
         before = place.with_name(f"{target.name}.before")  # goes with the private place
         try:
             if target.exists():
+                if not replace:  # somebody made it in the meantime
+                    raise FileExistsError(f"{target} exists: choose another name, or delete it first")
                 target.rename(before)
             place.rename(target)
         except BaseException:

@@ -62,7 +62,7 @@ def read_examples(source: str | os.PathLike) -> list[Example]:
         raise ValueError('there is no example: expected lines such as {"prompt": "...", "answer": "..."}')
     if len(examples) == 1:
         raise ValueError(
-            f"line {examples[0].line} is the only example: expected two or more, so that one can be kept for asking"
+            f"line {examples[0].line} is the only example: expected two or more, so that one can be kept for evaluation"
         )
     return examples
 

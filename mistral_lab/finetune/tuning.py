@@ -109,7 +109,7 @@ def tune(
         check_count(name, value)
     _check_learns(steps, learning_rate)
     if len(examples) == 1:
-        raise ValueError("there is only one example: expected two or more, so that one can be kept for asking")
+        raise ValueError("there is only one example: expected two or more, so that one can be kept for evaluation")
     model = loaded.model
     rows = [tokenise(loaded.tokenizer, example, max_tokens=loaded.config.max_positions) for example in examples]
     settings = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}

@@ -30,7 +30,7 @@ from .quantizer import nf4_config
 
 MATRIX = re.compile(r"\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|experts\.\d+\.w[123])\.weight$")
 MANIFEST = "quantized.json"  # written last: where it is, the folder is whole
-LAYOUT = 1  # counted up when what is written changes
+LAYOUT = 1  # counted up when the tensors that are written change
 
 
 def quantized_folder(

@@ -21,8 +21,8 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 def quant_state(model: nn.Module, name: str, parameter: nn.Parameter) -> QuantState | None:
     """Return bitsandbytes' state of a 4-bit tensor, or None of any other tensor.
 
-    It stands with the parameter, or with the parametrization that stands for it: `Bnb4bitParametrization`, which
-    `replace_parameter_4bit` makes of a tensor that is no `nn.Linear`'s.
+    The weight of a `Linear4bit` has its state as an attribute. Any other tensor that `replace_parameter_4bit` quantised
+    has it in a `Bnb4bitParametrization`, which restores the tensor whenever it is read.
     """
     if name.endswith(".original") and ".parametrizations." in name:
         steps = model.get_submodule(name.removesuffix(".original"))

@@ -104,7 +104,7 @@ class ExactLinear4bit(RestoringLinear4bit):
 def pack_at_first_forward(model: torch.nn.Module) -> None:
     """Have a model's first forward on a CPU pack all of its 4-bit weights, with a progress bar where that takes long.
 
-    Each layer would pack its weight when it is first used. Done together, they can say how long the first token takes.
+    Each layer would pack its weight when it is first used. Done together, one bar shows how long that takes.
     """
     model.register_forward_pre_hook(_pack_all)
     model.waits_to_be_packed = True

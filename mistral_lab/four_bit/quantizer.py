@@ -85,7 +85,7 @@ def nf4_config(*, double: bool = True, compute_dtype: torch.dtype | str | None =
     return FourBitConfig(double=double, compute_dtype=compute_dtype)
 
 
-def use_our_quantizer(config) -> bool:
+def use_our_quantizer(config) -> None:
     """Have `FourBitQuantizer` read a 4-bit checkpoint of bitsandbytes, instead of transformers' own quantiser.
 
     transformers' own fails where the experts, the router or the output layer are in 4 bits, as in the copies of Mixtral
@@ -94,20 +94,11 @@ def use_our_quantizer(config) -> bool:
     Args:
         config: a transformers config. It is changed in place where it says 4 bits of bitsandbytes. Whether those are
             NF4 or FP4, and which weights are in 4 bits, is then taken from the files.
-
-    Returns:
-        whether `FourBitQuantizer` reads the checkpoint, be it by this change or because the config said so before.
     """
-    entry = getattr(config, "quantization_config", None)
-    if entry is None:
-        return False
+    entry = getattr(config, "quantization_config", None) or {}
     entry = entry if isinstance(entry, dict) else entry.to_dict()
-    if entry.get("quant_method") == METHOD:
-        return True
-    if not entry.get("load_in_4bit"):
-        return False
-    config.quantization_config = FourBitConfig(double=entry.get("bnb_4bit_use_double_quant", False)).to_dict()
-    return True
+    if entry.get("load_in_4bit") and entry.get("quant_method") != METHOD:
+        config.quantization_config = FourBitConfig(double=entry.get("bnb_4bit_use_double_quant", False)).to_dict()
 
 
 @register_quantizer(METHOD)

@@ -16,7 +16,7 @@ def storage_of(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
-def begun(blob: Path) -> Path:
+def incomplete_path(blob: Path) -> Path:
     """Return the path at which the library keeps a file that it has not finished."""
     return blob.with_name(f"{blob.name}.incomplete")
 
@@ -26,7 +26,7 @@ def lock_of(storage: Path, sha256: str) -> Path:
     return storage.parent / ".locks" / storage.name / f"{sha256}.lock"
 
 
-def links_work(storage: Path) -> bool:
+def has_symlinks(storage: Path) -> bool:
     """Say whether the cache holds snapshots as links to its files; on Windows, by default, it does not."""
     from huggingface_hub.file_download import are_symlinks_supported
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ..files import decimal_size, one_process_at_a_time
-from .compat import begun, fetch_rest, lock_of
+from .compat import fetch_rest, incomplete_path, lock_of
 from .listing import RemoteFile
 from .patience import Stopped, patiently
 
@@ -54,7 +54,7 @@ def _fetch(repo: str, commit: str, storage: Path, file: RemoteFile, bar, stop: t
         bar.update(count)
 
     blob = storage / "blobs" / file.sha256
-    part = begun(blob)
+    part = incomplete_path(blob)
     waiting = f"another process is downloading {file.name} of {repo}: waiting for it"
     with one_process_at_a_time(lock_of(storage, file.sha256), waiting, stop.is_set):
         if blob.is_file() and blob.stat().st_size == file.size:

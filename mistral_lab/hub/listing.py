@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import lab_cache, read_json_if_whole, write_json
-from .compat import begun
+from .compat import incomplete_path
 from .patience import patiently
 
 # Mistral's own format (consolidated*) lies beside the same weights and would double the download.
@@ -79,7 +79,7 @@ def bytes_left(storage: Path, folder: Path, files: list[RemoteFile]) -> int:
     left = 0
     for file in missing_files(folder, files):
         blob = storage / "blobs" / str(file.sha256)
-        there = next((path.stat().st_size for path in (blob, begun(blob)) if path.is_file()), 0)
+        there = next((path.stat().st_size for path in (blob, incomplete_path(blob)) if path.is_file()), 0)
         left += max(file.size - there, 0)
     return left
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ..files import Need, check_disk, full_disk_explained, still_needed
-from .compat import links_work, storage_of
+from .compat import has_symlinks, storage_of
 from .downloading import fetch_weights
 from .listing import (
     COMMIT,
@@ -82,4 +82,4 @@ def _fetched_here(file: RemoteFile, storage: Path) -> bool:
     # The hub sends larger files in pieces that only the library can put together. And without links (the default on
     # Windows) the library moves its own downloads into place, where a file fetched here would be copied.
     fits = file.sha256 is not None and file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
-    return fits and links_work(storage)
+    return fits and has_symlinks(storage)

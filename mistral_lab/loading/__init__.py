@@ -4,21 +4,11 @@
 used.
 """
 
-from importlib import import_module
-
+from ..lazy import lazy_names
 from .loaded import Loaded
 
-_EXPORTS = {"load": "loader", "quantized_copy": "loader"}  # name -> the file it stands in, imported at first use
+STANDS_IN = {"load": "loader", "quantized_copy": "loader"}
 
-__all__ = ["Loaded", *_EXPORTS]
+__all__ = ["Loaded", *STANDS_IN]
 
-
-def __getattr__(name: str) -> object:
-    """Import the loader the first time one of its functions is used."""
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(globals().keys() | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, STANDS_IN)

@@ -13,7 +13,12 @@ from ..files import weight_files
 from ..memory import PRECISIONS, Plan, nearest_fit, plan, room_to_load_bytes
 from .forms import bytes_in_files
 
-SHORT_CONTEXT = 512  # tokens with which a model must fit to be loaded
+SHORT_CONTEXT = 512
+
+
+def short_context(config: ModelConfig) -> int:
+    """Return the tokens with which a model must fit to be loaded."""
+    return min(SHORT_CONTEXT, config.max_positions)
 
 
 def planned_precision(bits: int | None, dtype: torch.dtype) -> str:
@@ -30,8 +35,7 @@ def as_held(asked: Plan, folder: Path, dtype: torch.dtype) -> Plan:
 
 def plan_here(config: ModelConfig, precision: str, device: torch.device) -> Plan:
     """Return what the model takes with a short text, beside what a device of this machine has for it."""
-    context = min(SHORT_CONTEXT, config.max_positions)
-    return plan(config, precision=precision, context=context, device_bytes=room_to_load_bytes(device))
+    return plan(config, precision=precision, context=short_context(config), device_bytes=room_to_load_bytes(device))
 
 
 def does_not_fit(name: str, config: ModelConfig, asked: Plan) -> str:

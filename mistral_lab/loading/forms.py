@@ -29,12 +29,12 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def is_quantised(config) -> bool:
-    """Say whether the config of transformers is that of a checkpoint that is quantised already."""
+    """Say whether the config of transformers is that of a quantised checkpoint."""
     return bool(getattr(config, "quantization_config", None))
 
 
 def in_four_bits(config) -> bool:
-    """Say whether it is that of a checkpoint in 4 bits of bitsandbytes, which `four_bit` reads."""
+    """Say whether the config of transformers is that of a checkpoint in 4 bits of bitsandbytes: `four_bit` reads it."""
     entry = _entry(config) or {}
     return bool(entry.get("load_in_4bit")) or str(entry.get("quant_method")).startswith("mistral_lab.")
 

@@ -2,21 +2,24 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import PREFILL_CHUNK, ModelConfig
 from ..sampling import check_sampling
 from .printing import Printer
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model with its tokenizer, the name it was loaded by, and its shape."""
 
-    model: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    model: "PreTrainedModel" = field(repr=False)
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
     name: str
     config: ModelConfig
 

@@ -60,7 +60,7 @@ def load(
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
         MemoryError: the device is too small, which is said before anything is downloaded, or memory ran out.
         OSError: the disk is too small for the download, the copy or the layers that go there, which is said beforehand;
-            or the checkpoint is truncated, damaged or incomplete.
+            or the checkpoint is truncated, damaged or incomplete, or holds more experts than its config says.
         RuntimeError: a GPU that is not there; four bits on a CPU without AVX2; or four bits that did not come out as
             four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
@@ -79,27 +79,29 @@ def load(
     source = locate(_named(name), revision)
     target = choose_device(device)
     with explained(source):
-        there = source.config_folder()
-    found = read_config(there)
-    check_form(source.name, found, bits, target)
+        config_folder = source.config_folder()
+    transformers_config = read_config(config_folder)
+    check_form(source.name, transformers_config, bits, target)
     # What it takes, and whether that fits: before anything is downloaded.
-    config = ModelConfig.from_transformers(found)
-    stored = quantised_precision(found)
+    config = ModelConfig.from_transformers(transformers_config)
+    stored = quantised_precision(transformers_config)
     kept_bits = bits if stored is None else 8 if stored == "int8" else 4
     dtype = choose_dtype(target, kept_bits, config) if dtype is None else check_dtype(dtype, bits)
     shortest = plan_here(config, stored or planned_precision(bits, dtype), target)
-    if stored and has_weights(there):
+    if stored and has_weights(config_folder):
         shortest = as_held(shortest, fetched(source), dtype)
     device_map, beside = target, []
     if device is None and target.type == "cuda" and kept_bits not in (4, 8):
-        device_map, beside = spread_here(source.name, found, dtype)
+        device_map, beside = spread_here(source.name, transformers_config, dtype)
     elif not shortest.fits:
         raise MemoryError(does_not_fit(source.name, config, shortest))
     # The folder to read, and the model from it.
     with quiet() if source.name in BUNDLED else nullcontext():
         with out_of_memory_explained(source.name, config, shortest):
-            quantisation = quantised_while_read(source.name, found, bits)
-            folder = folder_to_read(source, there, found, bits, dtype=dtype, device=target, beside=beside)
+            quantisation = quantised_while_read(source.name, transformers_config, bits)
+            folder = folder_to_read(
+                source, config_folder, transformers_config, bits, dtype=dtype, device=target, beside=beside
+            )
         if stored and not (shortest := as_held(shortest, folder, dtype)).fits:
             raise MemoryError(does_not_fit(source.name, config, shortest))
         with (
@@ -153,12 +155,12 @@ def quantized_copy(
         raise ValueError(f"{source.name} is quantised as it is read and has no copy: use load({source.name!r}, bits=4)")
     target = choose_device(device)
     with explained(source):
-        there = source.config_folder()
-    found = read_config(there)
-    check_form(source.name, found, 4, target)
-    config = ModelConfig.from_transformers(found)
+        config_folder = source.config_folder()
+    transformers_config = read_config(config_folder)
+    check_form(source.name, transformers_config, 4, target)
+    config = ModelConfig.from_transformers(transformers_config)
     dtype = choose_dtype(target, 4, config) if dtype is None else check_dtype(dtype, 4)
-    return folder_to_read(source, there, found, 4, dtype=dtype, device=target)
+    return folder_to_read(source, config_folder, transformers_config, 4, dtype=dtype, device=target)
 
 
 def _named(name: str | os.PathLike | None) -> str | os.PathLike:

@@ -1,7 +1,11 @@
 """Text that appears while the model writes it."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase
 
 
 class Printer:
@@ -15,7 +19,7 @@ class Printer:
         printed                          未
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self.tokens: list[int] = []
         self.printed = 0

@@ -45,7 +45,7 @@ def quantised_while_read(name: str, config, bits: int | None) -> QuantizationCon
 
 def folder_to_read(
     source: Source,
-    there: Path,
+    config_folder: Path,
     config,
     bits: int | None,
     *,
@@ -59,7 +59,7 @@ def folder_to_read(
 
     Args:
         source: the checkpoint.
-        there: the folder that has its `config.json`, and perhaps not yet its weights.
+        config_folder: the folder that has its `config.json`, and perhaps not yet its weights.
         config: of transformers, from that folder.
         bits: as `load` takes them.
         dtype, device: as in `four_bit.quantized_folder`.
@@ -79,7 +79,7 @@ def folder_to_read(
     from ..four_bit import quantized_folder
 
     shape = ModelConfig.from_transformers(config)
-    if source.repo and not has_weights(there):
+    if source.repo and not has_weights(config_folder):
         offer_copy(source, shape)
     folder = fetched(source, Need(lab_cache(), weight_bytes(shape, "nf4-double"), "for its copy in four bits"))
     name, commit = source.origin(folder)

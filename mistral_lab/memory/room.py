@@ -2,7 +2,7 @@
 
 total_bytes         What does the device have at all? To plan ahead for a machine that may be freed for the job.
 free_bytes          What is free at this moment? To place the parts of a model on several devices.
-room_to_load_bytes  What can a model have that is still to be loaded? `load` compares its plan with it.
+room_to_load_bytes  What can a model have before it is loaded? `load` compares its plan with it.
 room_bytes          What can this process have, with what it holds already? For a plan of a model that is loaded.
 """
 
@@ -37,7 +37,7 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
 
 
 def room_to_load_bytes(device: str | torch.device = "cpu") -> int:
-    """Return the memory that a model can have which is still to be loaded: the `device_bytes` of its plan.
+    """Return the memory for a model that is still to be loaded: the `device_bytes` of its plan.
 
     Of a card that is the total: what an earlier model holds there may be given back before the new one needs it, and
     running out of memory is explained in any case. Of a computer it is what is free, because a computer that has too

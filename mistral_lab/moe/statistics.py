@@ -60,7 +60,7 @@ def load_entropy(load: torch.Tensor) -> float:
 
 
 def repeat_rate(indices: torch.Tensor, *, any_choice: bool = False) -> float:
-    """Compute the share of tokens, from the second on, that choose an expert again which the token before has chosen.
+    """Compute the share of tokens, from the second on, that choose an expert which the token before chose too.
 
     What counts is the first choice of both, or any choice of both. Compare with uniform routing, here E = 8 and A = 2:
 
@@ -115,7 +115,7 @@ def co_activation(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
 
 
 def lru_hit_rate(indices: torch.Tensor, *, kept: int) -> float:
-    """Count how often an expert is in a cache in which a layer keeps the `kept` experts that it used last.
+    """Compute the share of choices found in a layer's cache of the `kept` experts that it used last.
 
     A token's A experts are looked up together, in the cache that the token before left. Afterwards they are the most
     recent ones, the first choice ahead of the second. The cache starts empty, and the misses of the start count. Under

@@ -4,7 +4,7 @@ import torch
 from transformers import Trainer
 
 
-class FaithfulTrainer(Trainer):
+class ExpertsResumingTrainer(Trainer):
     """A Trainer that goes on from a checkpoint of a mixture of experts with its experts.
 
     Differs: the Trainer's own `_load_from_checkpoint` (transformers 5.15.0 to 5.24.0) passes over every expert and

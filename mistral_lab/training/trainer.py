@@ -13,7 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from transformers.utils import ModelOutput
 
 from ..files import Need, check_safetensors, folder_written_whole, full_disk_explained, trainer_checkpoints
-from .compat import FaithfulTrainer
+from .compat import ExpertsResumingTrainer
 from .corpus import document
 from .recipes import Recipe
 
@@ -46,7 +46,7 @@ class Blocks(Dataset):
         return {"input_ids": block, "labels": block}
 
 
-class BalancedTrainer(FaithfulTrainer):
+class BalancedTrainer(ExpertsResumingTrainer):
     """A Trainer whose balancing loss is computed for each layer by itself.
 
     Differs: transformers pools all layers before it multiplies shares and probabilities, so a layer that overuses an

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from mistral_lab import load, memory
 from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.config import ModelConfig
-from mistral_lab.four_bit import ExactLinear4bit, audit, nf4_config, pieces
+from mistral_lab.four_bit import ExactLinear4bit, audit, matrix, nf4_config
 
 
 def four_bits(folder, device, **settings):
@@ -53,9 +53,9 @@ def linears(model):
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("shape", [(64, 64), (33, 64), (96, 160)])
 def test_pieces_come_out_as_the_whole(shape, double, device, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 64 * 5)
+    monkeypatch.setattr(matrix, "PIECE", 64 * 5)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
-    codes, held = pieces.quantize_matrix("w", weight, double=double)
+    codes, held = matrix.quantize_matrix("w", weight, double=double)
     expected_codes, expected = quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type="nf4")
     assert torch.equal(codes, expected_codes)
     ours, theirs = held.as_dict(packed=True), expected.as_dict(packed=True)
