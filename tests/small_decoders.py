@@ -39,7 +39,7 @@ KINDS = {  # the config's class, what differs from SMALL, how it is saved
     "shards": (MistralConfig, {"sliding_window": 7}, IN_SHARDS),
     "mixture": (MixtralConfig, MIXTURE, {}),
     "mixture, window": (MixtralConfig, MIXTURE | {"sliding_window": 7}, {}),
-    "mixture, one expert a token": (MixtralConfig, MIXTURE | {"num_experts_per_tok": 1}, {}),
+    "mixture, one expert per token": (MixtralConfig, MIXTURE | {"num_experts_per_tok": 1}, {}),
     "mixture, all experts": (MixtralConfig, MIXTURE | {"num_experts_per_tok": 5}, {}),
     "mixture, fused": (MixtralConfig, MIXTURE, FUSED),
     "mixture, tied, shards": (MixtralConfig, MIXTURE | {"tie_word_embeddings": True}, IN_SHARDS),

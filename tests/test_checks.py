@@ -131,7 +131,7 @@ RIGHT = {
     "unpacked_numbers": lambda packed: np.array(
         [int(digit, 16) for byte in packed.tolist() for digit in f"{byte:02x}"]
     ),
-    "bits_a_weight": lambda block_size, double: 4 + ((8 + 32 / 256) if double else 32) / block_size,
+    "bits_per_weight": lambda block_size, double: 4 + ((8 + 32 / 256) if double else 32) / block_size,
     "round_trip": rounded,
     "plain_call_bytes": lambda linear, other: linear / 2 + linear / 64 * 4 + other * 2,
     "share_in_four_bits": lambda tensors: (
@@ -375,10 +375,10 @@ WRONG = [
     ("unpacked_numbers", lambda b: torch.stack([b % 16, b // 16], 1).flatten(), "low half first"),
     ("unpacked_numbers", lambda b: torch.cat([b // 16, b % 16]), "all high halves"),
     ("unpacked_numbers", lambda b: torch.stack([b - b % 16, b % 16], 1).flatten(), "16 times too large"),
-    ("bits_a_weight", lambda B, double: 0.5 + 4 / B if not double else 0.5 + (1 + 4 / 256) / B, "are those bytes"),
-    ("bits_a_weight", lambda B, double: 4, "scales are missing"),
-    ("bits_a_weight", lambda B, double: 4 + (8 if double else 32) / B, "share one more float32"),
-    ("bits_a_weight", lambda B, double: 4 + 32 / B, "whatever `double` is"),
+    ("bits_per_weight", lambda B, double: 0.5 + 4 / B if not double else 0.5 + (1 + 4 / 256) / B, "are those bytes"),
+    ("bits_per_weight", lambda B, double: 4, "scales are missing"),
+    ("bits_per_weight", lambda B, double: 4 + (8 if double else 32) / B, "share one more float32"),
+    ("bits_per_weight", lambda B, double: 4 + 32 / B, "whatever `double` is"),
     ("round_trip", lambda w, B, c: quantised(w, B, c, lambda x: w.abs().max()), "absmax that of the whole tensor"),
     (
         "round_trip",

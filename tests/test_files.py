@@ -5,9 +5,23 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mistral_lab import files
+
+
+def test_a_folder_that_somebody_made_in_the_meantime_stays(tmp_path):
+    target = tmp_path / "m"
+    with (
+        pytest.raises(FileExistsError, match=r"m exists: choose another name"),
+        files.folder_written_whole(target) as place,
+    ):
+        (place / "ours").touch()
+        target.mkdir()
+        (target / "theirs").touch()
+    assert [file.name for file in target.iterdir()] == ["theirs"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["m"]
 
 
 def names(folder):
@@ -127,3 +141,14 @@ def test_a_full_disk_is_one_sentence_and_other_failures_are_not_called_so():
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(ValueError, match="^bad$"), files.full_disk_explained(lambda: "make room"):
         raise ValueError("bad")
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError])
+def test_an_error_that_says_nothing_counts_where_too_little_is_free(tmp_path, error):
+    for nbytes, expected in ((2**62, (OSError, "^make room$")), (1, (error, "^silent$"))):
+        least = files.Need(tmp_path, nbytes, "for a checkpoint")
+        with (
+            pytest.raises(expected[0], match=expected[1]),
+            files.full_disk_explained(lambda: "make room", least=least),
+        ):
+            raise error("silent")

@@ -13,6 +13,7 @@ import quick
 MASKS = "mistral_lab/masks.py"
 STATISTICS = "mistral_lab/moe/statistics.py"
 LOADING = "mistral_lab/loading/__init__.py"
+LESSON = "notebooks/05_the_whole_model.ipynb"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,12 @@ LOADING = "mistral_lab/loading/__init__.py"
         ("environment.yml", ["tests/test_packaging.py"], None, MASKS),
         ("README.md", ["tests/test_packaging.py", "tests/test_tiers.py"], None, "tests/test_card.py"),  # has its own
         ("mistral_lab/bundled/runs.json", ["tests/test_bundled.py", "tests/test_card.py"], None, MASKS),
+        (
+            LESSON,
+            [f"tests/test_{name}.py" for name in ("environments", "exercises", "notebooks", "tiers")],
+            None,
+            MASKS,
+        ),
         ("tests/device/test_package.py", [], None, MASKS),
         ("mistral_lab/removed.py", [], None, MASKS),
     ],

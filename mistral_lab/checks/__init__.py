@@ -5,7 +5,7 @@ from .experts import balance_by_layer, chosen_experts, tokens_to_touch
 from .heads import grouped_attention, longest_text, shared_heads
 from .layers import fused_feed_forward, layer_output, rms_normed
 from .machines import all_reduce_bytes, fullest_device, partial_output
-from .nf4 import bits_a_weight, round_trip, unpacked_numbers
+from .nf4 import bits_per_weight, round_trip, unpacked_numbers
 from .sampling import draw_probabilities, least_time, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight
 from .windows import prefill_in_chunks, ring_slots, window_mask
@@ -15,7 +15,7 @@ __all__ = [
     "all_reduce_bytes",
     "answer_labels",
     "balance_by_layer",
-    "bits_a_weight",
+    "bits_per_weight",
     "chosen_experts",
     "draw_probabilities",
     "fullest_device",

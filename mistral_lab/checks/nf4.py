@@ -56,18 +56,18 @@ def unpacked_numbers(function: Callable) -> None:
     )
 
 
-def bits_a_weight(function: Callable) -> None:
+def bits_per_weight(function: Callable) -> None:
     """Check `function(block_size, double)`: the bits that one weight takes in NF4, its share of all scales included.
 
-    >>> bits_a_weight(lambda block_size, double: NotImplemented)
-    bits_a_weight: not tried yet
+    >>> bits_per_weight(lambda block_size, double: NotImplemented)
+    bits_per_weight: not tried yet
     """
 
     def bits(block_size, double, *, absmax=32, small=8, nested=32 / 256):
         return 4 + (small + nested if double else absmax) / block_size
 
     judge(
-        "bits_a_weight",
+        "bits_per_weight",
         function,
         answer=lambda block_size, double: bits(block_size, double),
         cases=[(64, False), (32, False), (64, True), (4096, False), (256, True)],

@@ -63,7 +63,7 @@ def split_model() -> Explorer:
         legend_above(ax, columns=4)
         keep_numbers_readable(ax, narrow=0.1)
         each = np.array(list(received.values())) / devices / 2**10
-        unit = "received, KiB a token\n(predicted, mean a device)"
+        unit = "received, KiB per token\n(predicted, mean per device)"
         plot_received(each, names=ways, chosen=split, unit=unit, ax=axes[0, 1])
 
         if fullest.fits:

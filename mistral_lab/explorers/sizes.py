@@ -41,7 +41,7 @@ def head_groups() -> Explorer:
         return figure, (
             f"{scheme.capitalize()} attention with H = {H} and K = {K}: a key and value head serves {H // K} query "
             f"head{'s' * (H > K)}. With D = {D}, L = {layers} and {context:,} tokens the cache takes "
-            f"{bytes_text(caches[0])} at 16 bits a value, {fewer} multi-head attention."
+            f"{bytes_text(caches[0])} at 16 bits per value, {fewer} multi-head attention."
         )
 
     controls = {

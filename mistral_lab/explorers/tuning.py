@@ -86,7 +86,7 @@ def adapter_rank(found: Mapping) -> Explorer:
         quality = f"{answers.mean():.4g} of {asked} answers right, the mean of {len(answers)} runs "
         quality += f"({answers.min()} to {answers.max()}) with one learning rate for all ranks, {rate:g}"
         return figure, (
-            f"Adapters of rank {rank} beside {beside}; {tokens:,} tokens a step{', checkpointed' * checkpointing}. "
+            f"Adapters of rank {rank} beside {beside}; {tokens:,} tokens per step{', checkpointed' * checkpointing}. "
             f"Predicted for {model}: "
             + " + ".join(f"{part} {amount / size:.2f}" for part, amount in parts.items())
             + f" = {total / size:.2f} {unit}{verdict}; not counted: the runtime, and what lives for a moment only. "
@@ -101,7 +101,7 @@ def adapter_rank(found: Mapping) -> Explorer:
         "model": choice_list("model", LARGE[0], list(configs)),
         "places": choice_list("adapters beside", "attention", PLACES),
         "rank": choice_slider("rank", 8, RANKS),
-        "tokens": choice_slider("tokens a step", 1024, TOKENS),
+        "tokens": choice_slider("tokens per step", 1024, TOKENS),
         "checkpointing": widgets.Checkbox(False, description="gradient checkpointing", style=FULL, indent=False),
     }
     return Explorer(controls, view, adapt=adapt)

@@ -126,7 +126,7 @@ def plot_token_bytes(
     ax.set_yticks(rows, models)
     ax.invert_yaxis()
     ax.margins(x=0.08)
-    ax.set_xlabel("KiB of cache a token, 16 bits a value")
+    ax.set_xlabel("KiB of cache per token, 16 bits per value")
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
     legend_above(ax, columns=3)

@@ -186,7 +186,7 @@ def plot_part_times(
     label_rows(ax, parts)
     ax.set_xlim(0, 1.2 * max(highs_s.max(), predicted_s.max()) * 1e3)  # room for the last share
     ax.xaxis.set_major_locator(MaxNLocator(4))  # or the numbers of two panels side by side would touch
-    ax.set_xlabel("milliseconds a token")
+    ax.set_xlabel("milliseconds per token")
     ax.set_title(title, pad=26)  # the legend stands between
     ax.grid(axis="x")
     ax.tick_params(axis="y", pad=7)  # beside a prediction of 0

@@ -144,7 +144,7 @@ def plot_training(losses: np.ndarray, *, ax: Axes | None = None) -> Axes:
     ax.plot(1 + np.arange(len(losses)), losses, "o-", color=MEASURED, markersize=4)
     decade_axis(ax.yaxis)
     ax.set_xlabel("step")
-    ax.set_ylabel("loss, nats a token of answer\n(logarithmic axis)")
+    ax.set_ylabel("loss, nats per token of the answer\n(logarithmic axis)")
     ax.grid(axis="y")
     return ax
 

@@ -5,10 +5,10 @@ from transformers import Trainer
 
 
 class ExpertsResumingTrainer(Trainer):
-    """A Trainer that goes on from a checkpoint of a mixture of experts with its experts.
+    """A Trainer that resumes a mixture of experts from a checkpoint, its experts included.
 
-    Differs: the Trainer's own `_load_from_checkpoint` (transformers 5.15.0 to 5.24.0) passes over every expert and
-    router with only a warning: a checkpoint names the matrices of each expert, the model in memory has them fused.
+    Differs: the Trainer's own `_load_from_checkpoint` (transformers 5.15.0 to 5.24.0) skips every expert and router,
+    with only a warning: a checkpoint names the matrices of each expert, and the model in memory has them fused.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
