@@ -13,13 +13,15 @@ from mistral_lab import files
 
 def test_a_folder_that_somebody_made_in_the_meantime_stays(tmp_path):
     target = tmp_path / "m"
-    with (
-        pytest.raises(FileExistsError, match=r"m exists: choose another name"),
-        files.folder_written_whole(target) as place,
-    ):
-        (place / "ours").touch()
-        target.mkdir()
-        (target / "theirs").touch()
+
+    def meanwhile():
+        with files.folder_written_whole(target) as place:
+            (place / "ours").touch()
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(FileExistsError, match="m exists: choose another name"):
+        meanwhile()
     assert [file.name for file in target.iterdir()] == ["theirs"]
     assert [folder.name for folder in tmp_path.iterdir()] == ["m"]
 
