@@ -7,7 +7,7 @@ from figure_checks import check_apart, check_drawn_in_place, check_refused, chec
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
-from mistral_lab.figures import layers, style
+from mistral_lab.figures import layers, marks, style
 
 SUBLAYERS = [("norm\n128", "attention\n98,304"), ("norm\n128", "feed-forward\n147,456")]
 BEFORE, AFTER = ["embedding\n327,680"], ["norm\n128", "output layer\n327,680"]
@@ -83,7 +83,7 @@ def test_a_stream_with_many_places_names_some_of_them():
     ax = figures.plot_stream(many, many, many, many, places=places, unit="length")
     named = [label.get_text() for label in ax.get_xticklabels()]
     assert named == places[::4]
-    assert len(named) <= layers.MOST_NAMES
+    assert len(named) <= marks.MOST_LABELS
 
 
 def test_what_is_added_is_drawn_for_each_sublayer_in_its_colour():
