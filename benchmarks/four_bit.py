@@ -16,8 +16,8 @@ reads memory. `lab` reads A of E experts at 0.52 bytes per weight, `bf16` reads 
 """
 
 import argparse
-import json
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see benchmarks/moe.py
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,26 +25,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from bitsandbytes.nn import Params4bit
 from bitsandbytes.nn.parametrize import replace_parameter_4bit
+from experts import run_benchmark, size_arguments
 from torch.nn import functional
 from transformers import MixtralConfig
 from transformers.activations import ACT2FN
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from mistral_lab.four_bit import FourBitExpert, FourBitExperts
-from mistral_lab.measure import compare, measure_bandwidth, time_in_turns
-
-
-def arguments() -> argparse.Namespace:
-    """The sizes of one run; the defaults are one layer of Mixtral 8x7B."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, one table each")
-    parser.add_argument("--dim", type=int, default=4096, help="d, width of the residual stream")
-    parser.add_argument("--hidden", type=int, default=14_336, help="h, width inside an expert")
-    parser.add_argument("--experts", type=int, default=8, help="E")
-    parser.add_argument("--experts-per-tok", type=int, default=2, help="A")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    return parser.parse_args()
+from mistral_lab.measure import compare, time_in_turns
 
 
 def build(options: argparse.Namespace) -> dict[str, torch.nn.Module]:
@@ -144,23 +132,15 @@ def show(result: dict) -> None:
         )
 
 
-@torch.no_grad()
 def main() -> None:
     """Measure, and print a table for each number of tokens and one line of JSON."""
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    bandwidth = measure_bandwidth()
-    print(
-        f"torch {torch.__version__}, {options.threads} threads, d={options.dim}, h={options.hidden}, "
-        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds and a warm-up; "
-        f"this machine reads {bandwidth / 1e9:.1f} GB/s"
-    )
-    layers = build(options)
-    results = []
-    for N in options.tokens:
-        results.append(measure(layers, N, options, bandwidth))
-        show(results[-1])
-    print(json.dumps({"benchmark": "four_bit", **vars(options), "read_bytes_per_s": bandwidth, "results": results}))
+    options = size_arguments(__doc__, repeats=7).parse_args()
+
+    def measured() -> Callable[[int, float], dict]:
+        layers = build(options)
+        return lambda N, bandwidth: measure(layers, N, options, bandwidth)
+
+    run_benchmark("four_bit", options, measured, lambda result, bandwidth: show(result))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from mistral_lab.config import PRESETS, ModelConfig
+from mistral_lab.files import write_index, write_json
 from mistral_lab.four_bit import Audit, audit, nf4_config, quantized_tensors
 from mistral_lab.loading import Loaded
 from mistral_lab.measure import (
@@ -54,7 +55,7 @@ from mistral_lab.measure import (
     time_callable,
 )
 from mistral_lab.memory import weight_bytes
-from mistral_lab.memory.weights import attention_shapes, feed_forward_shapes
+from mistral_lab.transformer.shapes import checkpoint_shapes
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("mixtral-8x7b-v0.1", "mistral-7b-v0.1")
@@ -86,45 +87,24 @@ def layers_that_fit(config: ModelConfig, device: torch.device) -> int:
     return max(1, min(config.n_layers, (free - rest) // layer))
 
 
-def tensors(config: ModelConfig, layer: int | None) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors of one layer, or, for None, of those outside the layers."""
-    if layer is None:
-        matrix = (config.vocab_size, config.dim)
-        return {"model.embed_tokens.weight": matrix, "model.norm.weight": (config.dim,), "lm_head.weight": matrix}
-    start = f"model.layers.{layer}."
-    found: dict[str, tuple[int, ...]] = {
-        f"{start}input_layernorm.weight": (config.dim,),
-        f"{start}post_attention_layernorm.weight": (config.dim,),
-    }
-    for letter, shape in zip("qkvo", attention_shapes(config), strict=True):
-        found[f"{start}self_attn.{letter}_proj.weight"] = shape
-    if not config.num_experts:
-        for name, shape in zip(("gate", "up", "down"), feed_forward_shapes(config), strict=True):
-            found[f"{start}mlp.{name}_proj.weight"] = shape
-        return found
-    found[f"{start}block_sparse_moe.gate.weight"] = (config.num_experts, config.dim)
-    for expert in range(config.num_experts):
-        for name, shape in zip(("w1", "w3", "w2"), feed_forward_shapes(config), strict=True):
-            found[f"{start}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
-    return found
-
-
 def write_checkpoint(folder: Path, config: ModelConfig, device: torch.device, *, quantised: bool) -> None:
     """Write a checkpoint with seeded random weights, one file per layer, in 16 bits or already in four."""
     folder.mkdir()
-    where, random = {}, torch.Generator(device).manual_seed(0)
-    for layer in (None, *range(config.n_layers)):
+    random = torch.Generator(device).manual_seed(0)
+    files: dict[str, dict[str, tuple[int, ...]]] = {}  # of the layers one each, and one for all else
+    for name, shape in checkpoint_shapes(config).items():
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        files.setdefault(f"layer-{layer[1] if layer else 'rest'}.safetensors", {})[name] = shape
+    for file, shapes in files.items():
         shard = {}
-        for name, shape in tensors(config, layer).items():
+        for name, shape in shapes.items():
             weight = torch.ones(shape, dtype=torch.bfloat16, device=device)
             if len(shape) == 2:  # values with which the activations keep their magnitude
                 weight.uniform_(-1, 1, generator=random).mul_((3 / shape[1]) ** 0.5)
             is_matrix = "_proj." in name or ".experts." in name
             shard |= quantized_tensors(name, weight) if quantised and is_matrix else {name: weight.cpu()}
-        file = f"layer-{'rest' if layer is None else layer}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(shard, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    write_index(folder, list(files))
     described = config.to_transformers()
     described.architectures = ["MixtralForCausalLM" if config.num_experts else "MistralForCausalLM"]
     described.dtype = torch.bfloat16
@@ -282,7 +262,7 @@ def keep(records: list[dict], folder: Path) -> Path:
     fresh = [tuple(record[part] for part in key) for record in records]
     known = json.loads(path.read_text())["records"] if path.exists() else []
     kept = [record for record in known if tuple(record[part] for part in key) not in fresh]
-    path.write_text(json.dumps({"device": device, "records": kept + records}, indent=1) + "\n")
+    write_json(path, {"device": device, "records": kept + records})
     return path
 
 

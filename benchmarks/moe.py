@@ -20,7 +20,6 @@ products rather than time them.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -33,30 +32,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import psutil
 import torch
 from compat import choose_experts
+from experts import run_benchmark, size_arguments
 from torch.nn import functional
 from transformers import MixtralConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from mistral_lab.measure import compare, measure_bandwidth, time_in_turns
+from mistral_lab.measure import compare, time_in_turns
 from mistral_lab.moe import Expert, route_top_k, sparse_experts, split_experts
 
 LAB = "mistral_lab"
 FAR_BEHIND = 5  # times the fastest
-
-
-def arguments() -> argparse.Namespace:
-    """The sizes of one run; the defaults are one layer of Mixtral 8x7B."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256], help="N, a table each")
-    parser.add_argument("--dim", type=int, default=4096, help="d, width of the residual stream")
-    parser.add_argument("--hidden", type=int, default=14_336, help="h, width inside an expert")
-    parser.add_argument("--experts", type=int, default=8, help="E")
-    parser.add_argument("--experts-per-tok", type=int, default=2, help="A")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=21)
-    return parser.parse_args()
 
 
 def build_block(options: argparse.Namespace) -> MixtralSparseMoeBlock:
@@ -168,24 +154,18 @@ def show(result: dict, bandwidth: float) -> None:
     print(f"mistral_lab takes {result['lab_ratio']:.2f} times as long as {result['fastest_peer']}, the fastest other")
 
 
-@torch.no_grad()
 def main() -> None:
     """Measure, then print a table for each number of tokens and one line of JSON."""
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    bandwidth = measure_bandwidth()
-    print(
-        f"torch {torch.__version__}, {options.threads} threads, {options.dtype}, d={options.dim}, h={options.hidden}, "
-        f"E={options.experts}, A={options.experts_per_tok}; {options.repeats} rounds and a warm-up; "
-        f"this machine reads {bandwidth / 1e9:.1f} GB/s"
-    )
-    block = build_block(options)
-    experts = split_experts(block.experts.gate_up_proj, block.experts.down_proj)
-    results = []
-    for N in options.tokens:
-        results.append(measure(block, experts, N, options))
-        show(results[-1], bandwidth)
-    print(json.dumps({"benchmark": "moe", **vars(options), "read_bytes_per_s": bandwidth, "results": results}))
+    parser = size_arguments(__doc__, repeats=21)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    options = parser.parse_args()
+
+    def measured() -> Callable[[int, float], dict]:
+        block = build_block(options)
+        experts = split_experts(block.experts.gate_up_proj, block.experts.down_proj)
+        return lambda N, bandwidth: measure(block, experts, N, options)
+
+    run_benchmark("moe", options, measured, show, dtype=options.dtype)
 
 
 if __name__ == "__main__":

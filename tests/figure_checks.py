@@ -7,6 +7,32 @@ from matplotlib.text import Text
 from mistral_lab import figures
 
 
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    """Close what a test of the importing file drew."""
+    yield
+    plt.close("all")
+
+
+class EveryPlot:
+    """Tests of each `plot(ax=None)` with which a test file parametrises its subclass."""
+
+    def test_drawn_on_the_given_axes_and_nowhere_else(self, plot):
+        check_drawn_in_place(plot)
+
+    def test_readable_and_whole(self, plot):
+        check_fits_the_page(plot())
+
+    def test_texts_do_not_cover_each_other(self, plot):
+        ax = plot()
+        ax.figure.draw_without_rendering()
+        legend = ax.get_legend().get_texts() if ax.get_legend() else []
+        check_apart([*ax.texts, *legend, *title_of(ax), *ax.get_yticklabels()])
+
+    def test_the_readers_own_style_is_left_alone(self, plot):
+        check_style_left_alone(plot)
+
+
 def check_drawn_in_place(plot) -> None:
     """`plot(ax)` draws on the Axes that it is given, and nowhere else."""
     figure, axes = figures.new_figure(1, 2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MixtralConfig
 
+from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.loading import load
 from mistral_lab.transformer import Transformer
 
@@ -95,6 +96,24 @@ def generate(theirs, tokens, new, *, mask=None, **how):
 
 def one_line(pattern, kind=ValueError):
     return pytest.raises(kind, match=rf"\A[^\n]*{pattern}[^\n]*\Z")
+
+
+# Fixtures. Each has another name than its function, which the files that use it import.
+
+
+@pytest.fixture(scope="module", params=KINDS, name="models")
+def every_kind(request, tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("kind"), *KINDS[request.param])
+
+
+@pytest.fixture(scope="module", name="dense")
+def dense_decoder(tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("window"), *KINDS["window"])[0]
+
+
+@pytest.fixture(scope="module", params=list(BUNDLED), name="bundled")
+def every_bundled_model(request):
+    return bundled_pair(request.param)
 
 
 @pytest.fixture(scope="module", autouse=True)

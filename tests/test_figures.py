@@ -7,7 +7,11 @@ import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_fits_the_page, check_refused, check_style_left_alone
+from figure_checks import (
+    EveryPlot,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_rgba
 
 from mistral_lab import figures
@@ -22,12 +26,6 @@ MEASURED_S = np.array([0.0004, 0.012, np.nan])
 PREDICTED_S = np.array([0.00001, 0.0005, 0.3])
 
 
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
-
-
 def parameters(ax=None):
     return figures.plot_parameters(AMOUNTS, models=["one", "two"], parts=PARTS, unit="billion parameters", ax=ax)
 
@@ -40,7 +38,9 @@ def times(ax=None):
     return figures.plot_times(MEASURED_S, PREDICTED_S, tasks=TASKS, ax=ax)
 
 
-PLOTS = pytest.mark.parametrize("plot", [parameters, next_tokens, times])
+@pytest.mark.parametrize("plot", [parameters, next_tokens, times])
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def names_from_top(ax) -> list[str]:
@@ -123,30 +123,6 @@ def test_times_stand_in_milliseconds_and_the_unmeasured_is_left_blank():
     assert names_from_top(ax) == TASKS
     assert ax.get_xscale() == "log"
     assert ax.get_xlabel() == "milliseconds (logarithmic axis)"
-
-
-@PLOTS
-def test_drawn_on_the_given_axes_and_nowhere_else(plot):
-    check_drawn_in_place(plot)
-
-
-@PLOTS
-def test_readable_and_whole(plot):
-    """No text under 9 points, none beyond the edge of the picture, no legend over the bars."""
-    ax = plot()
-    check_fits_the_page(ax)
-
-
-@PLOTS
-def test_numbers_do_not_cover_each_other(plot):
-    ax = plot()
-    ax.figure.canvas.draw()
-    check_apart(ax.texts)
-
-
-@PLOTS
-def test_the_readers_own_style_is_left_alone(plot):
-    check_style_left_alone(plot)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """The pictures of a memory budget, and of choices changed, say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_refused, check_whole
+from figure_checks import (
+    EveryPlot,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -15,12 +18,6 @@ LIMITS = {"left on the card": 1.19, "left as PyTorch sees it": 0.84}
 SHARES = np.array([[[0.006, 0.004], [0.08, 0.05]], [[0.008, 0.007], [0.1, 0.09]], [[0.01, 0.009], [0.12, 0.1]]])
 
 
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
-
-
 def budget(ax=None):
     return figures.plot_budget(TAKEN, names=NAMES, parts=PARTS, limits=LIMITS, unit="GiB", ax=ax)
 
@@ -29,7 +26,9 @@ def changed(ax=None):
     return figures.plot_changed(*SHARES, names=["16 bits", "4 bits"], unit="changed, %", ax=ax)
 
 
-PLOTS = pytest.mark.parametrize("plot", [budget, changed])
+@pytest.mark.parametrize("plot", [budget, changed])
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def test_a_budget_stacks_its_parts_and_has_a_line_at_each_limit():
@@ -62,18 +61,6 @@ def test_changed_choices_are_drawn_per_cent_with_their_intervals():
 def test_many_layers_have_some_of_their_numbers_on_the_axis():
     ax = figures.plot_changed(*np.full((3, 1, 32), 0.1), names=["4 bits"], unit="%")
     assert [text.get_text() for text in ax.get_xticklabels()] == [str(layer) for layer in range(0, 32, 2)]
-
-
-@PLOTS
-def test_no_text_leaves_the_figure_or_covers_another(plot):
-    ax = plot()
-    check_whole(ax.figure)
-    check_apart([*ax.texts, *ax.get_legend().get_texts()])
-
-
-@PLOTS
-def test_plots_draw_where_they_are_told(plot):
-    check_drawn_in_place(plot)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """The pictures of a mixture of experts say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_refused, check_whole
+from figure_checks import (
+    EveryPlot,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -15,12 +18,6 @@ RATES, SHUFFLED = [np.array([0.1, 0.3]), np.array([0.2])], np.array([np.nan, 0.1
 TOUCHED = np.array([[2.0, 2.5, 3.0], [2.0, 3.0, 3.8]])
 LOADS = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 SMALLEST, LARGEST = np.array([[0.1, 0.2], [0.1, 0.05]]), np.array([[0.5, 0.3], [0.5, 0.6]])
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def route(ax=None):
@@ -47,7 +44,9 @@ def balance(ax=None):
     return figures.plot_balance([0, 10], SMALLEST, LARGEST, names=["with", "without"], even=0.25, ax=ax)
 
 
-PLOTS = pytest.mark.parametrize("plot", [route, way, touched, loads, repeats, balance])
+@pytest.mark.parametrize("plot", [route, way, touched, loads, repeats, balance])
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def test_a_route_colours_the_chosen_and_gives_their_weights():
@@ -92,13 +91,6 @@ def test_repeats_are_the_dots_of_their_row_and_both_chances_are_marked():
 def test_balance_draws_largest_and_smallest_per_cent():
     drawn = [line.get_ydata() for line in balance().lines[:4]]
     np.testing.assert_array_equal(drawn, 100 * np.array([LARGEST[0], SMALLEST[0], LARGEST[1], SMALLEST[1]]))
-
-
-@PLOTS
-def test_no_text_leaves_the_figure_or_covers_another(plot):
-    ax = plot()
-    check_whole(ax.figure)
-    check_apart(ax.texts)
 
 
 @pytest.mark.parametrize(

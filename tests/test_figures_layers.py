@@ -1,13 +1,16 @@
 """The pictures of a whole decoder say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_refused, check_whole
+from figure_checks import (
+    EveryPlot,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
-from mistral_lab.figures import layers, style
+from mistral_lab.figures import layers, marks, style
 
 SUBLAYERS = [("norm\n128", "attention\n98,304"), ("norm\n128", "feed-forward\n147,456")]
 BEFORE, AFTER = ["embedding\n327,680"], ["norm\n128", "output layer\n327,680"]
@@ -16,12 +19,6 @@ RATIOS = np.array([[[9.0, 0.2], [0.5, 0.3]], [[17.0, 0.4], [1.5, 0.8]], [[25.0, 
 PLACES, PREDICTED = ["embedding", "attention 0", "feed-forward 0"], np.array([1.0, 16.0, 31.0])
 PARTS, READ_S = ["norms", "a part with a long name", "the rest"], np.array([0.0, 0.003, 0.0])
 SECONDS = np.array([[0.1e-5, 0.003, 0.0005], [0.2e-5, 0.004, 0.0006], [0.3e-5, 0.006, 0.0007]])
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def block(ax=None):
@@ -40,7 +37,9 @@ def part_times(ax=None):
     return figures.plot_part_times(*SECONDS, READ_S, parts=PARTS, title="a model", ax=ax)
 
 
-PLOTS = pytest.mark.parametrize("plot", [block, stream, added, part_times])
+@pytest.mark.parametrize("plot", [block, stream, added, part_times])
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def bounds(ax):
@@ -83,7 +82,7 @@ def test_a_stream_with_many_places_names_some_of_them():
     ax = figures.plot_stream(many, many, many, many, places=places, unit="length")
     named = [label.get_text() for label in ax.get_xticklabels()]
     assert named == places[::4]
-    assert len(named) <= layers.MOST_NAMES
+    assert len(named) <= marks.MOST_LABELS
 
 
 def test_what_is_added_is_drawn_for_each_sublayer_in_its_colour():
@@ -100,18 +99,6 @@ def test_part_times_are_bars_in_milliseconds_with_shares_and_the_prediction():
     np.testing.assert_allclose(ax.collections[-1].get_offsets()[:, 0], 1e3 * READ_S)
     assert [text.get_text() for text in ax.texts] == ["<1%", "87%", "13%"]
     assert [label.get_text() for label in ax.get_yticklabels()] == PARTS
-
-
-@PLOTS
-def test_no_text_leaves_the_figure_or_covers_another(plot):
-    ax = plot()
-    check_whole(ax.figure)
-    check_apart(ax.texts)
-
-
-@PLOTS
-def test_plots_draw_where_they_are_told(plot):
-    check_drawn_in_place(plot)
 
 
 @pytest.mark.parametrize(

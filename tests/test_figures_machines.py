@@ -3,7 +3,14 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_refused, check_whole, title_of
+from figure_checks import (
+    check_apart,
+    check_drawn_in_place,
+    check_refused,
+    check_whole,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+    title_of,
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -15,12 +22,6 @@ PLACED[0, 1:4] = [[0, 0, 1]] * 3
 PLACED[1, 1:4] = [[-1] * 3, [-2] * 3, [1] * 3]
 RANKS = [2, 3, 4]
 RECEIVED = np.array([[1000.0, np.nan, 3000.0], [500.0, 1000.0, 1500.0], [8.0, 16.0, 24.0]])
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def placement(axes=None):

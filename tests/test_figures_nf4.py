@@ -1,9 +1,13 @@
 """The pictures of four-bit numbers say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_fits_the_page, check_refused, title_of
+from figure_checks import (
+    EveryPlot,
+    check_apart,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -18,12 +22,6 @@ BY_FORMAT = np.array([[0.09, 0.1, 0.11], [0.12, 0.13, 0.15]])
 BY_LAYER = np.array([[0.09, 0.1], [0.12, 0.08]])
 CHANGES = np.array([[0.0, 0.001], [0.0, 0.002]])
 LOWS, HIGHS = CHANGES - 0.001, CHANGES + 0.002
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def quantiles(ax=None):
@@ -55,9 +53,9 @@ def loss_changes(ax=None):
     return figures.plot_loss_changes(CHANGES, LOWS, HIGHS, formats=["int8", "NF4"], models=["one", "two"], ax=ax)
 
 
-PLOTS = pytest.mark.parametrize(
-    "plot", [quantiles, codebooks, rounded_block, by_block, by_format, by_layer, loss_changes]
-)
+@pytest.mark.parametrize("plot", [quantiles, codebooks, rounded_block, by_block, by_format, by_layer, loss_changes])
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def points(line):
@@ -129,19 +127,6 @@ def test_loss_changes_are_thousandths_with_their_intervals():
         ends = np.array(bars.get_segments())[:, :, 0]
         np.testing.assert_allclose(ends, 1000 * np.column_stack([lows, highs]), atol=1e-12)  # a difference and a sum
     assert [label.get_text() for label in ax.get_yticklabels()] == ["int8", "NF4"]
-
-
-@PLOTS
-def test_drawn_on_the_given_axes_and_nowhere_else(plot):
-    check_drawn_in_place(plot)
-
-
-@PLOTS
-def test_readable_and_whole(plot):
-    ax = plot()
-    check_fits_the_page(ax)
-    check_apart(ax.texts)
-    check_apart([*title_of(ax), *(ax.get_legend().get_texts() if ax.get_legend() else [])])
 
 
 def test_the_numbers_of_all_sixteen_values_of_nf4_are_apart():

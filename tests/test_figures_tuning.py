@@ -1,9 +1,13 @@
 """The pictures of fine-tuning say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_refused, check_whole
+from figure_checks import (
+    EveryPlot,
+    check_refused,
+    check_whole,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex
 
 from mistral_lab import figures
@@ -18,12 +22,6 @@ LOSSES = np.array([5.0, 1.0, 0.02, 0.03])
 MEANS = np.array([[0.7, 0.8, 0.4], [1.2, 0.9, 2.3]])
 KINDS = ["english", "french", "arithmetic"]
 RANKS, SHARES = (1, 2, 8, 32), np.array([0.6, 0.89, 0.97, 0.98])
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def labels(ax=None):
@@ -66,9 +64,11 @@ def unmeasured_choice(ax=None):
     return choice(64, ax)
 
 
-PLOTS = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "plot", [labels, adapter, amounts, training, before_after, by_rank, measured_choice, unmeasured_choice]
 )
+class TestEveryPlot(EveryPlot):
+    pass
 
 
 def test_tokens_stand_in_reading_order_and_those_that_count_are_filled():
@@ -181,18 +181,6 @@ def test_a_rank_without_a_measurement_is_marked_with_words(chosen):
     assert len(ax.lines) == len(by_rank().lines) + 1
     [words] = ax.texts
     assert (words.get_text(), words.xy[0]) == ("not measured", chosen)
-
-
-@PLOTS
-def test_no_text_leaves_the_figure_or_covers_another(plot):
-    ax = plot()
-    check_whole(ax.figure)
-    check_apart([*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else [])])
-
-
-@PLOTS
-def test_plots_draw_where_they_are_told(plot):
-    check_drawn_in_place(plot)
 
 
 @pytest.mark.parametrize(

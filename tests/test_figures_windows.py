@@ -1,9 +1,13 @@
 """The pictures of the sliding window say what the arrays say, and are readable."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from figure_checks import check_apart, check_drawn_in_place, check_fits_the_page, check_refused, check_style_left_alone
+from figure_checks import (
+    EveryPlot,
+    check_apart,
+    check_refused,
+    no_figure_left_open,  # noqa: F401 - for all tests of this file
+)
 from matplotlib.colors import to_hex, to_rgb
 
 from mistral_lab import figures
@@ -19,12 +23,6 @@ MEASURED = np.array([[1.0, 2.0, 4.0], [np.nan, np.nan, 30.0]])
 PREDICTED = np.array([[0.5, 1.0, 2.0], [np.nan, np.nan, 20.0]])
 MEANS = np.array([[0.9, 0.5, 0.0], [0.4, 0.2, 0.1]])
 LOWS, HIGHS = MEANS - np.array([0.1, 0.1, 0.0]), MEANS + 0.05
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def mask(ax=None):
@@ -58,7 +56,12 @@ def by_range(ax=None):
     )
 
 
-PLOTS = pytest.mark.parametrize("plot", [mask, influence, slots, growth, by_range])
+@pytest.mark.parametrize("plot", [mask, influence, slots, growth, by_range])
+class TestEveryPlot(EveryPlot):
+    def test_labels_along_the_axis_do_not_cover_each_other(self, plot):
+        ax = plot()
+        ax.figure.draw_without_rendering()
+        check_apart(ax.get_xticklabels())
 
 
 def test_a_mask_colours_what_may_be_seen_and_frames_the_row():
@@ -130,31 +133,6 @@ def test_ranges_hold_means_and_intervals_in_their_places():
     assert low <= 0 < HIGHS.max() < high
     assert "trained length" in [text.get_text() for text in ax.texts]
     assert 1.5 in [line.get_xdata()[0] for line in ax.lines]
-
-
-@PLOTS
-def test_drawn_on_the_given_axes_and_nowhere_else(plot):
-    check_drawn_in_place(plot)
-
-
-@PLOTS
-def test_readable_and_whole(plot):
-    """No text under 9 points, none beyond the edge of the picture, no legend over the data."""
-    ax = plot()
-    check_fits_the_page(ax)
-
-
-@PLOTS
-def test_texts_do_not_cover_each_other(plot):
-    ax = plot()
-    ax.figure.canvas.draw()
-    for group in (ax.texts, ax.get_xticklabels(), ax.get_yticklabels()):
-        check_apart(group)
-
-
-@PLOTS
-def test_the_readers_own_style_is_left_alone(plot):
-    check_style_left_alone(plot)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from small_decoders import (
     IN_SHARDS,
     KINDS,
     MIXTURE,
-    bundled_pair,
+    dense_decoder,  # noqa: F401 - the fixture `dense`
+    every_bundled_model,  # noqa: F401 - the fixture `bundled`
+    every_kind,  # noqa: F401 - the fixture `models`
     in_chunks,
     logits_of,
     one_line,
@@ -20,20 +22,9 @@ from transformers import MixtralConfig
 
 from mistral_lab.attention import grouped_query_attention
 from mistral_lab.cache import RollingCache
-from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.loading import load
 from mistral_lab.moe import Expert, Routing, capture_routing, sparse_experts
 from mistral_lab.transformer import FeedForward, Layer, MixtureOfExperts, Transformer, blocks, decoder
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def models(request, tmp_path_factory):
-    return pair(tmp_path_factory.mktemp("kind"), *KINDS[request.param])
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    return pair(tmp_path_factory.mktemp("window"), *KINDS["window"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +56,6 @@ def test_logits_through_the_cache_are_those_of_one_pass_at_every_step(models, si
     ours, theirs = models
     tokens = prompt(23)
     torch.testing.assert_close(in_chunks(ours, tokens, size), logits_of(theirs, tokens), **CLOSE)
-
-
-@pytest.fixture(scope="module", params=list(BUNDLED))
-def bundled(request):
-    return bundled_pair(request.param)
 
 
 def test_logits_of_the_bundled_models_are_those_of_transformers(bundled):

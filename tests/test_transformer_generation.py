@@ -4,33 +4,17 @@ import pytest
 import torch
 from small_decoders import (
     CLOSE,
-    KINDS,
-    bundled_pair,
+    dense_decoder,  # noqa: F401 - the fixture `dense`
+    every_bundled_model,  # noqa: F401 - the fixture `bundled`
+    every_kind,  # noqa: F401 - the fixture `models`
     generate,
     one_line,
     one_thread,  # noqa: F401 - for all tests of this file
-    pair,
     prompt,
 )
 
-from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.sampling import choose_token
 from mistral_lab.transformer import Transformer, decoder, generation
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def models(request, tmp_path_factory):
-    return pair(tmp_path_factory.mktemp("kind"), *KINDS[request.param])
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    return pair(tmp_path_factory.mktemp("window"), *KINDS["window"])[0]
-
-
-@pytest.fixture(scope="module", params=list(BUNDLED))
-def bundled(request):
-    return bundled_pair(request.param)
 
 
 def test_greedy_generation_is_that_of_transformers_token_for_token(models):

@@ -9,9 +9,9 @@ first of the vocabulary; the other tokens decode to nothing.
 """
 
 import argparse
-import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,34 +20,25 @@ from tqdm.auto import tqdm
 
 from mistral_lab import PRESETS, ModelConfig
 from mistral_lab.checkpoints import locate
-from mistral_lab.memory.weights import attention_shapes, feed_forward_shapes
+from mistral_lab.files import write_index, write_json
+from mistral_lab.transformer.shapes import checkpoint_shapes
 
 SEED = 0
 SCALE = 0.02  # standard deviation of every matrix, as in the initialisation of transformers
+FIRST = "model.layers.0."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of one layer, by their names on the hub without the prefix "model.layers.N."."""
-    shapes: dict[str, tuple[int, ...]] = {
-        f"self_attn.{letter}_proj.weight": shape for letter, shape in zip("qkvo", attention_shapes(config), strict=True)
-    }
-    shapes |= {"input_layernorm.weight": (config.dim,), "post_attention_layernorm.weight": (config.dim,)}
-    gate, up, down = feed_forward_shapes(config)
-    if config.num_experts is None:
-        return shapes | {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down}
-    shapes["block_sparse_moe.gate.weight"] = (config.num_experts, config.dim)
-    for expert in range(config.num_experts):
-        for matrix, shape in (("w1", gate), ("w2", down), ("w3", up)):
-            shapes[f"block_sparse_moe.experts.{expert}.{matrix}.weight"] = shape
-    return shapes
+    one = checkpoint_shapes(replace(config, n_layers=1))
+    return {name.removeprefix(FIRST): shape for name, shape in one.items() if name.startswith(FIRST)}
 
 
 def end_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The tensors before the first layer and after the last, by their names on the hub."""
-    table = (config.vocab_size, config.dim)
-    head = {} if config.tied_embeddings else {"lm_head.weight": table}
-    return {"model.embed_tokens.weight": table, "model.norm.weight": (config.dim,)} | head
+    one = checkpoint_shapes(replace(config, n_layers=1))
+    return {name: shape for name, shape in one.items() if not name.startswith(FIRST)}
 
 
 def tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -73,17 +64,15 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
         for part, shape in tqdm(layer_shapes(config).items(), desc="Making one layer")
         for name, value in _stored(part, tensor(shape, generator), bits).items()
     }
-    where, total = {}, 0
+    files = []
     for index in tqdm(range(shards), desc=f"Writing {folder.name}", unit="shard"):
         if index < config.n_layers:
             tensors = {f"model.layers.{index}.{name}": value for name, value in layer.items()}
         else:
             tensors = {name: tensor(shape, generator) for name, shape in end_shapes(config).items()}
-        file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-        total += sum(value.nbytes for value in tensors.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        files.append(f"model-{index + 1:05}-of-{shards:05}.safetensors")
+        save_file(tensors, folder / files[-1], metadata={"format": "pt"})
+    write_index(folder, files)
     source = locate("tiny-mistral").path
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -94,7 +83,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
         from mistral_lab.four_bit import nf4_config
 
         fields["quantization_config"] = nf4_config().to_dict()
-    _write_json(folder / "config.json", fields)
+    write_json(folder / "config.json", fields)
 
 
 def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
@@ -104,10 +93,6 @@ def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor
     from mistral_lab.four_bit.checkpoint import MATRIX, quantized_tensors
 
     return quantized_tensors(name, value) if MATRIX.search(f".{name}") else {name: value}
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:

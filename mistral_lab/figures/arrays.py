@@ -53,3 +53,19 @@ def as_intervals(lows: np.ndarray, middles: np.ndarray, highs: np.ndarray, *, of
     if (np.diff(bounds, axis=0) < 0).any():
         raise ValueError(f"a {of} lies outside its interval: expected lows <= {of}s <= highs")
     return bounds
+
+
+def as_amount_intervals(
+    lows: np.ndarray, middles: np.ndarray, highs: np.ndarray, shape: tuple[int, ...], *, of: str = "mean"
+) -> np.ndarray:
+    """Check three arrays with `as_amounts`, and join them with `as_intervals`.
+
+    Args:
+        lows, middles, highs: finite and 0 or more.
+        shape: what each of them must have.
+        of: what the middle is, such as "median", for the message.
+
+    Returns:
+        (3, *shape): lows, middles and highs.
+    """
+    return as_intervals(*(as_amounts(values, shape) for values in (lows, middles, highs)), of=of)

@@ -6,15 +6,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from .arrays import as_amounts, as_intervals
+from .arrays import as_amount_intervals, as_amounts
 from .canvas import axes_or_new
-from .marks import draw_intervals
+from .marks import draw_interval_series, some_labels
 from .model import plot_parameters
 from .style import COLOURS, INK, STYLE, decade_axis, legend_above
 
 LIMIT_LOOKS = ("-", "--", ":")
-MARKERS = "os^D"
-MOST_LAYERS = 17  # numbers on the axis
+LOOKS = ("o-", "s-", "^-", "D-")
 
 
 @mpl.rc_context(STYLE)
@@ -66,17 +65,15 @@ def plot_changed(
         unit: the label of the axis, in %.
     """
     shape = (len(names), np.shape(shares)[-1] if np.ndim(shares) else 0)
-    lows, shares, highs = (as_amounts(values, shape) for values in (lows, shares, highs))
-    bounds = as_intervals(lows, shares, highs, of="share")
-    if lows.min() <= 0 or highs.max() > 1:
-        raise ValueError(f"shares run from {lows.min()} to {highs.max()}: expected above 0, for the axis, and up to 1")
+    bounds = as_amount_intervals(lows, shares, highs, shape, of="share")
+    if bounds.min() <= 0 or bounds.max() > 1:
+        raise ValueError(
+            f"shares run from {bounds.min()} to {bounds.max()}: expected above 0, for the axis, and up to 1"
+        )
     ax = axes_or_new(ax, height_in=3.4)
     layers = np.arange(shape[1])
-    ways = zip(names, COLOURS[2 : 2 + len(names)], MARKERS[: len(names)], strict=True)
-    for number, (name, colour, marker) in enumerate(ways):
-        shift = 0.06 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
-        draw_intervals(ax, layers + shift, 100 * bounds[:, number], look=f"{marker}-", colour=colour, label=name)
-    ax.set_xticks(layers[:: 1 + len(layers) // MOST_LAYERS])
+    draw_interval_series(ax, layers, 100 * bounds, names=names, looks=LOOKS, colours=COLOURS[2:], gap=0.06)
+    ax.set_xticks(layers[some_labels(len(layers))])
     ax.set_xlim(-0.5, len(layers) - 0.5)
     decade_axis(ax.yaxis)
     ax.set_xlabel("layer")

@@ -6,9 +6,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from .arrays import as_amounts, as_intervals, as_positive
+from .arrays import as_amount_intervals, as_amounts, as_intervals, as_positive
 from .canvas import axes_or_new
-from .marks import draw_intervals, label_rows, write_beside
+from .marks import draw_interval_series, draw_intervals, label_rows, write_beside
 from .style import (
     COLOURS,
     FADED,
@@ -207,8 +207,8 @@ def plot_decode(
     ax = axes_or_new(ax, height_in=3.8)
     predicted = {"color": PREDICTED, "markeredgecolor": INK, "label": "predicted: the least", "zorder": 4}
     ax.plot(n_kv_heads, predicted_s * 1e3, "D--", **predicted)
-    for number, (way, colour) in enumerate(zip(ways, WAY_COLOURS[: len(ways)], strict=True)):
-        draw_intervals(ax, n_kv_heads, 1e3 * bounds_s[:, number], look="o-", colour=colour, label=f"measured: {way}")
+    names, looks = [f"measured: {way}" for way in ways], ["o-"] * len(ways)
+    draw_interval_series(ax, n_kv_heads, 1e3 * bounds_s, names=names, looks=looks, colours=WAY_COLOURS)
     doubling_axis(ax, n_kv_heads)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:g}")
@@ -230,8 +230,7 @@ def plot_intervals(
         names: of the models.
         unit: the label of the axis.
     """
-    means, lows, highs = (as_amounts(values, (len(names),)) for values in (means, lows, highs))
-    bounds = as_intervals(lows, means, highs)
+    lows, means, highs = bounds = as_amount_intervals(lows, means, highs, (len(names),))
     ax = axes_or_new(ax, height_in=0.9 + 0.4 * len(names))
     rows = np.arange(len(names))
     ax.hlines(rows, 0, means, color=FADED, linewidth=3, zorder=1)

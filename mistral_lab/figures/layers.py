@@ -8,16 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .arrays import as_amounts, as_intervals, as_positive
+from .arrays import as_amount_intervals, as_amounts, as_intervals, as_positive
 from .canvas import axes_or_new
-from .marks import draw_intervals, label_rows, write_beside
+from .marks import draw_interval_series, draw_intervals, label_rows, some_labels, write_beside
 from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, legend_above, readable_on
 
 SUBLAYER_COLOURS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
 STREAM = "#595959"
 # Inches on the page, so that a text of 9 points fits into its box.
 BOX, LINE, GAP, ARM = 1.22, 0.2, 0.16, 1.9
-MOST_NAMES = 17
 
 
 @mpl.rc_context(STYLE)
@@ -98,7 +97,7 @@ def plot_stream(
     rows = np.arange(len(places))
     ax.plot(rows, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=8, label="predicted")
     draw_intervals(ax, rows, bounds, look="o-", colour=MEASURED, label="measured")
-    named = slice(None, None, 1 + len(places) // MOST_NAMES)  # or the names of 32 layers would cover each other
+    named = some_labels(len(places))
     ax.set_xticks(rows[named], places[named], rotation=60, ha="right", rotation_mode="anchor")
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
     decade_axis(ax.yaxis)
@@ -128,10 +127,7 @@ def plot_added(
     ax = axes_or_new(ax, height_in=3.2)
     layers = np.arange(bounds.shape[-1])
     ax.axhline(1, color=INK, linewidth=1, linestyle=":")
-    looks = zip(names, SUBLAYER_COLOURS[: len(names)], "os"[: len(names)], strict=True)
-    for number, (name, colour, marker) in enumerate(looks):
-        shift = 0.12 * (number - (len(names) - 1) / 2)  # or the bars of a layer would cover each other
-        draw_intervals(ax, layers + shift, bounds[:, number], look=marker, colour=colour, label=name)
+    draw_interval_series(ax, layers, bounds, names=names, looks="os", colours=SUBLAYER_COLOURS, gap=0.12)
     ax.set_xticks(layers)
     ax.set_xlim(-0.5, len(layers) - 0.5)
     ax.set_xlabel("layer")
@@ -161,10 +157,8 @@ def plot_part_times(
         parts: names, the first on top.
         title: which model.
     """
-    lows_s, medians_s, highs_s, predicted_s = (
-        as_amounts(seconds, (len(parts),)) for seconds in (lows_s, medians_s, highs_s, predicted_s)
-    )
-    as_intervals(lows_s, medians_s, highs_s, of="median")
+    lows_s, medians_s, highs_s = as_amount_intervals(lows_s, medians_s, highs_s, (len(parts),), of="median")
+    predicted_s = as_amounts(predicted_s, (len(parts),))
     ax = axes_or_new(ax, height_in=1.2 + 0.4 * len(parts))
     rows = np.arange(len(parts))
     spread = [(medians_s - lows_s) * 1e3, (highs_s - medians_s) * 1e3]

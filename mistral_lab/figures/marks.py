@@ -8,6 +8,13 @@ from matplotlib.text import Annotation
 
 from .style import INK, hide_frame, readable_on, shade
 
+MOST_LABELS = 17  # along a horizontal axis as wide as the page
+
+
+def some_labels(count: int) -> slice:
+    """Select every label of a horizontal axis, or every second or third one where all of them would overlap."""
+    return slice(None, None, 1 + count // MOST_LABELS)
+
 
 def label_rows(ax: Axes, names: Sequence[str], *, room: float = 0.5) -> None:
     """Give each row its name, the first on top, with some room beyond the first and the last."""
@@ -43,6 +50,34 @@ def draw_intervals(
         ax.errorbar(middle, places, xerr=reach, **style)
     else:
         ax.errorbar(places, middle, yerr=reach, **style)
+
+
+def draw_interval_series(
+    ax: Axes,
+    places: Sequence[float],
+    bounds: np.ndarray,
+    *,
+    names: Sequence[str],
+    looks: Sequence[str],
+    colours: Sequence[str],
+    gap: float = 0,
+    level: bool = False,
+) -> None:
+    """Draw several series of intervals at the same places, each in its own look and colour.
+
+    Args:
+        places: (n,) along the other axis.
+        bounds: (3, series, n), lows, middles and highs.
+        names: of the series, for the legend.
+        looks: marker and line of each series, as in `draw_intervals`; there may be more than series.
+        colours: of each series; there may be more than series.
+        gap: between neighbouring series at one place, so that their bars do not cover each other.
+        level: whether the bars lie in rows, at heights that are the places.
+    """
+    series = zip(names, looks[: len(names)], colours[: len(names)], strict=True)
+    for number, (name, look, colour) in enumerate(series):
+        shifted = np.asarray(places) + gap * (number - (len(names) - 1) / 2)
+        draw_intervals(ax, shifted, bounds[:, number], look=look, colour=colour, label=name, level=level)
 
 
 def draw_percent_map(ax: Axes, shares: np.ndarray, *, most: float, digits: int = 0) -> None:

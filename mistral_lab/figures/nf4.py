@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .arrays import as_amounts, as_finite, as_intervals
 from .canvas import axes_or_new
-from .marks import draw_intervals, draw_percent_map, label_rows, write_beside
+from .marks import draw_interval_series, draw_percent_map, label_rows, write_beside
 from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above
 
 LINE_COLOURS = (MEASURED, COLOURS[4])
@@ -234,11 +234,9 @@ def plot_loss_changes(
     means, lows, highs = (as_finite(values, shape) for values in (means, lows, highs))
     bounds = 1000 * as_intervals(lows, means, highs)
     ax = axes_or_new(ax, height_in=1.4 + 0.45 * len(formats))
-    rows, steps = np.arange(len(formats)), (np.arange(len(models)) - (len(models) - 1) / 2) * 0.3
+    rows = np.arange(len(formats))
     ax.axvline(0, color=INK, linewidth=1, linestyle=":")
-    looks = zip(models, LINE_COLOURS[: len(models)], "os"[: len(models)], steps, strict=True)
-    for model, (name, colour, marker, step) in enumerate(looks):
-        draw_intervals(ax, rows + step, bounds[:, model], look=marker, colour=colour, label=name, level=True)
+    draw_interval_series(ax, rows, bounds, names=models, looks="os", colours=LINE_COLOURS, gap=0.3, level=True)
     label_rows(ax, formats)
     ax.set_xlabel("change of held-out loss, thousandths of a nat a token")
     ax.grid(axis="x")

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from .arrays import as_amounts, as_intervals, as_positive
+from .arrays import as_amount_intervals, as_positive
 from .canvas import axes_or_new
-from .marks import draw_intervals, label_rows, write_beside
+from .marks import draw_interval_series, draw_intervals, label_rows, write_beside
 from .style import (
     COLOURS,
     FADED,
@@ -27,7 +27,6 @@ from .tokens import boxes_in_lines, quoted
 LEARNT = COLOURS[2]  # what counts in the loss, and what is trained
 WIDTH, GAP = 100.0, 0.8  # of a line of tokens, and between two of them, in characters
 LONGEST = 40  # characters that are shown of a token, in its quotes
-MARKERS = "os"
 
 
 @mpl.rc_context(STYLE)
@@ -172,15 +171,13 @@ def plot_before_after(
         raise ValueError(f"times has {len(times)} names: expected two")
     if wrong := {len(values) for table in (means, lows, highs) for values in table} - {len(rows)}:
         raise ValueError(f"a row of numbers has {min(wrong)} of them: expected {len(rows)}, one for each name")
-    means, lows, highs = (as_amounts(values, (2, len(rows))) for values in (means, lows, highs))
-    bounds = as_intervals(lows, means, highs)
+    bounds = as_amount_intervals(lows, means, highs, (2, len(rows)))
     ax = axes_or_new(ax, height_in=1.1 + 0.42 * len(rows))
     places = np.arange(len(rows))
-    ax.hlines(places, means[0], means[1], color=FADED, linewidth=3, zorder=1)
-    for time, (name, colour, marker) in enumerate(zip(times, (INK, MEASURED), MARKERS, strict=True)):
-        draw_intervals(ax, places, bounds[:, time], look=marker, colour=colour, label=name, level=True)
+    ax.hlines(places, *bounds[1], color=FADED, linewidth=3, zorder=1)
+    draw_interval_series(ax, places, bounds, names=times, looks="os", colours=(INK, MEASURED), level=True)
     label_rows(ax, rows)
-    ax.set_xlim(0, 1.08 * highs.max())
+    ax.set_xlim(0, 1.08 * bounds.max())
     ax.set_xlabel(unit)
     ax.grid(axis="x")
     legend_above(ax, columns=2)
@@ -206,10 +203,9 @@ def plot_ranks(
     """
     if list(ranks) != sorted(set(ranks)):
         raise ValueError(f"ranks are {', '.join(map(str, ranks))}: expected ascending numbers, each once")
-    means, lows, highs = (as_amounts(values, (len(ranks),)) for values in (means, lows, highs))
-    bounds = as_intervals(lows, means, highs)
-    if highs.max() > 1:
-        raise ValueError(f"a share is {highs.max()}: expected at most 1")
+    bounds = as_amount_intervals(lows, means, highs, (len(ranks),))
+    if bounds.max() > 1:
+        raise ValueError(f"a share is {bounds.max()}: expected at most 1")
     ax = axes_or_new(ax, height_in=2.9)
     draw_intervals(ax, ranks, 100 * bounds, look="o-", colour=MEASURED, capsize=4)
     doubling_axis(ax, ranks)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle, Wedge
 
-from .arrays import as_amounts, as_intervals, as_positive
+from .arrays import as_amount_intervals, as_amounts, as_positive
 from .canvas import axes_or_new
 from .style import (
     COLOURS,
@@ -252,8 +252,7 @@ def plot_by_range(
         x_label, unit: the labels of the axes.
         divider: a place, such as 1.5 between the second and the third, and what changes there.
     """
-    means, lows, highs = (as_amounts(values, (len(names), len(ranges))) for values in (means, lows, highs))
-    bounds = as_intervals(lows, means, highs)
+    bounds = as_amount_intervals(lows, means, highs, (len(names), len(ranges)))
     ax = axes_or_new(ax, height_in=2.8)
     places = np.arange(len(ranges))
     looks = zip(names, MARKERS[: len(names)], SERIES_COLOURS[: len(names)], strict=True)
@@ -263,7 +262,7 @@ def plot_by_range(
         look = {"fmt": f"{marker}-", "color": colour, "linewidth": 1.2, "capsize": 3, "label": name}
         ax.errorbar(places + shift, mean, yerr=[mean - low, high - mean], **look)
     ax.set_xticks(places, ranges)
-    ax.set_ylim(-0.03 * highs.max(), 1.08 * highs.max())  # room for a marker at 0
+    ax.set_ylim(-0.03 * bounds.max(), 1.08 * bounds.max())  # room for a marker at 0
     ax.set_xlabel(x_label)
     ax.set_ylabel(unit)
     ax.grid(axis="y")
