@@ -134,7 +134,7 @@ def plot_training(losses: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """Draw the loss of every step, on a logarithmic axis.
 
     Args:
-        losses: (steps,) nats per token of the answer, above 0.
+        losses: (steps,) nats per answer token, above 0.
     """
     losses = np.asarray(losses, float)
     if losses.ndim != 1 or not len(losses) or not np.isfinite(losses).all() or losses.min() <= 0:
@@ -143,7 +143,7 @@ def plot_training(losses: np.ndarray, *, ax: Axes | None = None) -> Axes:
     ax.plot(1 + np.arange(len(losses)), losses, "o-", color=MEASURED, markersize=4)
     decade_axis(ax.yaxis)
     ax.set_xlabel("step")
-    ax.set_ylabel("loss, nats per token of the answer\n(logarithmic axis)")
+    ax.set_ylabel("loss, nats per answer token\n(logarithmic axis)")
     ax.grid(axis="y")
     return ax
 
