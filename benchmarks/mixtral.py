@@ -35,7 +35,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see benchmarks/moe.py
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import psutil
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -54,7 +53,7 @@ from mistral_lab.measure import (
     peak_memory,
     time_callable,
 )
-from mistral_lab.memory import weight_bytes
+from mistral_lab.memory import free_bytes, weight_bytes
 from mistral_lab.transformer.shapes import checkpoint_shapes
 
 RESULTS = Path(__file__).parent / "results"
@@ -79,9 +78,9 @@ def layers_that_fit(config: ModelConfig, device: torch.device) -> int:
     """How many layers fit: in four bits on a card, or in 16 bits in a quarter of the computer's free memory."""
     one = replace(config, n_layers=1)
     if device.type == "cuda":
-        free, precision = torch.cuda.mem_get_info()[0], "nf4-double"
+        free, precision = free_bytes(device), "nf4-double"
     else:
-        free, precision = psutil.virtual_memory().available // 4, "bfloat16"
+        free, precision = free_bytes(device) // 4, "bfloat16"
     layer = weight_bytes(replace(config, n_layers=2), precision) - weight_bytes(one, precision)
     rest = weight_bytes(one, precision) - layer
     return max(1, min(config.n_layers, (free - rest) // layer))
@@ -162,8 +161,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, bandwi
     layers = min(options.layers or layers_that_fit(full, device), full.n_layers)
     config = replace(full, n_layers=layers)
     sixteen_bits = weight_bytes(config, "bfloat16")
-    memory = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
-    quantised = 2 * sixteen_bits > min(memory, shutil.disk_usage(tempfile.gettempdir()).free)
+    quantised = 2 * sixteen_bits > min(free_bytes(device), shutil.disk_usage(tempfile.gettempdir()).free)
     loaded, records = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / name

@@ -29,7 +29,6 @@ from collections.abc import Callable
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import psutil
 import torch
 from compat import choose_experts
 from experts import run_benchmark, size_arguments
@@ -39,6 +38,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from mistral_lab.measure import compare, time_in_turns
+from mistral_lab.memory import free_bytes
 from mistral_lab.moe import Expert, route_top_k, sparse_experts, split_experts
 
 LAB = "mistral_lab"
@@ -77,7 +77,7 @@ def sort_out(functions: dict, expected: torch.Tensor, gathered_bytes: int) -> tu
     """Call each function twice and compare its result; return the names to time, and why the others are left out."""
     second_s, absent = {}, {}
     for name, function in functions.items():
-        if name == "batched_mm" and gathered_bytes > psutil.virtual_memory().available / 2:
+        if name == "batched_mm" and gathered_bytes > free_bytes() / 2:
             absent[name] = (
                 f"copies the experts of every choice, {gathered_bytes / 1e9:.0f} GB: too much for this machine"
             )

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from mistral_lab import checkpoints
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.distributed import __main__ as command
-from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank, loader
-from mistral_lab.loading import load, reading
+from mistral_lab.distributed import check_room, experts_of_rank, launch, load_rank
+from mistral_lab.loading import load, quantising, reading
 from mistral_lab.memory import traffic_bytes, weights_by_device
 
 pytestmark = pytest.mark.long
@@ -360,7 +360,7 @@ def test_a_model_too_large_for_its_ranks_is_refused_before_its_weights_are_fetch
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     monkeypatch.setattr(checkpoints.Source, "config_folder", lambda self: None)
     monkeypatch.setattr(checkpoints.Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
-    monkeypatch.setattr(loader, "read_config", lambda folder: config)
+    monkeypatch.setattr(quantising, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=12 * 2**30))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

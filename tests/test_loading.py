@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from mistral_lab.checkpoints import ALIASES, BUNDLED, PINNED, Source, locate
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.loading import load, loader, reading
+from mistral_lab.loading import load, loader, quantising, reading
 from mistral_lab.loading.printing import Printer
 
 PROMPT = "AI的未来是"
@@ -569,7 +569,7 @@ def test_no_code_of_a_checkpoint_is_run(copy):
 def test_what_cannot_fit_is_refused_before_a_download_with_what_fits(monkeypatch, no_network):
     config = PRESETS["mixtral-8x7b-v0.1"]
     monkeypatch.setattr(Source, "config_folder", lambda self: None)
-    monkeypatch.setattr(loader, "read_config", lambda folder: config.to_transformers())
+    monkeypatch.setattr(quantising, "read_config", lambda folder: config.to_transformers())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
     # What this process holds for other things makes no room.
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=60 * 2**30))

@@ -24,7 +24,7 @@ from mistral_lab.checkpoints import ALIASES, BUNDLED, Source
 from mistral_lab.config import PRESETS, ModelConfig, read_config
 from mistral_lab.files import weight_files
 from mistral_lab.four_bit import ExactLinear4bit, audit, quantized_folder
-from mistral_lab.loading import forms, load, loader, placement
+from mistral_lab.loading import forms, load, loader, placement, quantising
 from mistral_lab.loading.forms import COPIES, bytes_in_files, quantised_precision
 from mistral_lab.memory import weight_bytes, weight_parts
 
@@ -328,7 +328,7 @@ def full_size(monkeypatch, double: bool, available: int):
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     config.quantization_config = in_four_bits("tiny-mistral", "nf4", double, torch.uint8, "nothing")[1]
     monkeypatch.setattr(Source, "config_folder", lambda self: Path("nowhere"))
-    monkeypatch.setattr(loader, "read_config", lambda folder: config)
+    monkeypatch.setattr(quantising, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=0))
 
@@ -522,7 +522,7 @@ def test_a_disk_too_full_for_the_experts_is_said_before_the_download(tmp_path, p
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
     monkeypatch.setattr(Source, "config_folder", lambda self: tmp_path)
     monkeypatch.setattr(Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
-    monkeypatch.setattr(loader, "read_config", lambda folder: config)
+    monkeypatch.setattr(quantising, "read_config", lambda folder: config)
     monkeypatch.setenv("MISTRAL_LAB_CACHE", str(tmp_path / "not" / "made"))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 10**9))
@@ -544,7 +544,7 @@ def test_a_copy_is_offered_before_16_bits_are_fetched_for_four(monkeypatch, tmp_
     monkeypatch.setattr(Source, "config_folder", lambda self: tmp_path)
     monkeypatch.setattr(Source, "folder", fetch)
     config = PRESETS["mixtral-8x7b-v0.1"].to_transformers()
-    monkeypatch.setattr(loader, "read_config", lambda folder: config)
+    monkeypatch.setattr(quantising, "read_config", lambda folder: config)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * GIB))
     with pytest.warns(UserWarning, match="is quantised here, once") as said, pytest.raises(Fetched):
         load("mixtral-8x7b-v0.1", bits=4, device="cpu")

@@ -7,11 +7,11 @@ from torch import distributed
 from transformers import PreTrainedModel
 
 from ..checkpoints import locate
-from ..config import ModelConfig, read_config
+from ..config import ModelConfig
 from ..loading.choosing import check_dtype, dtype_of_card
 from ..loading.fitting import out_of_memory_explained, short_context
-from ..loading.forms import check_form, explained, is_quantised, quantised_precision
-from ..loading.quantising import config_to_read, folder_to_read
+from ..loading.forms import check_form, is_quantised, quantised_precision
+from ..loading.quantising import config_found, config_to_read, folder_to_read
 from ..loading.reading import check_four_bits, read_model
 from ..memory import Plan, plan, total_bytes
 from .experts import METHOD, RankConfig, experts_of_rank
@@ -52,9 +52,7 @@ def load_rank(
     if not distributed.is_initialized() and "RANK" not in os.environ:
         raise RuntimeError("this process is no rank: start it with `torchrun --nproc_per_node 2 ...`, or with launch()")
     source = locate(name or "tiny-mixtral", revision)
-    with explained(source):
-        config_folder = source.config_folder()
-    transformers_config = read_config(config_folder)
+    config_folder, transformers_config = config_found(source)
     if not getattr(transformers_config, "num_local_experts", None):
         raise ValueError(f"{source.name} has no experts to spread: expected a mixture, such as tiny-mixtral")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -84,15 +84,18 @@ def folder_written_whole(target: Path, *, replace: bool = False) -> Iterator[Pat
     Raises:
         FileExistsError: something is there, and it may not be replaced.
     """
-    if target.exists() and not replace:
-        raise FileExistsError(f"{target} exists: choose another name, or delete it first")
+
+    def refuse_to_replace() -> None:
+        if target.exists() and not replace:
+            raise FileExistsError(f"{target} exists: choose another name, or delete it first")
+
+    refuse_to_replace()
     with private_place(target) as place:
         yield place
+        refuse_to_replace()  # somebody may have made it in the meantime
         before = place.with_name(f"{target.name}.before")  # goes with the private place
         try:
             if target.exists():
-                if not replace:  # somebody made it in the meantime
-                    raise FileExistsError(f"{target} exists: choose another name, or delete it first")
                 target.rename(before)
             place.rename(target)
         except BaseException:

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import BUNDLED, locate
-from ..config import ModelConfig, read_config
+from ..config import ModelConfig
 from ..files import has_weights
 from .choosing import check_dtype, choose_device, choose_dtype
 from .fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
-from .forms import check_form, explained, quantised_precision
+from .forms import check_form, quantised_precision
 from .loaded import Loaded
 from .placement import offload_folder, remove_with, spread_here
-from .quantising import config_to_read, fetched, folder_to_read, quantised_while_read
+from .quantising import config_found, config_to_read, fetched, folder_to_read, quantised_while_read
 from .reading import check_four_bits, quiet, read_model, read_tokenizer
 
 DEFAULT_MODEL = "tiny-mistral"
@@ -78,9 +78,7 @@ def load(
         raise ValueError(f"bits is {bits!r}: expected 4, 8, 16, 32 or None")
     source = locate(_named(name), revision)
     target = choose_device(device)
-    with explained(source):
-        config_folder = source.config_folder()
-    transformers_config = read_config(config_folder)
+    config_folder, transformers_config = config_found(source)
     check_form(source.name, transformers_config, bits, target)
     # What it takes, and whether that fits: before anything is downloaded.
     config = ModelConfig.from_transformers(transformers_config)
@@ -154,9 +152,7 @@ def quantized_copy(
     if source.name in BUNDLED:
         raise ValueError(f"{source.name} is quantised as it is read and has no copy: use load({source.name!r}, bits=4)")
     target = choose_device(device)
-    with explained(source):
-        config_folder = source.config_folder()
-    transformers_config = read_config(config_folder)
+    config_folder, transformers_config = config_found(source)
     check_form(source.name, transformers_config, 4, target)
     config = ModelConfig.from_transformers(transformers_config)
     dtype = choose_dtype(target, 4, config) if dtype is None else check_dtype(dtype, 4)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..checkpoints import BUNDLED, Source
@@ -86,6 +86,16 @@ def folder_to_read(
     return quantized_folder(
         folder, weight_files(folder), cache=lab_cache(), name=name, revision=commit, dtype=dtype, device=device
     )
+
+
+def config_found(source: Source) -> tuple[Path, PreTrainedConfig]:
+    """Return the folder with the `config.json` of a checkpoint, and the config of transformers that it holds.
+
+    From the hub only that file is fetched. Where there is none, say what the checkpoint has instead.
+    """
+    with explained(source):
+        folder = source.config_folder()
+    return folder, read_config(folder)
 
 
 def config_to_read(folder: Path):

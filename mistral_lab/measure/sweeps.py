@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import write_json
 from ..loading.loaded import Loaded
 from .generation import Measurement, check_counts, dtype_name, measure_generation
 from .machine import Machine, machines_here
@@ -134,4 +134,4 @@ def _write(path: Path, points: Sequence[Point]) -> None:
     entries = [
         {"label": point.label, "weights": point.weights, "measurement": asdict(point.measurement)} for point in points
     ]
-    write_whole(path, json.dumps({"format": FORMAT, "points": entries}, indent=1) + "\n")
+    write_json(path, {"format": FORMAT, "points": entries})

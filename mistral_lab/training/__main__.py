@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from .. import checkpoints
-from ..files import write_whole
+from ..files import write_json, write_whole
 from ..measure import processor
 from . import card
 from .adapter_ranks import as_json, measure_ranks
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
             clock = Clock(folder / "run.json")
             export(train(recipe, tokenizer, folder, callbacks=[clock]), tokenizer, BUNDLED / name)
             known = json.loads(runs.read_text()) if runs.exists() else {}
-            write_whole(runs, json.dumps(known | {name: json.loads(clock.path.read_text())}, indent=1) + "\n")
+            write_json(runs, known | {name: json.loads(clock.path.read_text())})
     if options.only in (None, "traces"):
         (BUNDLED / "traces").mkdir(exist_ok=True)
         for name, recipe in TRACES.items():
