@@ -9,7 +9,7 @@ from bitsandbytes import functional
 
 from mistral_lab import load
 from mistral_lab.four_bit import ExactLinear4bit, linear
-from mistral_lab.four_bit.kernel_layout import pack_codes, packed_state, unpack_codes
+from mistral_lab.four_bit.kernel_layout import fits_kernel, pack_codes, packed_scales, packed_state, unpack_codes
 from mistral_lab.four_bit.matrix import quantize_matrix
 
 # One strip, several, more columns than rows and fewer.
@@ -43,7 +43,7 @@ def test_the_layout_is_the_one_that_is_drawn(shape):
 def test_codes_and_scales_are_those_of_bitsandbytes(shape, double):
     codes, state = quantised(shape, double)
     expected, expected_state = functional._convert_weight_packed_for_cpu(codes.clone(), copy.copy(state))
-    ready = packed_state(state)
+    ready = packed_state(state, packed_scales(state))
     assert torch.equal(pack_codes(codes, state.shape), expected)
     assert torch.equal(ready.absmax, expected_state.absmax)
     for field in ("shape", "dtype", "blocksize", "quant_type", "nested", "packing_format_for_cpu"):
@@ -69,7 +69,7 @@ def packs_everywhere(monkeypatch):
     """Layers pack and unpack on any CPU: what is tested here never multiplies."""
 
     def packable(self) -> bool:
-        whole_tiles = not (self.out_features % linear.KERNEL_ROWS or self.in_features % linear.KERNEL_COLUMNS)
+        whole_tiles = fits_kernel(torch.Size([self.out_features, self.in_features]))
         return whole_tiles and self.weight.device.type == "cpu" and not self.packed
 
     monkeypatch.setattr(ExactLinear4bit, "packable", property(packable))

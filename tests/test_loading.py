@@ -335,6 +335,7 @@ def test_four_bits_are_nf4_with_double_quantisation(mistral):
     linears = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert len(linears) == 7 * SIZES["num_hidden_layers"]
     for linear in linears:
+        linear.unpack()
         assert linear.weight.quant_state.quant_type == "nf4"
         assert linear.weight.quant_state.nested
         assert linear.compute_dtype == torch.bfloat16

@@ -54,7 +54,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
     Args:
         config: the shape of the model.
         folder: where to write. It is created where it is missing, and files with the same names are overwritten.
-        bits: 16, or 4 for the form that `load(..., bits=4)` caches.
+        bits: 16, or 4 for the form that `load(..., bits=4)` caches: packed for this CPU where it has the kernel.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(SEED)
@@ -90,9 +90,11 @@ def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor
     """The tensors that a checkpoint holds for one tensor of a layer."""
     if bits == 16:
         return {name: value}
-    from mistral_lab.four_bit.checkpoint import MATRIX, quantized_tensors
+    from mistral_lab.four_bit import packed_for, quantized_tensors
+    from mistral_lab.four_bit.shards import MATRIX
 
-    return quantized_tensors(name, value) if MATRIX.search(f".{name}") else {name: value}
+    packed = packed_for(torch.device("cpu"))
+    return quantized_tensors(name, value, packed=packed) if MATRIX.search(f".{name}") else {name: value}
 
 
 def main() -> None:

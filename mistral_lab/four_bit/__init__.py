@@ -6,10 +6,11 @@ that quantises the experts too.
 """
 
 from .audit import Audit, AuditRow, audit
-from .checkpoint import quantized_folder, quantized_tensors
+from .checkpoint import packed_for, quantized_folder, warn_of_repeated_packing
 from .experts import FourBitExpert, FourBitExperts
 from .linear import ExactLinear4bit
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
+from .shards import holds_packed_codes, quantized_tensors
 
 __all__ = [
     "Audit",
@@ -20,8 +21,11 @@ __all__ = [
     "FourBitExperts",
     "audit",
     "check_cpu",
+    "holds_packed_codes",
     "nf4_config",
+    "packed_for",
     "quantized_folder",
     "quantized_tensors",
     "use_our_quantizer",
+    "warn_of_repeated_packing",
 ]

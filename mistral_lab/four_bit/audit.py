@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
+from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Params4bit
 
 from .compat import quant_state
@@ -42,6 +43,7 @@ class Audit:
 
     rows: tuple[AuditRow, ...]
     table_bytes: int  # code tables and offsets of quantised weights, each counted once
+    rounded_bytes: int  # scales rounded for a CPU's kernel, which packed weights have beside the exact ones
 
     @property
     def parameters(self) -> int:
@@ -50,7 +52,7 @@ class Audit:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parameters with their scales, without the tables."""
+        """Bytes of all parameters with their scales as they were quantised, without tables and rounded scales."""
         return sum(row.nbytes for row in self.rows)
 
     @property
@@ -105,13 +107,15 @@ def audit(model: torch.nn.Module) -> Audit:
     """
     parameters, nbytes = defaultdict(int), defaultdict(int)
     tables: dict[int, int] = {}
+    rounded = 0
     for name, parameter in model.named_parameters():
-        key = _part(name), _bits(model, name, parameter)
-        count, size = _measure(model, name, parameter, tables)
-        parameters[key] += count
-        nbytes[key] += size
+        state, stand_in = _states(model, name, parameter)
+        key = _part(name), _bits(parameter, state)
+        parameters[key] += parameter.numel() if state is None else math.prod(state.shape)
+        nbytes[key] += _bytes_of(parameter, state, tables)
+        rounded += 0 if stand_in is None else stand_in.absmax.nbytes
     rows = [AuditRow(part, parameters[part, bits], bits, nbytes[part, bits]) for part, bits in parameters]
-    return Audit(tuple(sorted(rows, key=lambda row: -row.parameters)), sum(tables.values()))
+    return Audit(tuple(sorted(rows, key=lambda row: -row.parameters)), sum(tables.values()), rounded)
 
 
 def _part(name: str) -> str:
@@ -119,40 +123,29 @@ def _part(name: str) -> str:
     return next((part for part, piece in PARTS.items() if piece in dotted), "other")
 
 
-def _bits(model, name: str, parameter) -> int:
-    if isinstance(parameter, Params4bit) or quant_state(model, name, parameter) is not None:
-        return 4
-    return 8 * parameter.element_size()
-
-
-def _measure(model, name: str, parameter, tables: dict[int, int]) -> tuple[int, int]:
-    """Count weights and bytes of one parameter, and add its tables to `tables`."""
+def _states(model, name: str, parameter) -> tuple[QuantState | None, QuantState | None]:
+    """bitsandbytes' state of a tensor as it was quantised, and, of a packed one, that with rounded scales."""
     state = quant_state(model, name, parameter)
+    exact = getattr(model.get_submodule(name.rpartition(".")[0]), "scales_before_packing", None)
+    return (state, None) if exact is None else (exact, state)
+
+
+def _bits(parameter, state: QuantState | None) -> int:
+    return 4 if state is not None or isinstance(parameter, Params4bit) else 8 * parameter.element_size()
+
+
+def _bytes_of(parameter, state: QuantState | None, tables: dict[int, int]) -> int:
+    """Count the bytes of one parameter with its scales, and add its tables to `tables`."""
     if state is None:
         if isinstance(parameter, Params4bit):
-            return parameter.numel(), _four_bit_bytes(parameter)
+            return _four_bit_bytes(parameter)
         scales = getattr(parameter, "SCB", None)
-        return parameter.numel(), parameter.nbytes + (0 if scales is None else scales.nbytes)
-    module = model.get_submodule(name.rpartition(".")[0])
-    size, seen = parameter.nbytes, set()
-    for held in (state, getattr(module, "scales_before_packing", None)):
-        if held is None:
-            continue
-        size += _scale_bytes(held, seen)
-        nested = getattr(held, "state2", None)
-        for table in (held.code, held.offset, nested.code if nested is not None else None):
-            if isinstance(table, torch.Tensor):
-                tables[table.data_ptr()] = table.nbytes
-    return math.prod(state.shape), size
-
-
-def _scale_bytes(state, seen: set[int]) -> int:
-    """Count the bytes of absmax and of the scales of the scales, each tensor once."""
-    nested = getattr(state, "state2", None)
-    tensors = [state.absmax, *([nested.absmax] if nested is not None else [])]
-    fresh = [tensor for tensor in tensors if tensor.data_ptr() not in seen]
-    seen.update(tensor.data_ptr() for tensor in fresh)
-    return sum(tensor.nbytes for tensor in fresh)
+        return parameter.nbytes + (0 if scales is None else scales.nbytes)
+    nested = state.state2
+    for table in (state.code, state.offset, None if nested is None else nested.code):
+        if isinstance(table, torch.Tensor):
+            tables[table.data_ptr()] = table.nbytes
+    return parameter.nbytes + state.absmax.nbytes + (0 if nested is None else nested.absmax.nbytes)
 
 
 def _four_bit_bytes(parameter: Params4bit) -> int:

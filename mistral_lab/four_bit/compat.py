@@ -6,7 +6,7 @@ it was seen (read in their source): bitsandbytes 0.50.0 and 0.50.2, transformers
 """
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.functional import QuantState, dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Params4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from torch import nn
@@ -16,6 +16,11 @@ from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 # bitsandbytes
+
+
+def has_fused_kernel() -> bool:
+    """Say whether bitsandbytes multiplies by packed 4-bit codes on this CPU: it needs AVX512_BF16."""
+    return has_avx512bf16()
 
 
 def quant_state(model: nn.Module, name: str, parameter: nn.Parameter) -> QuantState | None:
@@ -98,27 +103,43 @@ class QuantizeTensor(ConversionOps):
 
 
 class RestoreTensor(Bnb4bitDeserialize):
-    """transformers' step from the parts of a 4-bit tensor to one parameter, for a router too.
+    """transformers' step from the parts of a 4-bit tensor to one parameter, for packed codes and for a router too.
 
     transformers 5 keeps the router of a Mixtral as a bare parameter. Before, it was an `nn.Linear`, which bitsandbytes
-    quantised: here such a router is dequantised.
+    quantised: here such a router is dequantised. `hf_quantizer` is the quantiser.
     """
+
+    # In a checkpoint, after the name of the module; of two that fit, the first counts.
+    PARTS = (
+        "weight.nested_absmax",
+        "weight.nested_quant_map",
+        "weight.quant_map",
+        "weight.absmax",
+        "weight.packed_absmax",
+        "weight.quant_state.bitsandbytes__nf4",
+        "weight.quant_state.bitsandbytes__fp4",
+        "weight",
+    )
 
     def convert(self, input_dict, model=None, full_layer_name=None, **kwargs):
         """Gather the parts of one tensor."""
-        owner = model.get_submodule(full_layer_name.rpartition(".")[0])
-        if len(input_dict) == 1 or isinstance(owner, Linear4bit):
-            return super().convert(input_dict, model=model, full_layer_name=full_layer_name, **kwargs)
         parts = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
-        codes = parts.pop("weight")
+        if len(parts) == 1:
+            return parts
+        owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+        codes, scales = parts.pop("weight"), parts.pop("weight.packed_absmax", None)
         state = QuantState.from_dict(parts, device=codes.device)
-        return {"weight": dequantize_4bit(codes, state)}
+        if not isinstance(owner, Linear4bit):
+            return {"weight": dequantize_4bit(codes, state)}
+        mark_as_loaded(owner)
+        return {"weight": self.hf_quantizer.restore(codes, state, scales, owner)}
 
 
 class TransformersQuantizer(Bnb4BitHfQuantizer):
     """transformers' 4-bit quantiser, whose hooks have public names here.
 
-    `from_pretrained` calls them in this order: `lay_out`, `choose_converters`, `quantize` for each tensor, `finish`.
+    `from_pretrained` calls them in this order: `lay_out`, `choose_converters`, `quantize` or `restore` for each tensor,
+    `finish`.
     """
 
     def lay_out(self, model: PreTrainedModel, files: list[str] | None) -> None:
@@ -136,6 +157,18 @@ class TransformersQuantizer(Bnb4BitHfQuantizer):
 
     def quantize(self, name: str, weight: torch.Tensor, module: nn.Module) -> Params4bit:
         """Make the parameter `name`, which belongs to `module`, of a tensor of the checkpoint."""
+        raise NotImplementedError
+
+    def restore(
+        self, codes: torch.Tensor, state: QuantState, scales: torch.Tensor | None, module: nn.Module
+    ) -> Params4bit:
+        """Make the weight of a 4-bit module from what a checkpoint holds of it.
+
+        Args:
+            codes, state: of the weight.
+            scales: those of packed codes; None: the codes are not packed.
+            module: changed in place.
+        """
         raise NotImplementedError
 
     def finish(self, model: PreTrainedModel) -> None:
@@ -160,14 +193,10 @@ class TransformersQuantizer(Bnb4BitHfQuantizer):
         return super().update_weight_conversions(self.choose_converters(weight_conversions), *model)
 
     def get_weight_conversions(self):
-        """Put `RestoreTensor` in the place of transformers' own step."""
-        conversions = super().get_weight_conversions()
-        for conversion in conversions:
-            conversion.operations = [
-                RestoreTensor(self) if isinstance(operation, Bnb4bitDeserialize) else operation
-                for operation in conversion.operations
-            ]
-        return conversions
+        """Put `RestoreTensor` in the place of transformers' own step, which does not know packed codes."""
+        if not self.pre_quantized:
+            return []
+        return [WeightConverter(list(RestoreTensor.PARTS), "weight", [RestoreTensor(self)])]
 
     def get_quantize_ops(self):
         """Return transformers' step for one tensor."""

@@ -10,6 +10,9 @@ of columns 2j, 2j + 1 of a strip becomes 32 bytes, with rows i and i + 16 side b
     low half    row i,       column 2j   |  row i,       column 2j + 1
     high half   row i + 16,  column 2j   |  row i + 16,  column 2j + 1
 
+A file can hold the codes in this order too, and be mapped: then nothing is packed when a model is loaded. The scales
+lie beside them twice: rounded to bfloat16 for the kernel, and as they were quantised, since rounding cannot be undone.
+
 Source: `_convert_weight_packed_for_cpu` of bitsandbytes 0.50.2. On the way it writes every weight out as an integer of
 32 bits: 16 times the bytes of the result, and for Mistral 7B half a minute before the first token.
 """
@@ -22,6 +25,14 @@ from bitsandbytes.functional import QuantState, dequantize_blockwise
 from .compat import mark_packed
 
 STRIP = 32  # rows that the kernel reads at once
+BLOCK = 64  # columns that share a scale: the kernel reads whole blocks
+SCALES = "packed_absmax"  # what a file calls the rounded scales of "...weight."; with them, its codes lie in strips
+
+
+def fits_kernel(shape: torch.Size) -> bool:
+    """Say whether a matrix (N, K) fills the kernel's tiles; any other has no packed form."""
+    rows, columns = shape
+    return rows % STRIP == 0 and columns % BLOCK == 0
 
 
 def pack_codes(codes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -57,17 +68,60 @@ def unpack_codes(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat([upper, lower], dim=-1).transpose(1, 2).reshape(-1)
 
 
-def packed_state(state: QuantState) -> QuantState:
-    """Make the state of packed codes: the kernel reads the scales in bfloat16, one column of them for 64 weights.
+def packed_scales(state: QuantState) -> torch.Tensor:
+    """Return the scales as the kernel reads them: bfloat16 (K/64, N), one column of them for each row of the matrix.
 
     Args:
-        state: of the weight as it was quantised; it is not changed.
+        state: of the weight as it was quantised.
     """
     absmax = state.absmax
     if state.nested:
         absmax = dequantize_blockwise(absmax, state.state2) + state.offset
+    return absmax.reshape(state.shape[0], -1).T.to(torch.bfloat16).contiguous()
+
+
+def packed_state(state: QuantState, scales: torch.Tensor) -> QuantState:
+    """Make the state of packed codes.
+
+    Args:
+        state: of the weight as it was quantised; it is not changed.
+        scales: what `packed_scales` makes of it.
+    """
     ready = copy.copy(state)
-    ready.absmax = absmax.reshape(state.shape[0], -1).T.to(torch.bfloat16).contiguous()
+    ready.absmax = scales
     ready.nested, ready.state2, ready.dtype = False, None, torch.bfloat16
     mark_packed(ready)
     return ready
+
+
+def in_strips(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Turn what a checkpoint holds of a matrix in 4 bits into its packed form.
+
+    Args:
+        parts: codes, scales and tables under the names that `quantized_tensors` gives them.
+
+    Returns:
+        the same with the codes in strips, uint8 (N, K/2), and the rounded scales beside the exact ones. A matrix that
+        does not fit the kernel, or is packed already, stays as it is.
+    """
+    name, state = _state(parts)
+    if f"{name}.{SCALES}" in parts or not fits_kernel(state.shape):
+        return parts
+    codes = pack_codes(parts[name].view(torch.uint8), state.shape)
+    return parts | {name: codes, f"{name}.{SCALES}": packed_scales(state)}
+
+
+def in_rows(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Undo `in_strips`."""
+    name, _ = _state(parts)
+    if f"{name}.{SCALES}" not in parts:
+        return parts
+    rest = {key: value for key, value in parts.items() if key != f"{name}.{SCALES}"}
+    return rest | {name: unpack_codes(parts[name])[:, None]}
+
+
+def _state(parts: dict[str, torch.Tensor]) -> tuple[str, QuantState]:
+    """The name of the matrix, and bitsandbytes' state of it."""
+    name = min(parts, key=len)
+    state = {key: value for key, value in parts.items() if key not in (name, f"{name}.{SCALES}")}
+    return name, QuantState.from_dict(state, device=parts[name].device)

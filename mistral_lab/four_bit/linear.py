@@ -3,13 +3,12 @@
 import copy
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import QuantState, dequantize_4bit
 from tqdm.auto import tqdm
 
 from .compat import RestoringLinear4bit, is_packed
-from .kernel_layout import pack_codes, packed_state, unpack_codes
+from .kernel_layout import BLOCK, fits_kernel, pack_codes, packed_scales, packed_state, unpack_codes
 
-KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # the fused CPU kernel works on tiles of so many output and input features
 BAR_AFTER_S = 2  # packing shows its progress where it takes longer than this
 
 
@@ -42,7 +41,7 @@ class ExactLinear4bit(RestoringLinear4bit):
         self.requires_grad_(False)
         # Set while the weight is packed: bitsandbytes' QuantState, and dtype and shape in which the codes were stored.
         self.scales_before_packing = self.stored_as = None
-        if out_features % KERNEL_ROWS or in_features % KERNEL_COLUMNS:
+        if not fits_kernel(torch.Size([out_features, in_features])):
             self.fused_kernel = False
 
     @property
@@ -61,9 +60,19 @@ class ExactLinear4bit(RestoringLinear4bit):
             return
         state, stored = self.weight.quant_state, self.weight.data
         with torch.inference_mode(False):  # the tensors outlive a call under inference_mode
-            self.weight.data = pack_codes(stored.view(torch.uint8), state.shape)
-            self.weight.quant_state = self.quant_state = packed_state(state)
-        self.scales_before_packing, self.stored_as = state, (stored.dtype, stored.shape)
+            codes, scales = pack_codes(stored.view(torch.uint8), state.shape), packed_scales(state)
+        self.weight.data, self.stored_as = codes, (stored.dtype, stored.shape)
+        self.hold_packed(state, scales)
+
+    def hold_packed(self, state: QuantState, scales: torch.Tensor) -> None:
+        """Take note that the codes of the weight are packed.
+
+        Args:
+            state: of the weight as it was quantised.
+            scales: what `packed_scales` makes of it.
+        """
+        self.weight.quant_state = self.quant_state = packed_state(state, scales)
+        self.scales_before_packing = state
 
     def unpack(self) -> None:
         """Put codes and scales back as they were quantised; where they are not packed, do nothing."""
@@ -86,7 +95,7 @@ class ExactLinear4bit(RestoringLinear4bit):
         """Multiply: x (..., in_features) -> (..., out_features)."""
         if x.device.type != "cpu":
             return super().forward(x)
-        if self.in_features % KERNEL_COLUMNS:
+        if self.in_features % BLOCK:
             return torch.nn.functional.linear(x.to(self.compute_dtype), self.dequantized()).to(x.dtype)
         if self.training or (x.requires_grad and torch.is_grad_enabled()):
             self.unpack()

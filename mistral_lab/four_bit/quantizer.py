@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Params4bit
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -12,6 +13,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from ..files import read_header
 from .compat import TransformersQuantizer, mark_as_loaded, merged_into
 from .experts import FourBitExperts, new_experts
+from .kernel_layout import unpack_codes
 from .linear import ExactLinear4bit, pack_at_first_forward
 from .matrix import quantize_matrix
 
@@ -95,10 +97,25 @@ def use_our_quantizer(config) -> None:
         config: a transformers config. It is changed in place where it says 4 bits of bitsandbytes. Whether those are
             NF4 or FP4, and which weights are in 4 bits, is then taken from the files.
     """
-    entry = getattr(config, "quantization_config", None) or {}
-    entry = entry if isinstance(entry, dict) else entry.to_dict()
-    if entry.get("load_in_4bit") and entry.get("quant_method") != METHOD:
-        config.quantization_config = FourBitConfig(double=entry.get("bnb_4bit_use_double_quant", False)).to_dict()
+    entry = getattr(config, "quantization_config", None)
+    if ours := our_entry(entry if entry is None or isinstance(entry, dict) else entry.to_dict()):
+        config.quantization_config = ours
+
+
+def our_entry(entry: dict | None) -> dict | None:
+    """Return what config.json says of a 4-bit checkpoint that `FourBitQuantizer` is to read.
+
+    Args:
+        entry: the `quantization_config` of a checkpoint; None: it has none.
+
+    Returns:
+        the entry to read it by; None where it is not in 4 bits of bitsandbytes.
+    """
+    if entry and entry.get("quant_method") == METHOD:
+        return entry
+    if entry and entry.get("load_in_4bit"):
+        return FourBitConfig(double=entry.get("bnb_4bit_use_double_quant", False)).to_dict()
+    return None
 
 
 @register_quantizer(METHOD)
@@ -170,16 +187,24 @@ class FourBitQuantizer(TransformersQuantizer):
         """Make the 4-bit weight of a module from a tensor of the checkpoint."""
         double = self.quantization_config.bnb_4bit_use_double_quant
         codes, module.quant_state = quantize_matrix(name, weight, double=double)
-        return Params4bit(
-            codes,
-            requires_grad=False,
-            quant_state=module.quant_state,
-            blocksize=module.quant_state.blocksize,
-            compress_statistics=double,
-            quant_type=module.quant_state.quant_type,
-            bnb_quantized=True,
-            module=module,
-        )
+        return new_weight(codes, module)
+
+    def restore(
+        self, codes: torch.Tensor, state: QuantState, scales: torch.Tensor | None, module: ExactLinear4bit
+    ) -> Params4bit:
+        """Make the 4-bit weight of a module from what a checkpoint holds of it.
+
+        Codes that the checkpoint holds packed stay so, mapped as they are, where the fused kernel can read them.
+        """
+        module.quant_state = state
+        if scales is None:
+            return new_weight(codes, module)
+        if not module.fused_kernel or codes.device.type != "cpu":
+            return new_weight(unpack_codes(codes)[:, None], module)
+        module.weight = new_weight(codes, module)
+        module.stored_as = codes.dtype, torch.Size([codes.numel(), 1])
+        module.hold_packed(state, scales)
+        return module.weight
 
     def finish(self, model: PreTrainedModel) -> None:
         """Give all that is not in four bits one dtype, and have the first forward on a CPU pack what is."""
@@ -192,6 +217,27 @@ class FourBitQuantizer(TransformersQuantizer):
             if not isinstance(parameter, Params4bit) and parameter.is_floating_point():
                 parameter.data = parameter.data.to(self.dtype)
         pack_at_first_forward(model)
+
+
+def new_weight(codes: torch.Tensor, module: ExactLinear4bit) -> Params4bit:
+    """Make a 4-bit weight of bitsandbytes.
+
+    Args:
+        codes: quantised already.
+        module: the one that it is for, with its `quant_state`.
+    """
+    state = module.quant_state
+    return Params4bit(
+        codes,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=state.blocksize,
+        compress_statistics=state.nested,
+        quant_type=state.quant_type,
+        quant_storage=codes.dtype,
+        bnb_quantized=True,
+        module=module,
+    )
 
 
 def modules_in_four_bits(files: list[str | Path]) -> set[str]:

@@ -128,7 +128,8 @@ def bytes_in_files(files: Iterable[Path], dtype: torch.dtype) -> WeightBytes:
 
     Returns:
         the same parts as `memory.weight_parts` gives for a model whose every matrix is quantised, without the offsets
-        of the codes. A router in 4 bits counts as it is used, which is written out.
+        of the codes. A router in 4 bits counts as it is used, which is written out. The rounded scales of packed codes
+        (see `four_bit.kernel_layout`) are not counted: a GPU does not take them, and a CPU maps them.
     """
     tensors = {name: entry for file in files for name, entry in read_header(file).items()}
     bare = {name.partition(".weight.")[0] for name in tensors if name.endswith(".quant_map")}
@@ -235,7 +236,7 @@ def _file_names(source: Source) -> list[str]:
 def _one(name: str, entry: dict, size: int, bare: set[str], names: Iterable[str], itemsize: int) -> WeightBytes:
     """Bytes of one tensor of a file, once it is loaded."""
     matrix, _, part = name.partition(".weight.")
-    if matrix in bare or part.startswith("quant_state") or name.endswith(".weight_format"):
+    if matrix in bare or part.startswith(("quant_state", "packed_absmax")) or name.endswith(".weight_format"):
         return WeightBytes()
     if part in ("quant_map", "nested_quant_map"):
         return WeightBytes(code_tables=size)

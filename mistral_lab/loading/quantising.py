@@ -15,6 +15,8 @@ from .forms import explained, in_four_bits, is_quantised, offer_copy
 
 # bitsandbytes takes a second to import, which most calls need not spend: four_bit is imported where it is used.
 
+PACK_EACH_TIME_BYTES = 2**28  # a checkpoint in four bits up to this size is packed in a fraction of a second
+
 
 def quantised_while_read(name: str, config, bits: int | None) -> QuantizationConfigMixin | None:
     """Say how transformers has to quantise the weights that it reads; None: it reads them as the files have them.
@@ -55,7 +57,8 @@ def folder_to_read(
 ) -> Path:
     """Return the folder to read the weights from: the checkpoint's own, or the copy of it in four bits.
 
-    What is missing of the checkpoint is downloaded, and the copy is made where there is none yet.
+    What is missing of the checkpoint is downloaded, and the copy is made where there is none yet. A checkpoint that is
+    in four bits already is copied only for a CPU that wants its codes in another order.
 
     Args:
         source: the checkpoint.
@@ -74,14 +77,39 @@ def folder_to_read(
         from ..four_bit import check_cpu
 
         check_cpu()
+    if in_four_bits(config):
+        return _packed_once(source, fetched(source, *beside), dtype=dtype, device=device)
     if bits != 4 or quantised or source.name in BUNDLED:
         return fetched(source, *beside)
-    from ..four_bit import quantized_folder
-
     shape = ModelConfig.from_transformers(config)
     if source.repo and not has_weights(config_folder):
         offer_copy(source, shape)
     folder = fetched(source, Need(lab_cache(), weight_bytes(shape, "nf4-double"), "for its copy in four bits"))
+    return _in_cache(source, folder, dtype=dtype, device=device)
+
+
+def _packed_once(source: Source, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Path:
+    """Return the folder to read a checkpoint in four bits from: a packed copy where that spares much work.
+
+    Packing takes some seconds for each model of 7B, and memory of its own. So it is done once, for a CPU that wants it,
+    and the copy kept. A small model is packed whenever it is loaded.
+    """
+    from ..four_bit import holds_packed_codes, packed_for, warn_of_repeated_packing
+
+    files = weight_files(folder)
+    large = sum(file.stat().st_size for file in files) > PACK_EACH_TIME_BYTES
+    if not (large and packed_for(device)) or any(map(holds_packed_codes, files)):
+        return folder
+    try:
+        return _in_cache(source, folder, dtype=dtype, device=device)
+    except OSError as error:
+        warn_of_repeated_packing(source.name, error)
+        return folder
+
+
+def _in_cache(source: Source, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Path:
+    from ..four_bit import quantized_folder
+
     name, commit = source.origin(folder)
     return quantized_folder(
         folder, weight_files(folder), cache=lab_cache(), name=name, revision=commit, dtype=dtype, device=device
