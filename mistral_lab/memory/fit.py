@@ -9,8 +9,8 @@ from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 
 _MIB = 2**20
-# Name: total bytes as nvidia-smi prints them. It does so for the first two in github.com/ace-step/ACE-Step/issues/344 and
-# geerlingguy/raspberry-pi-pcie-devices/issues/790. The driver of the RTX 4060 Ti keeps 4 MiB of its 16 GB back.
+# Name: total bytes as nvidia-smi prints them; the first two do so on GitHub in ace-step/ACE-Step#344 and
+# geerlingguy/raspberry-pi-pcie-devices#790. Of the RTX 4060 Ti's 16 GB the driver keeps 4 MiB back.
 DEVICES = {
     "RTX 3070": 8_192 * _MIB,
     "RTX 3060 12GB": 12_288 * _MIB,

@@ -32,9 +32,9 @@ class Speeds:
                 raise ValueError(f"{name} is {value}: expected a number of bytes per second above 0")
 
 
-# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of the A100 and the H100 (with
-# SXM sockets) in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and hardwareluxx.de; the
-# RTX 4060 Ti has 128 bits at 18 Gbit/s. The link is what the card can take; a computer may have a slower one.
+# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of the A100 and the H100 (the
+# kind with an SXM socket) in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and
+# hardwareluxx.de; the RTX 4060 Ti has 128 bits at 18 Gbit/s. The link is what the card can take, not every computer has.
 SPEEDS = {
     "RTX 3070": Speeds(448e9, _PCIE_4, _NVME),
     "RTX 3060 12GB": Speeds(360e9, _PCIE_4, _NVME),
