@@ -1,4 +1,4 @@
-"""Memory from arithmetic: parameters by part, weights by precision, the cache, what fits, and what runs all the same."""
+"""Memory from arithmetic: parameters by part, weights by precision, the cache, what fits, what runs all the same."""
 
 from .caches import kv_cache_bytes, rolling_cache_bytes
 from .fit import DEVICES, RUNTIME_BYTES, Plan, largest_context, nearest_fit, plan, workspace_bytes

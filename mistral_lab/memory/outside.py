@@ -12,7 +12,7 @@ from .fit import plan
 from .speeds import Speeds
 from .weights import check_precision, weight_parts
 
-# From and to: of the experts that Mixtral 8x7B needed, the share that arXiv:2312.17238 found among the few of each layer
+# From and to: of the experts that Mixtral 8x7B needed, the share that arXiv:2312.17238 found among the few in a layer
 # that had been used last. `uniform_hit_rate` is the baseline to hold beside it.
 PUBLISHED_HIT_RATES = (0.4, 0.6)
 

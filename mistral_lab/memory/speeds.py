@@ -6,12 +6,12 @@ from dataclasses import dataclass
 # mpicbg-scicomp/gearshifft#82 and usadellab/Helixer#22); 4.0, 23.9 to 26.4 (NVIDIA/nvbandwidth#15); 5.0, 56.4
 # (tinygrad/open-gpu-kernel-modules#29). Eight lanes of 4.0 have half of the sixteen.
 _PCIE_3, _PCIE_4, _PCIE_4_HALF, _PCIE_5 = 13.1e9, 26.4e9, 13.2e9, 56.4e9
-_NVME = 3.5e9  # what SSDs with four lanes of PCIe 3.0 are sold with (Samsung's 970 PRO); many disks are slower
+_NVME = 3.5e9  # as SSDs with four lanes of PCIe 3.0 are sold (Samsung's 970 PRO); with 4.0 it can be twice as much
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Bytes per second, each the most to be had, because a floor of time is computed with them.
+    """Bytes per second, each the most that the machine can reach, because a floor of time is computed with them.
 
     Args:
         memory_bytes_per_s: at which the device reads its own memory; on a CPU, the computer's.
@@ -32,9 +32,9 @@ class Speeds:
                 raise ValueError(f"{name} is {value}: expected a number of bytes per second above 0")
 
 
-# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of the A100 and the H100 (the
-# kind with an SXM socket) in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and
-# hardwareluxx.de; the RTX 4060 Ti has 128 bits at 18 Gbit/s. The link is what the card can take, not every computer has.
+# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of the A100 and the H100, the
+# kind with an SXM socket, in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and
+# hardwareluxx.de; the RTX 4060 Ti has 128 bits at 18 Gbit/s. The link is the card's; a computer may have a slower one.
 SPEEDS = {
     "RTX 3070": Speeds(448e9, _PCIE_4, _NVME),
     "RTX 3060 12GB": Speeds(360e9, _PCIE_4, _NVME),
