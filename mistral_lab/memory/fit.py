@@ -9,8 +9,13 @@ from .split import cache_by_device, weights_by_device
 from .weights import BLOCK_SIZE, PRECISIONS, attention_shapes, check_precision, feed_forward_shapes
 
 _MIB = 2**20
-DEVICES = {  # name: total bytes as nvidia-smi prints them
+# Name: total bytes as nvidia-smi prints them; the first two do so on GitHub in ace-step/ACE-Step#344 and
+# geerlingguy/raspberry-pi-pcie-devices#790. Of the RTX 4060 Ti's 16 GB the driver keeps 4 MiB back.
+DEVICES = {
+    "RTX 3070": 8_192 * _MIB,
+    "RTX 3060 12GB": 12_288 * _MIB,
     "T4": 15_360 * _MIB,
+    "RTX 4060 Ti 16GB": 16_380 * _MIB,
     "RTX 3090": 24_576 * _MIB,
     "RTX 4090": 24_564 * _MIB,
     "H100 80GB": 81_559 * _MIB,
