@@ -8,7 +8,7 @@ that quantises the experts too.
 from .audit import Audit, AuditRow, audit
 from .checkpoint import packed_for, quantized_folder, warn_of_repeated_packing
 from .experts import FourBitExpert, FourBitExperts
-from .linear import ExactLinear4bit
+from .linear import ExactLinear4bit, leave_unpacked
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 from .shards import holds_packed_codes, quantized_tensors
 
@@ -22,6 +22,7 @@ __all__ = [
     "audit",
     "check_cpu",
     "holds_packed_codes",
+    "leave_unpacked",
     "nf4_config",
     "packed_for",
     "quantized_folder",

@@ -104,7 +104,7 @@ def quantized_folder(
     except OSError as error:
         if not whole:
             raise
-        warn_of_repeated_packing(name, error)
+        warn_of_repeated_packing(name, error, stacklevel=6)
     return target
 
 
@@ -113,13 +113,13 @@ def packed_for(device: torch.device) -> bool:
     return device.type == "cpu" and has_fused_kernel()
 
 
-def warn_of_repeated_packing(name: str, error: OSError) -> None:
-    """Warn that the packed codes of a model cannot be kept."""
+def warn_of_repeated_packing(name: str, error: OSError, *, stacklevel: int) -> None:
+    """Warn that the packed codes of a model cannot be kept; `stacklevel` leads to the line that called `load`."""
     reason = str(error.strerror or error).rstrip(".")
     warnings.warn(
         f"{name} cannot be packed for this CPU on the disk ({reason}): every process packs it anew in its own memory, "
         "before the first token",
-        stacklevel=5,  # the line that called `load`
+        stacklevel=stacklevel,
     )
 
 

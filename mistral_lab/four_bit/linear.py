@@ -119,6 +119,17 @@ def pack_at_first_forward(model: torch.nn.Module) -> None:
     model.waits_to_be_packed = True
 
 
+def leave_unpacked(model: torch.nn.Module) -> None:
+    """Use weights that are not packed as they are, on a CPU too, although each product then writes its matrix out.
+
+    A model that is mapped from files and larger than the memory cannot be packed in memory of its own.
+    """
+    model.waits_to_be_packed = False
+    for part in model.modules():
+        if isinstance(part, ExactLinear4bit) and part.packable:
+            part.fused_kernel = False
+
+
 def _pack_all(model: torch.nn.Module, inputs) -> None:
     """Pack all 4-bit weights; the hook is a function at the top level, so that a model can be copied and pickled."""
     if not model.waits_to_be_packed or model.training or torch.is_grad_enabled():

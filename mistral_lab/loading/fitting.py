@@ -38,6 +38,23 @@ def plan_here(config: ModelConfig, precision: str, device: torch.device) -> Plan
     return plan(config, precision=precision, context=short_context(config), device_bytes=room_to_load_bytes(device))
 
 
+def check_fits(name: str, config: ModelConfig, asked: Plan, *, mapped: bool) -> None:
+    """Refuse a model that does not fit.
+
+    Args:
+        name, config: of the model.
+        asked: its plan.
+        mapped: whether its weights are mapped from files, which the system reads again where memory is short. Then
+            only the rest has to fit.
+
+    Raises:
+        MemoryError: it does not fit.
+    """
+    needed = asked.total_bytes - (asked.weights_bytes + asked.tables_bytes if mapped else 0)
+    if needed > asked.device_bytes:
+        raise MemoryError(does_not_fit(name, config, asked))
+
+
 def does_not_fit(name: str, config: ModelConfig, asked: Plan) -> str:
     """Return the message for a plan that does not fit, with the nearest one that does."""
     other = nearest_fit(

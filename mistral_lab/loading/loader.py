@@ -10,9 +10,10 @@ from ..checkpoints import BUNDLED, locate
 from ..config import ModelConfig
 from ..files import has_weights
 from .choosing import check_dtype, choose_device, choose_dtype
-from .fitting import as_held, does_not_fit, out_of_memory_explained, plan_here, planned_precision
-from .forms import check_form, quantised_precision
+from .fitting import as_held, check_fits, out_of_memory_explained, plan_here, planned_precision
+from .forms import check_form, in_four_bits, quantised_precision
 from .loaded import Loaded
+from .outside import cost_line, keep_outside, plan_within, prepare_mapped
 from .placement import offload_folder, remove_with, spread_here
 from .quantising import config_found, config_to_read, fetched, folder_to_read, quantised_while_read
 from .reading import check_four_bits, quiet, read_model, read_tokenizer
@@ -27,6 +28,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    device_bytes: int | None = None,
 ) -> Loaded:
     """Load a Mistral, Mixtral or Llama model with its tokenizer, ready to generate.
 
@@ -34,6 +36,11 @@ def load(
     loaded without the network. A checkpoint can be in 16 bits, or in 4 bits of bitsandbytes, NF4 or FP4; then
     everything stays in 4 bits that its files hold so. A dense model can also be in any other form, such as int8, GPTQ
     or AWQ, for which the library that transformers needs is installed.
+
+    A model in 4 bits may be larger than its device. Of a mixture, a GPU then holds as many experts of each layer as fit
+    beside the rest, those that were used last; the others stay in the computer's memory, or on the disk, until they are
+    needed. On a CPU every model in 4 bits is mapped from its files, and the system keeps in memory what was used last.
+    In both cases one line says what lies where, and what a token costs at least. The answers are the same.
 
     Args:
         name: "tiny-mistral" or "tiny-mixtral", which are in the package; "mistral-7b-v0.1", "mistral-7b-v0.3",
@@ -53,20 +60,24 @@ def load(
             on, and float16 below. On a CPU it is float32 up to 1 GiB of weights, and bfloat16 beyond that and with 4
             bits. With 8 bits it is float16, in which LLM.int8() multiplies.
         revision: branch, tag or commit on the hub. None is the commit that goes with a known name, otherwise "main".
+        device_bytes: for a mixture in 4 bits, what it may take on the device; None is what the device has. On a CPU,
+            experts are then copied into that much memory.
 
     Raises:
         FileNotFoundError: there is no such folder, repository or revision, or it has no config or no safetensors file.
             Where it holds GGUF files, Mistral's own format or an adapter, the message says what to take instead.
         PermissionError, ConnectionError: the hub wants a token, or is out of reach.
-        MemoryError: the device is too small, which is said before anything is downloaded, or memory ran out.
+        MemoryError: the device is too small, which is said before anything is downloaded, or memory ran out. For a
+            mixture in 4 bits it is too small where it cannot hold A experts of each layer and the rest.
         OSError: the disk is too small for the download, the copy or the layers that go there, which is said beforehand;
-            or the checkpoint is truncated, damaged or incomplete, or holds more experts than its config says.
+            or the checkpoint is truncated, damaged or incomplete, or holds more experts than its config says. A model
+            in 4 bits raises it later too, when it is called after the files have changed that it is mapped from.
         RuntimeError: a GPU that is not there; four bits on a CPU without AVX2; or four bits that did not come out as
             four bits.
         NotImplementedError: a mixture of experts with `bits=8`.
         ImportError: the library that reads this quantised form is not installed.
-        TypeError, ValueError: a quantised form that is not read, bits that it does not have, or any other argument that
-            means nothing.
+        TypeError, ValueError: a quantised form that is not read, bits that it does not have, `device_bytes` that are
+            too few or for a model without experts in 4 bits, or any other argument that means nothing.
 
     Warns: before a download in 16 bits that `bits=4` needs, of its size and of a smaller download in 4 bits; and where
         experts have to be written to the disk.
@@ -88,11 +99,23 @@ def load(
     shortest = plan_here(config, stored or planned_precision(bits, dtype), target)
     if stored and has_weights(config_folder):
         shortest = as_held(shortest, fetched(source), dtype)
-    device_map, beside = target, []
-    if device is None and target.type == "cuda" and kept_bits not in (4, 8):
+    # On a CPU a model in four bits is mapped from its files, so only the rest has to fit.
+    four_bits = bits == 4 if stored is None else in_four_bits(transformers_config)
+    mapped = four_bits and target.type == "cpu" and source.name not in BUNDLED
+    device_map, beside, outside = target, [], None
+    if device_bytes is not None or (four_bits and config.num_experts and target.type == "cuda" and not shortest.fits):
+        precision = (stored or "nf4-double") if four_bits else None
+        outside = plan_within(source.name, config, precision, target, device_bytes)
+        if outside.outcome == "fits":
+            outside = None
+    if outside:
+        if not outside.runs:
+            raise MemoryError(f"{source.name} does not fit this device: {outside}")
+        device_map = torch.device("cpu")
+    elif device is None and target.type == "cuda" and kept_bits not in (4, 8):
         device_map, beside = spread_here(source.name, transformers_config, dtype)
-    elif not shortest.fits:
-        raise MemoryError(does_not_fit(source.name, config, shortest))
+    else:
+        check_fits(source.name, config, shortest, mapped=mapped)
     # The folder to read, and the model from it.
     with quiet() if source.name in BUNDLED else nullcontext():
         with out_of_memory_explained(source.name, config, shortest):
@@ -100,8 +123,9 @@ def load(
             folder = folder_to_read(
                 source, config_folder, transformers_config, bits, dtype=dtype, device=target, beside=beside
             )
-        if stored and not (shortest := as_held(shortest, folder, dtype)).fits:
-            raise MemoryError(does_not_fit(source.name, config, shortest))
+        if stored and not outside:
+            shortest = as_held(shortest, folder, dtype)
+            check_fits(source.name, config, shortest, mapped=mapped)
         with (
             out_of_memory_explained(source.name, config, shortest),
             offload_folder(*beside) if beside else nullcontext() as offload,
@@ -116,7 +140,13 @@ def load(
             )
             if offload:
                 remove_with(model, offload)
+            if outside:
+                keep_outside(model, outside, target)
+            if mapped or (outside and source.name not in BUNDLED):
+                prepare_mapped(model, folder, fits=shortest.fits)
         tokenizer = read_tokenizer(folder)
+    if outside or (mapped and not shortest.fits):
+        print(cost_line(source.name, config, outside, shortest))
     if bits == 4:
         check_four_bits(model, source.name)
     return Loaded(model, tokenizer, source.name, config)

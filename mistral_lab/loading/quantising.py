@@ -103,7 +103,7 @@ def _packed_once(source: Source, folder: Path, *, dtype: torch.dtype, device: to
     try:
         return _in_cache(source, folder, dtype=dtype, device=device)
     except OSError as error:
-        warn_of_repeated_packing(source.name, error)
+        warn_of_repeated_packing(source.name, error, stacklevel=5)
         return folder
 
 

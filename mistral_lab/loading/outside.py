@@ -1,0 +1,135 @@
+"""A model in four bits that is larger than its device: which experts stay outside, and one line on what that costs."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ..arguments import check_count
+from ..config import ModelConfig
+from ..files import decimal_size, weight_files
+from ..memory import (
+    LAPTOP,
+    SPEEDS,
+    OutsidePlan,
+    Plan,
+    Speeds,
+    free_bytes,
+    plan_outside,
+    rate_text,
+    room_bytes,
+    speeds_of,
+)
+from .fitting import short_context
+
+PINNED = 0.7  # of the computer's free memory; the rest is for pages of mapped files, and for other programs
+# Where a budget is given on a CPU, experts are copied from memory to memory.
+WITHIN_MEMORY = Speeds(LAPTOP.memory_bytes_per_s, LAPTOP.memory_bytes_per_s, LAPTOP.disk_bytes_per_s)
+
+FASTEST_CARD = SPEEDS["H100 80GB"]  # "at most" holds with it for a card whose speed is not known
+
+
+def plan_within(
+    name: str, config: ModelConfig, precision: str | None, device: torch.device, device_bytes: int | None
+) -> OutsidePlan:
+    """Say how many experts of each layer a device holds, within a budget or within what it has.
+
+    Args:
+        name: of the model, for the messages.
+        config: of the model.
+        precision: "nf4" or "nf4-double"; None where the model is not loaded in 4 bits.
+        device: where the model computes.
+        device_bytes: what it may take there; None is what the device has.
+
+    Raises:
+        TypeError, ValueError: a budget that is no number of bytes, that is too small for two experts per layer and the
+            rest, or for a model that is dense or not in 4 bits.
+    """
+    if device_bytes is not None:
+        check_count("device_bytes", device_bytes)
+        if not config.num_experts:
+            raise ValueError(
+                f"device_bytes is {device_bytes:,}, and {name} is dense, so that every token needs all of it: "
+                "expected a mixture of experts, or no device_bytes"
+            )
+        if precision is None:
+            raise ValueError(
+                f"device_bytes is {device_bytes:,}, and {name} is not loaded in 4 bits: expected bits=4, in which "
+                "experts can stay outside, or no device_bytes"
+            )
+    plan = _plan(config, precision, device, room_bytes(device) if device_bytes is None else device_bytes)
+    if device_bytes is not None and not plan.runs:
+        least = plan.beside_bytes + config.n_layers * plan.least_slots * plan.expert_bytes
+        raise ValueError(
+            f"device_bytes is {device_bytes:,}: expected at least {least:,} for {name}, {plan.least_slots} experts of "
+            "each layer and the rest of the model"
+        )
+    return plan
+
+
+def cost_line(name: str, config: ModelConfig, outside: OutsidePlan | None, asked: Plan) -> str:
+    """Say what lies where, and what a token costs at least.
+
+    Args:
+        name, config: of the model.
+        outside: the plan of a mixture whose experts stay outside of their device. None: it is mapped on a CPU.
+        asked: the plan of the whole model, with the memory that is free.
+    """
+    if outside is None and config.num_experts:
+        outside = plan_outside(
+            config,
+            precision=asked.precision,
+            context=asked.context,
+            device_bytes=asked.device_bytes,
+            host_bytes=None,
+            speeds=LAPTOP,
+        )
+    if outside is not None:
+        return f"{name}: {outside}"
+    # Every token reads all weights in the same order, so what was used last is what is needed last.
+    most = LAPTOP.disk_bytes_per_s / asked.weights_bytes
+    return (
+        f"{name}: {asked}, but runs, mapped from the disk; a token reads {decimal_size(asked.weights_bytes)} from it, "
+        f"at most {rate_text(most)} tokens per second"
+    )
+
+
+def keep_outside(model: PreTrainedModel, plan: OutsidePlan, device: torch.device) -> None:
+    """Bring a model from the CPU to its device, all but the experts for which the plan has no room there."""
+    from ..four_bit import keep_experts_outside
+
+    pinned = int(PINNED * free_bytes("cpu")) if device.type == "cuda" else 0
+    keep_experts_outside(model, device, slots_per_layer=plan.slots, pinned_bytes=pinned)
+
+
+def prepare_mapped(model: PreTrainedModel, folder: Path, *, fits: bool) -> None:
+    """Make a model in 4 bits ready that is mapped from the files of a folder.
+
+    Args:
+        model: on the CPU.
+        folder: with its files.
+        fits: whether the memory that is free holds all of it. If not, the experts of a mixture are read ahead; and
+            where the files do not hold the codes as the CPU wants them, they are used as they are, which is slow:
+            memory of their own would not hold them.
+    """
+    from ..four_bit import leave_unpacked, read_experts_ahead, watch_files
+
+    watch_files(model, weight_files(folder))
+    if not fits:
+        leave_unpacked(model)
+        if getattr(model.config, "num_local_experts", None):
+            read_experts_ahead(model)
+
+
+def _plan(config: ModelConfig, precision: str, device: torch.device, device_bytes: int) -> OutsidePlan:
+    speeds = WITHIN_MEMORY
+    if device.type == "cuda":
+        speeds = speeds_of(torch.cuda.get_device_name(device)) or FASTEST_CARD
+    return plan_outside(
+        config,
+        precision=precision,
+        context=short_context(config),
+        device_bytes=device_bytes,
+        host_bytes=free_bytes("cpu"),
+        speeds=speeds,
+    )
