@@ -7,21 +7,33 @@ that quantises the experts too.
 
 from .audit import Audit, AuditRow, audit
 from .checkpoint import quantized_folder, quantized_tensors
-from .experts import FourBitExpert, FourBitExperts
+from .experts import ExpertUse, FourBitExpert, FourBitExperts, watch_experts
+from .guess import GuessHits, guess_experts, guess_hits
 from .linear import ExactLinear4bit
+from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_experts_outside
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 
 __all__ = [
     "Audit",
     "AuditRow",
+    "Costs",
     "ExactLinear4bit",
+    "ExpertUse",
     "FourBitConfig",
     "FourBitExpert",
     "FourBitExperts",
+    "GuessHits",
+    "Outside",
+    "OutsideExperts",
     "audit",
     "check_cpu",
+    "experts_outside",
+    "guess_experts",
+    "guess_hits",
+    "keep_experts_outside",
     "nf4_config",
     "quantized_folder",
     "quantized_tensors",
     "use_our_quantizer",
+    "watch_experts",
 ]
