@@ -11,6 +11,7 @@ from .experts import ExpertUse, FourBitExpert, FourBitExperts, watch_experts
 from .guess import GuessHits, guess_experts, guess_hits
 from .linear import ExactLinear4bit
 from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_experts_outside
+from .paging import read_experts_ahead, watch_files, will_need
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 
 __all__ = [
@@ -34,6 +35,9 @@ __all__ = [
     "nf4_config",
     "quantized_folder",
     "quantized_tensors",
+    "read_experts_ahead",
     "use_our_quantizer",
     "watch_experts",
+    "watch_files",
+    "will_need",
 ]

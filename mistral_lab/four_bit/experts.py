@@ -48,6 +48,8 @@ class FourBitExperts(StayingModuleList):
     """All experts of a layer as separate modules; called like transformers' `MixtralExperts`, whose place they take."""
 
     watched: tuple[int, list[ExpertUse]] | None = None  # the layer's number and where to note what it does
+    reads_ahead = False  # whether `read_experts_ahead` has been here
+    next_layer: "tuple[nn.Module, FourBitExperts] | None" = None  # its router and experts: in a tuple, no submodules
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Send each token through the experts chosen for it; an expert that nobody chose is not touched.

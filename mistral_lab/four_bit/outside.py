@@ -106,7 +106,7 @@ class OutsideExperts(FourBitExperts):
     ) -> None:
         super().__init__(experts)
         self.outside, self.layer = outside, layer
-        self.next_layer = next_layer  # in a tuple, which makes no submodules of them
+        self.next_layer = next_layer
 
     def in_turn(self, x: torch.Tensor, indices: torch.Tensor) -> Iterator[tuple[int, Callable]]:
         """Hand out the experts that are needed in ascending order, each from a slot, brought before if need be.
