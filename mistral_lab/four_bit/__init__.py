@@ -7,26 +7,42 @@ that quantises the experts too.
 
 from .audit import Audit, AuditRow, audit
 from .checkpoint import packed_for, quantized_folder, warn_of_repeated_packing
-from .experts import FourBitExpert, FourBitExperts
+from .experts import ExpertUse, FourBitExpert, FourBitExperts, watch_experts
+from .guess import GuessHits, guess_experts, guess_hits
 from .linear import ExactLinear4bit, leave_unpacked
+from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_experts_outside
+from .paging import read_experts_ahead, watch_files, will_need
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 from .shards import holds_packed_codes, quantized_tensors
 
 __all__ = [
     "Audit",
     "AuditRow",
+    "Costs",
     "ExactLinear4bit",
+    "ExpertUse",
     "FourBitConfig",
     "FourBitExpert",
     "FourBitExperts",
+    "GuessHits",
+    "Outside",
+    "OutsideExperts",
     "audit",
     "check_cpu",
+    "experts_outside",
+    "guess_experts",
+    "guess_hits",
     "holds_packed_codes",
+    "keep_experts_outside",
     "leave_unpacked",
     "nf4_config",
     "packed_for",
     "quantized_folder",
     "quantized_tensors",
+    "read_experts_ahead",
     "use_our_quantizer",
     "warn_of_repeated_packing",
+    "watch_experts",
+    "watch_files",
+    "will_need",
 ]

@@ -77,6 +77,18 @@ class RestoringLinear4bit(Linear4bit):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
+class StayingModuleList(nn.ModuleList):
+    """A `ModuleList` whose modules stay where they are while `stays` is true, wherever the model around it is moved.
+
+    PyTorch documents no hook for that: `to`, `cuda`, `half` and their like all end in `_apply`.
+    """
+
+    stays = False
+
+    def _apply(self, fn, recurse: bool = True):
+        return self if self.stays else super()._apply(fn, recurse)
+
+
 # transformers
 
 

@@ -1,10 +1,15 @@
 """The experts of a layer as separate 4-bit matrices, in the place of transformers' two tensors for all of them."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import MixtralConfig
 from transformers.activations import ACT2FN
 
+from .compat import StayingModuleList
 from .linear import ExactLinear4bit
 
 
@@ -24,8 +29,27 @@ class FourBitExpert(nn.Module):
         return self.w2(self.activation(self.w1(x)) * self.w3(x))
 
 
-class FourBitExperts(nn.ModuleList):
+@dataclass(frozen=True)
+class ExpertUse:
+    """What one layer's experts did in one forward. Experts are numbered from 0 and listed in ascending order."""
+
+    layer: int
+    tokens: int
+    needed: tuple[int, ...]  # by at least one token
+    held: tuple[int, ...]  # of those needed, what the layer had already
+    guessed: tuple[int, ...]  # of those needed, what had been brought on the layer before's guess
+    brought: tuple[int, ...]  # of those needed, what had to be waited for
+    computed_outside: tuple[int, ...]  # of those needed, what was computed where it lies
+    ahead: tuple[int, ...]  # experts of the next layer that were brought on a guess
+    moved_bytes: int  # `brought` and `ahead`
+
+
+class FourBitExperts(StayingModuleList):
     """All experts of a layer as separate modules; called like transformers' `MixtralExperts`, whose place they take."""
+
+    watched: tuple[int, list[ExpertUse]] | None = None  # the layer's number and where to note what it does
+    reads_ahead = False  # whether `read_experts_ahead` has been here
+    next_layer: "tuple[nn.Module, FourBitExperts] | None" = None  # its router and experts: in a tuple, no submodules
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Send each token through the experts chosen for it; an expert that nobody chose is not touched.
@@ -38,11 +62,49 @@ class FourBitExperts(nn.ModuleList):
             (N, dim).
         """
         out = torch.zeros_like(x)
-        for expert in indices.unique().tolist():
-            token, choice = torch.where(indices == expert)
-            y = self[expert](x[token]) * weights[token, choice, None]
+        for number, expert in self.in_turn(x, indices):
+            token, choice = torch.where(indices == number)
+            y = expert(x[token]) * weights[token, choice, None]
             out.index_add_(0, token, y.to(out.dtype))
         return out
+
+    def in_turn(self, x: torch.Tensor, indices: torch.Tensor) -> Iterator[tuple[int, Callable]]:
+        """Hand out the experts that are needed, each with its number, in ascending order."""
+        needed = indices.unique().tolist()
+        for number in needed:
+            yield number, self[number]
+        if self.watched is not None:
+            layer, uses = self.watched
+            uses.append(ExpertUse(layer, len(x), tuple(needed), tuple(needed), (), (), (), (), 0))
+
+
+@contextmanager
+def watch_experts(model: nn.Module) -> Iterator[list[ExpertUse]]:
+    """Note what the experts of a 4-bit Mixtral do while the context lasts: one `ExpertUse` per layer and forward.
+
+    Where all experts lie on the device, each one that is needed is held.
+
+    Args:
+        model: with experts in 4 bits.
+
+    Yields:
+        the list that grows, in the order of the forwards. A layer whose forward fails adds nothing.
+
+    Raises:
+        ValueError: a model without experts in 4 bits.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FourBitExperts)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no experts in 4 bits: expected a Mixtral loaded with bits=4")
+    before = [layer.watched for layer in layers]
+    uses: list[ExpertUse] = []
+    try:
+        for number, layer in enumerate(layers):
+            layer.watched = number, uses
+        yield uses
+    finally:
+        for layer, watched in zip(layers, before, strict=True):
+            layer.watched = watched
 
 
 def new_experts(config: MixtralConfig, *, compute_dtype: torch.dtype, double: bool) -> FourBitExperts:
