@@ -8,7 +8,7 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Params4bit
 
 from .experts import FourBitExpert
-from .kernel_layout import pack_codes, packed_state, unpack_codes
+from .kernel_layout import pack_codes, packed_scales, packed_state, unpack_codes
 from .linear import ExactLinear4bit
 
 Key = tuple[int, int]  # layer, expert
@@ -82,7 +82,7 @@ def _as_needed(source: ExactLinear4bit, device: torch.device) -> tuple[torch.Ten
     if device.type == "cpu" and source.fused_kernel:
         if source.packed:
             return weight, state
-        return pack_codes(weight.view(torch.uint8), state.shape), packed_state(state)
+        return pack_codes(weight.view(torch.uint8), state.shape), packed_state(state, packed_scales(state))
     if not source.packed:
         return weight, state
     dtype, shape = source.stored_as
