@@ -25,6 +25,7 @@ UNDOCUMENTED = {
     "WeightConverter",
     "WeightRenaming",
     "are_symlinks_supported",
+    "cextension",
     "core_model_loading",
     "distributed_c10d",
     "http_get",

@@ -5,7 +5,10 @@ it was seen (read in their source): bitsandbytes 0.50.0 and 0.50.2, transformers
 2.13.0, unless a line says something else. The other files subclass and call what is defined here, under public names.
 """
 
+import ctypes
+
 import torch
+from bitsandbytes.cextension import lib
 from bitsandbytes.functional import QuantState, dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn import Linear4bit, Params4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization
@@ -43,6 +46,32 @@ def is_packed(state: QuantState) -> bool:
 def mark_packed(state: QuantState) -> None:
     """Tell bitsandbytes that the codes that belong to this state lie as the fused CPU kernel reads them."""
     state.packing_format_for_cpu = True
+
+
+_product = lib.gemv_4bit_inference_cpu_nf4_bf16  # where the library has no such function, this raises when it is called
+
+
+def multiply_packed(x: torch.Tensor, codes: torch.Tensor, state: QuantState) -> torch.Tensor:
+    """Multiply by an NF4 weight that lies as the fused CPU kernel reads it: `cextension.lib`, bitsandbytes' C library.
+
+    The registered operator, `torch.ops.bitsandbytes.gemv_4bit`, ends in the same call, so the result is the same to the
+    bit. But an operator that is written in Python takes 35 µs to get there, and a token of Mistral 7B makes 224 calls.
+
+    Args:
+        x: (M, K), bfloat16, each row in one piece.
+        codes: uint8 of N·K/2 bytes in one piece.
+        state: of the packed codes, with scales in bfloat16.
+
+    Returns:
+        (M, N), bfloat16.
+    """
+    (M, K), N = x.shape, state.shape[0]
+    out = torch.empty(M, N, dtype=torch.bfloat16)
+    sizes = (ctypes.c_int64(M), ctypes.c_int64(N), ctypes.c_int64(K))
+    tensors = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, codes, state.absmax, out)]
+    steps = (ctypes.c_int64(x.stride(0)), ctypes.c_int64(N))  # from row to row of x, and of the result
+    _product(*sizes, *tensors, ctypes.c_int64(state.blocksize), *steps)
+    return out
 
 
 class RestoringLinear4bit(Linear4bit):

@@ -6,7 +6,7 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from tqdm.auto import tqdm
 
-from .compat import RestoringLinear4bit, is_packed
+from .compat import RestoringLinear4bit, is_packed, multiply_packed
 from .kernel_layout import BLOCK, fits_kernel, pack_codes, packed_scales, packed_state, unpack_codes
 
 BAR_AFTER_S = 2  # packing shows its progress where it takes longer than this
@@ -100,8 +100,21 @@ class ExactLinear4bit(RestoringLinear4bit):
         if self.training or (x.requires_grad and torch.is_grad_enabled()):
             self.unpack()
             return super().forward(x)
-        self.pack()
-        return super().forward(x)
+        if not self.packed:
+            self.pack()
+        # The first call of all chooses compute_dtype; a compiler cannot look into the kernel.
+        direct = self.packed and self.compute_type_is_set and self.weight.quant_state.quant_type == "nf4" and x.numel()
+        if not direct or torch.compiler.is_compiling():
+            return super().forward(x)
+        return self._multiply(x)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """Do what `Linear4bit.forward` does for a packed weight, with the same result and a fifth of its Python."""
+        rows = x if x.dtype == self.compute_dtype else x.to(self.compute_dtype)
+        rows = rows.reshape(-1, self.in_features).to(torch.bfloat16).contiguous()
+        out = multiply_packed(rows, self.weight, self.weight.quant_state)
+        out = out.view(*x.shape[:-1], self.out_features)
+        return out if x.dtype == torch.bfloat16 == self.compute_dtype else out.to(self.compute_dtype).to(x.dtype)
 
     def train(self, mode: bool = True) -> "ExactLinear4bit":
         """Unpack for training: the fused kernel has no gradient."""

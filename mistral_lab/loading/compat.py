@@ -9,3 +9,11 @@ def undivided_classes(model: PreTrainedModel) -> list[str]:
     transformers 5.15.0 to 5.24.0 keeps them in `_no_split_modules`.
     """
     return list(model._no_split_modules)
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """Name the attention that a model uses, as transformers' registry has it.
+
+    `set_attn_implementation` is documented and has no counterpart; the config keeps the name in `_attn_implementation`.
+    """
+    return model.config._attn_implementation

@@ -9,10 +9,12 @@ import torch
 from ..checkpoints import BUNDLED, locate
 from ..config import ModelConfig
 from ..files import has_weights
+from .attending import use_groups
 from .choosing import check_dtype, choose_device, choose_dtype
 from .fitting import as_held, check_fits, out_of_memory_explained, plan_here, planned_precision
 from .forms import check_form, in_four_bits, quantised_precision
 from .loaded import Loaded
+from .one_row import use_one_row
 from .outside import cost_line, keep_outside, plan_within, prepare_mapped
 from .placement import offload_folder, remove_with, spread_here
 from .quantising import config_found, config_to_read, fetched, folder_to_read, quantised_while_read
@@ -149,6 +151,9 @@ def load(
         print(cost_line(source.name, config, outside, shortest))
     if bits == 4:
         check_four_bits(model, source.name)
+    if target.type == "cpu":
+        use_groups(model)
+        use_one_row(model)
     return Loaded(model, tokenizer, source.name, config)
 
 
