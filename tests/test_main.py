@@ -15,7 +15,7 @@ from no_network import SITECUSTOMIZE
 
 from mistral_lab import __main__ as program
 from mistral_lab.config import PRESETS
-from mistral_lab.memory import DEVICES, PRECISIONS, largest_context, plan
+from mistral_lab.memory import DEVICES, LAPTOP, PRECISIONS, SPEEDS, largest_context, plan, plan_outside, rate_text
 
 SLOW = "What is slow on this machine, and why"
 
@@ -57,7 +57,7 @@ def test_it_runs_without_network_and_names_no_host_and_no_path(tmp_path):
 
 
 def test_the_tables_are_the_plans(capsys):
-    text = printed(capsys, "--card", "RTX 4090", "--context", "3000", "--batch", "2")
+    text = printed(capsys, "--card", "RTX 4090", "--context", "3000", "--batch", "2", "--host-gib", "30")
     totals = cells(text, "GiB for 3,000 tokens in 2 sequences")
     longest = cells(text, "Tokens of context that fit there")
     assert "RTX 4090, 23.99 GiB?" in text
@@ -66,7 +66,13 @@ def test_the_tables_are_the_plans(capsys):
         for column, precision in enumerate(PRECISIONS):
             device = {"precision": precision, "batch": 2, "device_bytes": DEVICES["RTX 4090"]}
             made = plan(config, context=3000, **device)
-            assert totals[name][column] == f"{made.total_bytes / 2**30:.2f} {'yes' if made.fits else 'no'}"
+            verdict = "yes" if made.fits else "no"
+            if (name, precision) in (("mixtral-8x7b-v0.1", "nf4"), ("mixtral-8x7b-v0.1", "nf4-double")):
+                machine = {"host_bytes": 30 * 2**30, "speeds": SPEEDS["RTX 4090"]}
+                outside = plan_outside(config, context=3000, **device, **machine)
+                verdict = f"{rate_text(outside.tokens_per_s)}/s"
+                assert f"  {name}, {outside}\n" in text
+            assert totals[name][column] == f"{made.total_bytes / 2**30:.2f} {verdict}"
             tokens = largest_context(config, **device)
             assert longest[name][column] == (f"{tokens:,}" if tokens else "-")
 
@@ -76,6 +82,23 @@ def test_a_device_that_is_only_thought_of(capsys):
     assert "such a device, 5.25 GiB?" in text
     verdicts = [cell.split()[1] for cell in cells(text, "GiB for 4,096 tokens in one sequence")["mistral-7b-v0.1"]]
     assert verdicts == ["no", "no", "no", "no", "yes"]
+
+
+def test_a_laptop_maps_what_does_not_fit(capsys):
+    text = printed(capsys, "--gib", "16", "--context", "512")
+    machine = {"device_bytes": 16 * 2**30, "host_bytes": None, "speeds": LAPTOP}
+    made = plan_outside(PRESETS["mixtral-8x7b-v0.1"], precision="nf4-double", context=512, **machine)
+    assert made.outcome == "runs"
+    verdicts = [cell.split()[1] for cell in cells(text, "GiB for 512 tokens")["mixtral-8x7b-v0.1"]]
+    assert verdicts[:3] == ["no"] * 3
+    assert verdicts[4] == f"{rate_text(made.tokens_per_s)}/s"
+    assert "(memory 51.2, disk 3.5 GB/s)" in text
+    assert f"  mixtral-8x7b-v0.1, {made}\n" in text
+
+
+@pytest.mark.parametrize("gib", ["1", "64"])
+def test_nothing_is_said_of_experts_outside_where_all_fits_or_nothing_runs(capsys, gib):
+    assert "n/s" not in printed(capsys, "--gib", gib)
 
 
 def test_models_made_for_fewer_tokens_are_named(capsys):
@@ -88,6 +111,7 @@ def test_models_made_for_fewer_tokens_are_named(capsys):
 
 def test_every_card_and_the_free_memory_of_this_machine(capsys, monkeypatch):
     card = SimpleNamespace(name="Tesla T4", total_memory=15 * 2**30, major=7, minor=5)
+    monkeypatch.setattr(program, "measure_bandwidth", lambda device, repeats: 25e9)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=12 * 2**30, available=9 * 2**30))
@@ -101,6 +125,18 @@ def test_every_card_and_the_free_memory_of_this_machine(capsys, monkeypatch):
         "the CPU's free memory, 9.00 GiB",
     ]
     assert "it is emulated" in text[text.index(SLOW) :]
+    card_of_this_machine, free = "(memory 320, link 13.1, disk 3.5 GB/s)", "(memory 25, disk 3.5 GB/s)"
+    assert (text.count(card_of_this_machine), text.count(free)) == (2, 1)
+    assert "runs on 15.00 GiB with 4 of 8 experts per layer outside (9.0 GiB in memory, 1.9 on disk)" in text
+
+
+def test_nothing_is_said_of_experts_outside_a_card_whose_speeds_are_unknown(capsys, monkeypatch):
+    card = SimpleNamespace(name="Some other card", total_memory=15 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30, available=2**30))
+    monkeypatch.setattr(program, "measure_bandwidth", lambda device, repeats: 25e9)
+    assert "n/s" not in printed(capsys)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +167,8 @@ def test_what_is_slow_follows_from_the_hardware(capabilities, vectors, x86, expe
         (["--gib", "nan"], "--gib: 'nan': expected a number of GiB above 0"),
         (["--gib", "much"], "--gib: 'much': expected a number of GiB above 0"),
         (["--gib", "8", "--card", "T4"], "--card: not allowed with argument --gib"),
+        (["--gib", "8", "--host-gib", "8"], "--host-gib: expected --card beside it"),
+        (["--card", "T4", "--host-gib", "0"], "--host-gib: '0': expected a number of GiB above 0"),
         (["--card", "T5"], "--card: invalid choice: 'T5'"),
         (["--cards"], "unrecognized arguments: --cards"),
     ],

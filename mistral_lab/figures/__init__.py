@@ -2,7 +2,16 @@
 
 from .budget import plot_budget, plot_changed
 from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png
-from .experts import plot_balance, plot_load_bars, plot_load_map, plot_repeats, plot_route, plot_touched, plot_way
+from .experts import (
+    plot_balance,
+    plot_expert_traffic,
+    plot_load_bars,
+    plot_load_map,
+    plot_repeats,
+    plot_route,
+    plot_touched,
+    plot_way,
+)
 from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
 from .layers import plot_added, plot_block, plot_part_times, plot_stream
 from .machines import plot_placement, plot_received, plot_traffic
@@ -53,6 +62,7 @@ __all__ = [
     "plot_decode",
     "plot_error_map",
     "plot_errors_by_block",
+    "plot_expert_traffic",
     "plot_load_bars",
     "plot_format_errors",
     "plot_growth",

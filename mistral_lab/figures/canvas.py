@@ -22,13 +22,20 @@ COLOURS_KEPT = 256  # in a PNG, which takes a third of the bytes: a lesson full 
 
 @mpl.rc_context(STYLE)
 def new_figure(
-    rows: int = 1, columns: int = 1, *, height_in: float = 3.0, share_x: bool = False, share_y: bool = False
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    height_in: float = 3.0,
+    heights: Sequence[float] | None = None,
+    share_x: bool = False,
+    share_y: bool = False,
 ) -> tuple[Figure, np.ndarray]:
     """Start a figure as wide as a notebook's page.
 
     Args:
         rows, columns: how many of Axes.
         height_in: height of the whole figure in inches; it is 8 inches wide.
+        heights: of the rows in proportion; None makes them equal.
         share_x, share_y: whether all Axes have one scale.
 
     Returns:
@@ -40,6 +47,7 @@ def new_figure(
         figsize=(WIDTH_IN, height_in),
         sharex=share_x,
         sharey=share_y,
+        height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )

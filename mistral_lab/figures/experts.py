@@ -1,17 +1,24 @@
-"""Pictures of a mixture: a token's route, experts touched by a batch, loads, repeated choices, balance in training."""
+"""Pictures of a mixture: a token's route, experts touched by a batch, loads, repeated choices, balance, traffic."""
 
 from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from .arrays import as_amounts
-from .canvas import axes_or_new
+from .canvas import axes_or_new, new_figure
 from .marks import draw_percent_map, label_rows, write_beside
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above, readable_on
+from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, hide_frame, legend_above, readable_on
+from .tokens import drawable
 
 WAY_COLOURS = (MEASURED, COLOURS[4], COLOURS[2])
+HELD, GUESSED, FETCHED = 0, 1, 2  # in the arrays of plot_expert_traffic
+MOST_TOKENS = 32  # whose experts' numbers fit beside each other on a page
 
 
 @mpl.rc_context(STYLE)
@@ -230,3 +237,107 @@ def plot_balance(
     ax.grid(axis="y")
     legend_above(ax, columns=3)
     return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_expert_traffic(
+    needed: np.ndarray,
+    origin: np.ndarray,
+    nbytes: np.ndarray,
+    *,
+    tokens: Sequence[str],
+    layers: Sequence[str],
+    unit: str,
+    axes: Sequence[Axes] | None = None,
+) -> np.ndarray:
+    """Draw which experts each token needed in each layer, where each was found, and what was moved for the token.
+
+    An expert is a box in its colour, with its number: filled where it lay in a slot, framed where a guess had brought
+    it, hollow where it had to be fetched. At the end of each row stands how many of its experts lay in a slot.
+
+    Args:
+        needed: (T, L, A) numbers of experts.
+        origin: (T, L, A), 0 for an expert that lay in a slot, 1 for one that a guess had brought, 2 for one fetched
+            when it was needed.
+        nbytes: (T,) moved per token, in `unit`.
+        tokens: (T,) their texts.
+        layers: (L,) their names, the first on top.
+        unit: the label of the lower panel's axis.
+        axes: two, one above the other; None makes a figure.
+
+    Returns:
+        the two Axes: the experts, and the bytes.
+    """
+    needed, origin = np.asarray(needed), np.asarray(origin)
+    if needed.ndim != 3 or needed.shape != origin.shape or needed.shape[:2] != (len(tokens), len(layers)):
+        raise ValueError(
+            f"needed has shape {needed.shape} and origin {origin.shape}: expected the same (T, L, A), for "
+            f"{len(tokens)} tokens and {len(layers)} layers"
+        )
+    if not np.isin(origin, (HELD, GUESSED, FETCHED)).all():
+        raise ValueError("origin holds a number other than 0, 1 and 2: expected slot, guess or fetched")
+    if len(tokens) > MOST_TOKENS:
+        raise ValueError(f"{len(tokens)} tokens: expected at most {MOST_TOKENS}, or their numbers would overlap")
+    nbytes = as_amounts(nbytes, (len(tokens),))
+    _, L, A = needed.shape
+    if axes is None:
+        rows_in, bytes_in = 0.25 + (0.2 * A + 0.08) * L, 1.5
+        axes = new_figure(2, 1, height_in=0.4 + rows_in + bytes_in, heights=[rows_in, bytes_in], share_x=True)[1][:, 0]
+    above, below = axes
+    pitch = A + 0.4  # from layer to layer, where a box is 1 high
+    for (token, layer, place), expert in np.ndenumerate(needed):
+        _draw_expert(above, token, layer * pitch + place, int(expert), origin[token, layer, place])
+    middles = [layer * pitch + (A - 1) / 2 for layer in range(L)]
+    for middle, row in zip(middles, np.moveaxis(origin, 1, 0), strict=True):
+        hits = f"{(row == HELD).sum()} of {row.size}"
+        above.text(1.01, middle, hits, transform=above.get_yaxis_transform(), va="center", fontsize=9)
+    above.set_yticks(middles, layers)
+    above.set_ylim(L * pitch - 0.8, -0.6)
+    above.tick_params(axis="x", labelbottom=False)
+    hide_frame(above)
+    above.legend(
+        _ORIGIN_KEYS.values(),
+        _ORIGIN_KEYS.keys(),
+        handler_map={tuple: HandlerTuple(ndivide=1, pad=0)},
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(_ORIGIN_KEYS),
+        columnspacing=1.4,
+        handlelength=1.4,
+        borderaxespad=0.3,
+    )
+    below.bar(range(len(tokens)), nbytes, width=0.84, color=MEASURED, linewidth=0)
+    below.set_xlim(-0.6, len(tokens) - 0.4)
+    above.set_xlim(-0.6, len(tokens) - 0.4)
+    below.set_xticks(range(len(tokens)), [drawable(token) for token in tokens], rotation=90, parse_math=False)
+    below.tick_params(axis="x", length=0, labelsize=9)
+    below.set_ylim(0, 1.08 * nbytes.max() or 1)
+    below.yaxis.set_major_locator(MaxNLocator(4))
+    below.yaxis.set_major_formatter("{x:,g}")
+    below.set_ylabel(unit)
+    below.grid(axis="y")
+    return np.array([above, below])
+
+
+_KEY = "#595959"
+_ORIGIN_KEYS = {
+    "in a slot": Patch(facecolor=_KEY),
+    "brought by a guess": (
+        Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2),
+        Line2D([], [], color=_KEY, linewidth=4, solid_capstyle="butt"),
+    ),
+    "fetched when needed": Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2),
+}
+
+
+def _draw_expert(ax: Axes, x: float, y: float, expert: int, origin: int) -> None:
+    """Draw one expert's box around a place, with its number."""
+    colour = COLOURS[expert % len(COLOURS)]
+    if origin != HELD:
+        ax.add_patch(Rectangle((x - 0.42, y - 0.44), 0.84, 0.88, facecolor="white", edgecolor=colour, linewidth=1.2))
+    if origin != FETCHED:
+        inset = 0.0 if origin == HELD else 0.11
+        corner, width, height = (x - 0.44 + inset, y - 0.46 + inset), 0.88 - 2 * inset, 0.92 - 2 * inset
+        ax.add_patch(Rectangle(corner, width, height, facecolor=colour, linewidth=0))
+    ink = INK if origin == FETCHED else readable_on(colour)
+    ax.text(x, y, str(expert), ha="center", va="center_baseline", fontsize=9, color=ink)

@@ -7,6 +7,7 @@ costs is arithmetic: missing experts, their bytes, and the speed of the link.
 
 from dataclasses import dataclass
 
+from ..arguments import check_count
 from ..config import ModelConfig
 from .fit import plan
 from .speeds import Speeds
@@ -78,6 +79,7 @@ def experts_touched(config: ModelConfig, tokens: int) -> float:
     [2.0, 5.5, 7.9]
     """
     _check_mixture(config)
+    check_count("tokens", tokens)
     E, A = config.num_experts, config.num_experts_per_tok
     return E * (1 - (1 - A / E) ** tokens)
 
@@ -128,9 +130,8 @@ class OutsidePlan:
     @property
     def outcome(self) -> str:
         """Return "fits" where the device holds everything, otherwise "runs" or "does not run"."""
-        experts_bytes = self.n_layers * self.num_experts * self.expert_bytes
         on_cpu = self.host_bytes is None
-        if self.slots == self.num_experts or (on_cpu and self.in_memory_bytes == experts_bytes):
+        if (on_cpu and self.on_disk_bytes == 0) or self.slots == self.num_experts:
             return "fits"
         enough = self.beside_bytes <= self.device_bytes if on_cpu else self.slots >= self.least_slots
         return "runs" if enough else "does not run"

@@ -32,8 +32,8 @@ class Speeds:
                 raise ValueError(f"{name} is {value}: expected a number of bytes per second above 0")
 
 
-# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of the A100 and the H100, the
-# kind with an SXM socket, in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and
+# By the names in `DEVICES`. Memory as published: the T4's in NVIDIA's product brief, those of A100 and H100, the kind
+# with an SXM socket, in their data sheets, those of the RTX cards in the tables of cpu-gpu.alldbin.com and
 # hardwareluxx.de; the RTX 4060 Ti has 128 bits at 18 Gbit/s. The link is the card's; a computer may have a slower one.
 SPEEDS = {
     "RTX 3070": Speeds(448e9, _PCIE_4, _NVME),
