@@ -8,7 +8,8 @@ from transformers.masking_utils import sdpa_mask
 
 from .compat import attention_of
 
-BY_GROUPS = "sdpa_by_groups"  # the name in transformers' registry; "sdpa" in it has transformers ask for support of SDPA
+# The name in transformers' registry; "sdpa" in it has transformers ask whether the model supports SDPA.
+BY_GROUPS = "sdpa_by_groups"
 
 
 def attend_by_groups(

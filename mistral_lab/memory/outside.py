@@ -97,6 +97,7 @@ class OutsidePlan:
         n_layers, num_experts: L and E.
         least_slots: experts per layer that the device must hold: A, those that one token needs.
         beside_bytes: everything but the experts: other weights, cache, overhead; on a card the spare places too.
+        mapped_bytes: of those, the weights that a CPU maps from files as it does the experts; 0 on a card.
         expert_bytes: of one expert.
         slots: experts of each layer that a card holds at a time; 0 on a CPU, where the system keeps what was used last.
         in_memory_bytes: experts in the computer's memory. A card's slots are not among them.
@@ -117,6 +118,7 @@ class OutsidePlan:
     num_experts: int
     least_slots: int
     beside_bytes: int
+    mapped_bytes: int
     expert_bytes: int
     slots: int
     in_memory_bytes: int
@@ -133,8 +135,13 @@ class OutsidePlan:
         on_cpu = self.host_bytes is None
         if (on_cpu and self.on_disk_bytes == 0) or self.slots == self.num_experts:
             return "fits"
-        enough = self.beside_bytes <= self.device_bytes if on_cpu else self.slots >= self.least_slots
+        enough = self.own_bytes <= self.device_bytes if on_cpu else self.slots >= self.least_slots
         return "runs" if enough else "does not run"
+
+    @property
+    def own_bytes(self) -> int:
+        """What no file holds and the disk cannot stand in for: everything but the experts, less what is mapped."""
+        return self.beside_bytes - self.mapped_bytes
 
     @property
     def runs(self) -> bool:
@@ -183,8 +190,9 @@ class OutsidePlan:
         if self.outcome == "fits":
             return f"{start}: fits {device}, {rate}"
         if not self.runs:
-            why = f"everything but the experts takes {self.beside_bytes / 2**30:.2f} GiB"
+            why = f"cache and overhead take {self.own_bytes / 2**30:.2f} GiB"
             if not on_cpu:
+                why = f"everything but the experts takes {self.beside_bytes / 2**30:.2f} GiB"
                 why += f", which leaves slots for {self.slots} of {self.num_experts} experts per layer"
                 why += f": expected at least {self.least_slots}"
             return f"{start}: does not run on {device}, because {why}"
@@ -212,7 +220,8 @@ def plan_outside(
     one place: a loader that also keeps those in the slots in the computer's memory needs that much more of it.
 
     On a CPU all weights are mapped files, and the system keeps in memory what was used last. There are no slots; what
-    is left of the memory holds a share of the experts, and that share is the hit rate.
+    is left of the memory holds a share of the experts, and that share is the hit rate. Where not even the rest fits,
+    what is missing of it comes from the disk at every token.
 
     A decoded token reads the output layer, attention, routers, norms, its experts and the cache at this context from
     the device's memory; the missing experts cross the link, and those on disk come from there first. Reading a prompt
@@ -265,8 +274,10 @@ def plan_outside(
         slots, in_memory = 0, min(max(device_bytes - beside, 0), every)
         on_disk = every - in_memory
         hits, from_disk = in_memory / every, 1.0
+        others = [part for name, part in weight_parts(config, precision).items() if name != "feed_forward"]
+        mapped = sum(part.total + part.tables for part in others)
     else:
-        beside += 0 if whole.fits else A * one
+        mapped, beside = 0, beside + (0 if whole.fits else A * one)
         slots = E if whole.fits else min(max(device_bytes - beside, 0) // (L * one), E - 1)
         outside = L * (E - slots) * one
         in_memory = min(outside, host_bytes // one * one)
@@ -286,6 +297,7 @@ def plan_outside(
         num_experts=E,
         least_slots=A,
         beside_bytes=beside,
+        mapped_bytes=mapped,
         expert_bytes=one,
         slots=slots,
         in_memory_bytes=in_memory,
@@ -293,7 +305,7 @@ def plan_outside(
         hit_rate=hits,
         read_bytes=_always_read(config, precision, batch) + whole.cache_bytes + needed,
         moved_bytes=0.0 if on_cpu else missing,
-        disk_bytes=missing * from_disk,
+        disk_bytes=missing * from_disk + (max(0, beside - device_bytes) if on_cpu else 0),
         speeds=speeds,
     )
 
