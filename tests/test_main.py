@@ -127,7 +127,7 @@ def test_every_card_and_the_free_memory_of_this_machine(capsys, monkeypatch):
     assert "it is emulated" in text[text.index(SLOW) :]
     card_of_this_machine, free = "(memory 320, link 13.1, disk 3.5 GB/s)", "(memory 25, disk 3.5 GB/s)"
     assert (text.count(card_of_this_machine), text.count(free)) == (2, 1)
-    assert "runs on 15.00 GiB with 4 of 8 experts per layer outside (9.0 GiB in memory, 1.9 on disk)" in text
+    assert "with 4 of 8 experts per layer outside (of all experts 9.0 GiB in memory, 12.7 on disk)" in text
 
 
 def test_nothing_is_said_of_experts_outside_a_card_whose_speeds_are_unknown(capsys, monkeypatch):

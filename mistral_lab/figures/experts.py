@@ -6,7 +6,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -252,8 +251,8 @@ def plot_expert_traffic(
 ) -> np.ndarray:
     """Draw which experts each token needed in each layer, where each was found, and what was moved for the token.
 
-    An expert is a box in its colour, with its number: filled where it lay in a slot, framed where a guess had brought
-    it, hollow where it had to be fetched. At the end of each row stands how many of its experts lay in a slot.
+    An expert is a box in its colour, with its number: filled where it lay in a slot, filled in part where a guess had
+    brought it, hollow where it had to be fetched. Behind each row stands how many of its experts lay in a slot.
 
     Args:
         needed: (T, L, A) numbers of experts.
@@ -298,7 +297,7 @@ def plot_expert_traffic(
     above.legend(
         _ORIGIN_KEYS.values(),
         _ORIGIN_KEYS.keys(),
-        handler_map={tuple: HandlerTuple(ndivide=1, pad=0)},
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=len(_ORIGIN_KEYS),
@@ -320,24 +319,21 @@ def plot_expert_traffic(
 
 
 _KEY = "#595959"
+_FULL, _HOLLOW = Patch(facecolor=_KEY, edgecolor=_KEY), Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2)
 _ORIGIN_KEYS = {
-    "in a slot": Patch(facecolor=_KEY),
-    "brought by a guess": (
-        Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2),
-        Line2D([], [], color=_KEY, linewidth=4, solid_capstyle="butt"),
-    ),
-    "fetched when needed": Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2),
+    "in a slot (counted at the right)": _FULL,
+    "brought by a guess": (_FULL, _HOLLOW),
+    "fetched when needed": _HOLLOW,
 }
 
 
 def _draw_expert(ax: Axes, x: float, y: float, expert: int, origin: int) -> None:
     """Draw one expert's box around a place, with its number."""
     colour = COLOURS[expert % len(COLOURS)]
-    if origin != HELD:
-        ax.add_patch(Rectangle((x - 0.42, y - 0.44), 0.84, 0.88, facecolor="white", edgecolor=colour, linewidth=1.2))
-    if origin != FETCHED:
-        inset = 0.0 if origin == HELD else 0.11
-        corner, width, height = (x - 0.44 + inset, y - 0.46 + inset), 0.88 - 2 * inset, 0.92 - 2 * inset
-        ax.add_patch(Rectangle(corner, width, height, facecolor=colour, linewidth=0))
-    ink = INK if origin == FETCHED else readable_on(colour)
-    ax.text(x, y, str(expert), ha="center", va="center_baseline", fontsize=9, color=ink)
+    inside = "white" if origin == FETCHED else colour
+    ax.add_patch(Rectangle((x - 0.42, y - 0.43), 0.84, 0.86, facecolor=inside, edgecolor=colour, linewidth=1.2))
+    if origin == GUESSED:
+        ax.add_patch(Rectangle((x - 0.14, y - 0.43), 0.56, 0.86, facecolor="white", edgecolor=colour, linewidth=1.2))
+    ink = readable_on(colour) if origin == HELD else INK
+    place = x + 0.14 if origin == GUESSED else x
+    ax.text(place, y, str(expert), ha="center", va="center_baseline", fontsize=9, color=ink)

@@ -21,8 +21,8 @@ PUBLISHED_HIT_RATES = (0.4, 0.6)
 def expert_bytes(config: ModelConfig, precision: str) -> int:
     """Count the bytes of one expert of one layer, as they are moved: payload, absmax, nested absmax, tables.
 
-    PyTorch rounds a pinned allocation up to a power of two. An expert of Mixtral 8x7B that is pinned by itself takes
-    128 MiB of the computer's memory; several in one allocation waste less. That is not counted here.
+    PyTorch rounds a pinned allocation up to a power of two: with codes and scales of each matrix pinned by themselves,
+    an expert of Mixtral 8x7B takes 99 MiB of the computer's memory. That is not counted here.
 
     Args:
         config: the shape of a mixture.
@@ -100,8 +100,8 @@ class OutsidePlan:
         mapped_bytes: of those, the weights that a CPU maps from files as it does the experts; 0 on a card.
         expert_bytes: of one expert.
         slots: experts of each layer that a card holds at a time; 0 on a CPU, where the system keeps what was used last.
-        in_memory_bytes: experts in the computer's memory. A card's slots are not among them.
-        on_disk_bytes: experts that only the disk has.
+        in_memory_bytes: experts in the computer's memory, those among them of which a card's slots hold copies.
+        on_disk_bytes: experts that lie on the disk alone, or on the disk and in a slot.
         hit_rate: the share of needed experts that are where they are needed, in a slot or, on a CPU, in memory.
         read_bytes: that the device reads from its memory per token.
         moved_bytes: that cross the link per token.
@@ -197,8 +197,10 @@ class OutsidePlan:
                 why += f": expected at least {self.least_slots}"
             return f"{start}: does not run on {device}, because {why}"
         where = f"{self.in_memory_bytes / 2**30:.1f} GiB in memory, {self.on_disk_bytes / 2**30:.1f} on disk"
-        which = "all experts mapped" if on_cpu else f"{self.outside} of {self.num_experts} experts per layer outside"
-        return f"{start}: runs on {device} with {which} ({where}), {rate} at {self.hit_rate:.0%} hits"
+        which = f"all experts mapped ({where})"
+        if not on_cpu:
+            which = f"{self.outside} of {self.num_experts} experts per layer outside (of all experts {where})"
+        return f"{start}: runs on {device} with {which}, {rate} at {self.hit_rate:.0%} hits"
 
 
 def plan_outside(
@@ -214,10 +216,9 @@ def plan_outside(
 ) -> OutsidePlan:
     """Say whether a mixture runs on a device that cannot hold its experts, what lies where, and how fast at most.
 
-    On a card, what is not an expert comes first: the other weights, cache and overhead as `plan` counts them, and A
-    spare places into which experts are brought while others are in use. What is left is divided into slots, as many for
-    each layer. Every other expert lies in the computer's memory, or on disk where that is full. An expert is counted in
-    one place: a loader that also keeps those in the slots in the computer's memory needs that much more of it.
+    On a card, what is not an expert comes first: the other weights, cache and overhead as `plan` counts them, and
+    max(2, A) spare places into which experts are brought while others are in use. What is left is divided into slots,
+    as many for each layer. They hold copies: all experts lie in the computer's memory, or on disk where that is full.
 
     On a CPU all weights are mapped files, and the system keeps in memory what was used last. There are no slots; what
     is left of the memory holds a share of the experts, and that share is the hit rate. Where not even the rest fits,
@@ -246,7 +247,7 @@ def plan_outside(
     >>> colab = {"device_bytes": DEVICES["T4"], "host_bytes": 10 * 2**30, "speeds": SPEEDS["T4"]}
     >>> print(plan_outside(mixtral, **asked, **colab))
     nf4-double, 512 tokens: runs on 15.00 GiB with 4 of 8 experts per layer outside
-    (10.0 GiB in memory, 0.8 on disk), at most 4.5 tokens per second at 50% hits
+    (of all experts 10.0 GiB in memory, 11.7 on disk), at most 2.2 tokens per second at 50% hits
     >>> print(plan_outside(mixtral, **asked, device_bytes=16 * 2**30, host_bytes=None, speeds=LAPTOP))
     nf4-double, 512 tokens: runs on 16.00 GiB with all experts mapped (14.1 GiB in memory, 7.5 on disk),
     at most 1.7 tokens per second at 65% hits
@@ -277,12 +278,11 @@ def plan_outside(
         others = [part for name, part in weight_parts(config, precision).items() if name != "feed_forward"]
         mapped = sum(part.total + part.tables for part in others)
     else:
-        mapped, beside = 0, beside + (0 if whole.fits else A * one)
+        mapped, beside = 0, beside + (0 if whole.fits else max(2, A) * one)
         slots = E if whole.fits else min(max(device_bytes - beside, 0) // (L * one), E - 1)
-        outside = L * (E - slots) * one
-        in_memory = min(outside, host_bytes // one * one)
-        on_disk = outside - in_memory
-        hits, from_disk = uniform_hit_rate(config, slots), on_disk / outside if outside else 0.0
+        in_memory = 0 if whole.fits else min(every, host_bytes // one * one)
+        on_disk = 0 if whole.fits else every - in_memory
+        hits, from_disk = uniform_hit_rate(config, slots), on_disk / every
     if hit_rate is not None and not whole.fits:  # where everything is in its place, nothing is missing
         hits = hit_rate
     needed = L * experts_touched(config, batch) * one
