@@ -414,6 +414,18 @@ def test_the_planner_repeats_the_plan_and_offers_no_longer_text_than_the_model_t
     assert "fits" in explorer.sentence
 
 
+def test_the_planner_says_what_runs_with_experts_outside_a_card_that_is_too_small():
+    explorer = explorers.memory_plan()
+    explorer.controls["card"].value = "RTX 3070"
+    asked = {"precision": "nf4-double", "context": 4096, "device_bytes": memory.DEVICES["RTX 3070"]}
+    machine = {"host_bytes": 64 * 2**30, "speeds": memory.SPEEDS["RTX 3070"]}
+    outside = memory.plan_outside(PRESETS["mixtral-8x7b-v0.1"], **asked, **machine)
+    assert explorer.sentence.endswith(f" With its experts in the computer's memory: {outside}.")
+    assert "6 of 8 experts per layer outside" in explorer.sentence
+    explorer.controls["model"].value = "llama-2-70b"
+    assert "experts" not in explorer.sentence
+
+
 # --- routing
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..config import PRESETS
 from ..figures import bare_figure, plot_budget, plot_head_groups, plot_parameters
 from ..figures.style import legend_above
-from ..memory import DEVICES, PRECISIONS, kv_cache_bytes, nearest_fit, plan
+from ..memory import DEVICES, PRECISIONS, SPEEDS, kv_cache_bytes, nearest_fit, plan, plan_outside, weight_bytes
 from .base import Explorer, binary_unit, bytes_text, choice_list, choice_slider, count_slider, offer_choices
 
 HEADS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
@@ -57,8 +57,9 @@ def head_groups() -> Explorer:
 def memory_plan() -> Explorer:
     """Choose model, precision, context, batch and card; see what the model takes beside what the card has.
 
-    The bytes are from `memory.plan`, and the nearest thing that fits from `memory.nearest_fit`. No more tokens are
-    offered than the checkpoint declares.
+    The bytes are from `memory.plan`, the nearest thing that fits from `memory.nearest_fit`, and what runs although it
+    does not fit from `memory.plan_outside`, with all experts in the computer's memory. No more tokens are offered than
+    the checkpoint declares.
     """
 
     def adapt(controls) -> None:
@@ -85,6 +86,10 @@ def memory_plan() -> Explorer:
         if not plans[precision].fits:
             nearest = nearest_fit(config, precision=precision, **asked)
             sentence += f" The nearest: {nearest}." if nearest else " Nor does it fit in fewer bits, with one token."
+            if config.num_experts and precision.startswith("nf4"):
+                host = {"host_bytes": 2 * weight_bytes(config, precision), "speeds": SPEEDS[card]}
+                outside = plan_outside(config, precision=precision, **asked, **host)
+                sentence += f" With its experts in the computer's memory: {outside}."
         return figure, sentence
 
     controls = {

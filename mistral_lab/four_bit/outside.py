@@ -70,6 +70,10 @@ class Outside:
             )
         return self._slots
 
+    def drop_slots(self) -> None:
+        """Free the slots."""
+        self._slots = None
+
     @property
     def slot_bytes(self) -> int:
         """Bytes of all slots on the device; 0 in a copy that has not answered yet."""
@@ -226,6 +230,8 @@ def keep_experts_outside(
     A = model.config.num_experts_per_tok if names else 0
     _check_arguments(model, names, A, slots_per_layer)
     device = torch.empty(0, device=device).device  # with its index
+    if (earlier := experts_outside(model)) is not None:
+        earlier.drop_slots()  # their room is needed; should the new ones not fit, a forward makes them again
     outside = Outside(device, layers=len(names), slots_per_layer=slots_per_layer, num_experts_per_tok=A)
     first = model.get_submodule(names[0])[0]
     slots, following = outside.slots(first), None
