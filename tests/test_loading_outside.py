@@ -8,9 +8,9 @@ import torch
 
 from mistral_lab import checkpoints, load
 from mistral_lab.config import ModelConfig
-from mistral_lab.four_bit import ExactLinear4bit, experts_outside, watch_experts
-from mistral_lab.loading import fitting, outside, quantising
-from mistral_lab.memory import plan_outside
+from mistral_lab.four_bit import ExactLinear4bit, expert_traffic, experts_outside, watch_experts
+from mistral_lab.loading import fitting, quantising
+from mistral_lab.memory import bytes_for_slots
 
 TINY = ModelConfig.from_pretrained("tiny-mixtral")
 PROMPT = "My favourite condiment is"
@@ -18,10 +18,7 @@ PROMPT = "My favourite condiment is"
 
 def budget(slots: int, *, less: int = 0) -> int:
     """The bytes on the device for so many experts per layer of tiny-mixtral."""
-    small = plan_outside(
-        TINY, precision="nf4-double", context=512, device_bytes=1, host_bytes=0, speeds=outside.WITHIN_MEMORY
-    )
-    return small.beside_bytes + TINY.n_layers * slots * small.expert_bytes - less
+    return bytes_for_slots(TINY, slots, precision="nf4-double", context=512) - less
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,12 @@ def test_a_budget_is_that_many_experts_per_layer_and_the_answers_are_the_same(wh
         assert loaded.generate_text(PROMPT, max_new_tokens=12, seed=0) == whole.generate_text(
             PROMPT, max_new_tokens=12, seed=0
         )
-    assert sum(use.moved_bytes for use in uses) > 0
+    traffic = expert_traffic(uses)
+    decoded = 11  # the first of twelve tokens comes with the prompt
+    assert traffic.needed.shape == traffic.origin.shape == (decoded, TINY.n_layers, 2)
+    assert 0 < traffic.moved_bytes.sum() < sum(use.moved_bytes for use in uses)
+    fetched = [use for use in uses if use.tokens == 1 and use.brought]
+    assert (traffic.origin == 2).sum() == sum(len(use.brought) for use in fetched)
     tokens = torch.arange(3, 90)[None]
     with torch.no_grad():
         assert torch.equal(loaded.model(tokens).logits, whole.model(tokens).logits)

@@ -14,12 +14,14 @@ from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_exper
 from .paging import read_experts_ahead, watch_files, will_need
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 from .shards import holds_packed_codes, quantized_tensors
+from .traffic import ExpertTraffic, expert_traffic
 
 __all__ = [
     "Audit",
     "AuditRow",
     "Costs",
     "ExactLinear4bit",
+    "ExpertTraffic",
     "ExpertUse",
     "FourBitConfig",
     "FourBitExpert",
@@ -29,6 +31,7 @@ __all__ = [
     "OutsideExperts",
     "audit",
     "check_cpu",
+    "expert_traffic",
     "experts_outside",
     "guess_experts",
     "guess_hits",

@@ -5,6 +5,7 @@ from .fit import DEVICES, RUNTIME_BYTES, Plan, largest_context, nearest_fit, pla
 from .outside import (
     PUBLISHED_HIT_RATES,
     OutsidePlan,
+    bytes_for_slots,
     expert_bytes,
     experts_touched,
     plan_outside,
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "Speeds",
     "WeightBytes",
+    "bytes_for_slots",
     "cache_by_device",
     "expert_bytes",
     "experts_touched",

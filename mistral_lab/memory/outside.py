@@ -310,6 +310,34 @@ def plan_outside(
     )
 
 
+def bytes_for_slots(config: ModelConfig, slots: int, *, precision: str, context: int, batch: int = 1) -> int:
+    """Return the least `device_bytes` with which `plan_outside` finds room for so many experts of each layer.
+
+    Args:
+        config: the shape of a mixture.
+        slots: from A, the experts of one token, to E - 1: one more is the whole model.
+        precision, context, batch: as in `plan_outside`.
+
+    Raises:
+        ValueError: a number of slots out of this range, or what `plan_outside` refuses.
+
+    >>> from mistral_lab.config import PRESETS
+    >>> least = bytes_for_slots(PRESETS["mixtral-8x7b-v0.1"], 2, precision="nf4-double", context=512)
+    >>> round(least / 2**30, 1)
+    7.5
+    """
+    _check_mixture(config)
+    if not config.num_experts_per_tok <= slots < config.num_experts:
+        raise ValueError(
+            f"slots is {slots}: expected {config.num_experts_per_tok}, the experts of a token, to "
+            f"{config.num_experts - 1}, one less than a layer has"
+        )
+    one = Speeds(1.0, 1.0, 1.0)
+    asked = {"precision": precision, "context": context, "batch": batch}
+    empty = plan_outside(config, **asked, device_bytes=1, host_bytes=0, speeds=one)
+    return empty.beside_bytes + config.n_layers * slots * empty.expert_bytes
+
+
 def rate_text(tokens_per_s: float) -> str:
     """Return a number of tokens per second with two digits, or with all in front of the point.
 
