@@ -93,7 +93,7 @@ class ExactLinear4bit(RestoringLinear4bit):
             return super().forward(x)
         if not self.packed:
             self.pack()
-        # The first call of all chooses compute_dtype; a compiler cannot look into the kernel.
+        # Where nobody gave a compute_dtype, the first call chooses it. A compiler cannot look into the kernel.
         if not (self.packed and self.compute_type_is_set and x.numel()) or torch.compiler.is_compiling():
             return super().forward(x)
         return self._multiply(x)
