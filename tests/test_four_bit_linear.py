@@ -64,8 +64,8 @@ def test_rows_that_do_not_lie_in_one_piece(short_ways):
 def test_what_the_kernel_cannot_do_goes_another_way(short_ways):
     ours = layer()
     with torch.no_grad():
-        ours(torch.zeros(1, 128))
-        assert ours(torch.zeros(0, 128)).shape == (0, 96)
+        ours.pack()
+        assert ours(torch.zeros(0, 128)).shape == (0, 96)  # a division by zero there would end the process
     x = torch.randn(2, 128, requires_grad=True)
     ours(x).sum().backward()  # the kernel has no gradient
     assert x.grad.abs().sum() > 0
