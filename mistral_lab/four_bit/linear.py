@@ -31,6 +31,7 @@ class ExactLinear4bit(RestoringLinear4bit):
 
     Differs: on the CPU, `Linear4bit` fails where a shape does not fill the kernel's tiles, and with AVX-512 it uses
         the wrong scales where in_features is not a whole number of blocks. Here such shapes are dequantised first.
+        With the fused kernel it ends the process where there are no rows at all.
     """
 
     def __init__(self, in_features: int, out_features: int, *, compute_dtype: torch.dtype, double: bool) -> None:
@@ -102,10 +103,12 @@ class ExactLinear4bit(RestoringLinear4bit):
             return super().forward(x)
         if not self.packed:
             self.pack()
-        # The first call of all chooses compute_dtype; a compiler cannot look into the kernel.
-        direct = self.packed and self.compute_type_is_set and self.weight.quant_state.quant_type == "nf4" and x.numel()
+        # Where nobody gave a compute_dtype, the first call chooses it. A compiler cannot look into the kernel.
+        direct = self.packed and self.compute_type_is_set and self.weight.quant_state.quant_type == "nf4"
         if not direct or torch.compiler.is_compiling():
             return super().forward(x)
+        if not x.numel():
+            return x.new_empty(*x.shape[:-1], self.out_features)  # the kernel divides by the number of rows
         return self._multiply(x)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:

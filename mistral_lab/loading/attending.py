@@ -8,8 +8,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .compat import attention_of
 
-# The name in transformers' registry; "sdpa" in it has transformers ask whether the model supports SDPA.
-BY_GROUPS = "sdpa_by_groups"
+BY_GROUPS = "sdpa_by_groups"  # in transformers' registry; where "sdpa" is in a name, a model must support SDPA
 
 
 def attend_by_groups(
