@@ -4,6 +4,7 @@ Each message to the runner is a dict: {"mark": ...} where the runner notes the p
 after each token, {"kept": {...}} for a finished measurement, and {"failed": ...} with a sentence.
 """
 
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -53,13 +54,16 @@ def work(connection: Connection, job: Job) -> None:
 
 def load_here(job: Job):
     """Import what loading needs, then load; return the model's `Loaded`, and the seconds of both."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports an optional package as missing
     begin = time.perf_counter()
     import bitsandbytes  # noqa: F401
     import torch
     from transformers import AutoModelForCausalLM  # noqa: F401
+    from transformers.utils import logging as transformers_logging
 
     from mistral_lab import load
 
+    transformers_logging.disable_progress_bar()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     imported = time.perf_counter()
