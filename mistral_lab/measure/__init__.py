@@ -1,7 +1,7 @@
 """Time and peak memory of a callable or of a model, and the speed at which this machine reads memory."""
 
 from .decoding import Step, filled_cache, random_tokens, timed_steps
-from .full_size import FullSize, read_full_size
+from .full_size import FullSize, read_full_size, side_by_side
 from .generation import Measurement, measure_generation
 from .limits import LimitedMemory, memory_limit
 from .machine import Machine, instructions, processor
@@ -35,6 +35,7 @@ __all__ = [
     "read_full_size",
     "read_sweep",
     "read_through",
+    "side_by_side",
     "sweep",
     "time_callable",
     "time_in_turns",
