@@ -195,7 +195,7 @@ class Runner:
 
     def measure(self) -> None:
         """Measure everything that was asked for."""
-        ready = next(iter(self.run(self.job("ready"), "making ready")), {"outcome": "failed"})
+        ready = [*self.run(self.job("ready"), "making ready"), {"outcome": "failed"}][0]
         if ready["outcome"] != "measured":
             self.failures.append(f"{self.name}: {ready.get('sentence', 'no answer')}")
             return
