@@ -390,6 +390,7 @@ def run_model(name: str, options: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Measure each model, and exit with 1 where something failed."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended: finished measurements are kept"))  # tidily
     failures = [failure for name in options.models for failure in run_model(name, options)]
     if failures:
         sys.exit("\n".join(failures))
