@@ -19,6 +19,8 @@ RATIOS = np.array([[[9.0, 0.2], [0.5, 0.3]], [[17.0, 0.4], [1.5, 0.8]], [[25.0, 
 PLACES, PREDICTED = ["embedding", "attention 0", "feed-forward 0"], np.array([1.0, 16.0, 31.0])
 PARTS, READ_S = ["norms", "a part with a long name", "the rest"], np.array([0.0, 0.003, 0.0])
 SECONDS = np.array([[0.1e-5, 0.003, 0.0005], [0.2e-5, 0.004, 0.0006], [0.3e-5, 0.006, 0.0007]])
+CONTEXTS, TOKEN_S = (128, 512, 4096), np.array([[0.2, 0.22, 0.3], [0.4, np.nan, 0.5]])
+FLOOR_S = np.array([[0.1, 0.11, 0.14], [0.2, np.nan, 0.26]])
 
 
 def block(ax=None):
@@ -37,7 +39,20 @@ def part_times(ax=None):
     return figures.plot_part_times(*SECONDS, READ_S, parts=PARTS, title="a model", ax=ax)
 
 
-@pytest.mark.parametrize("plot", [block, stream, added, part_times])
+def beside(ax=None):
+    labels = {"x_label": "tokens of context", "unit": "seconds per token"}
+    return figures.plot_beside(
+        CONTEXTS, TOKEN_S, FLOOR_S, names=["7B", "8x7B"], floor=True, doubling=True, ax=ax, **labels
+    )
+
+
+def beside_long(ax=None):
+    memory = np.linspace([1, 2], [4, 24], 34).T
+    labels = {"x_label": "layers passed", "unit": "GiB"}
+    return figures.plot_beside(range(34), memory, memory + 0.5, names=["7B", "8x7B"], floor=False, ax=ax, **labels)
+
+
+@pytest.mark.parametrize("plot", [block, stream, added, part_times, beside, beside_long])
 class TestEveryPlot(EveryPlot):
     pass
 
@@ -136,3 +151,32 @@ def test_part_times_are_bars_in_milliseconds_with_shares_and_the_prediction():
 )
 def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):
     check_refused(call, message)
+
+
+def test_what_was_measured_is_solid_and_a_floor_a_dashed_line_called_at_least():
+    ax = beside()
+    measured, floors = ax.lines[:4:2], ax.lines[1:4:2]
+    for number, (line, least) in enumerate(zip(measured, floors, strict=True)):
+        np.testing.assert_array_equal(line.get_ydata(), TOKEN_S[number])
+        np.testing.assert_array_equal(least.get_ydata(), FLOOR_S[number])
+        assert line.get_color() == least.get_color()
+        assert (line.get_linestyle(), least.get_linestyle(), least.get_marker()) == ("-", "--", "None")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["7B", "8x7B", "at least"]
+    assert ax.get_ylim()[0] == 0
+
+
+def test_a_prediction_is_hollow_and_some_of_many_places_have_a_mark():
+    ax = beside_long()
+    line, hollow = ax.lines[:2]
+    assert (line.get_marker(), hollow.get_markerfacecolor(), hollow.get_linestyle()) == ("", "white", "None")
+    assert 5 < len(hollow.get_ydata()) <= layers.MOST_MARKS
+    assert ax.get_legend().get_texts()[-1].get_text() == "predicted (hollow)"
+
+
+@pytest.mark.parametrize("wrong", [TOKEN_S[:, :2], -TOKEN_S, TOKEN_S + np.inf])
+def test_amounts_that_cannot_lie_beside_each_other_are_refused(wrong):
+    labels = {"x_label": "x", "unit": "s"}
+    check_refused(
+        lambda: figures.plot_beside(CONTEXTS, wrong, FLOOR_S, names=["7B", "8x7B"], floor=True, **labels),
+        "measured has shape",
+    )

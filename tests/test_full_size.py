@@ -1,10 +1,6 @@
 """Checkpoints of real shape and the run of lessons on them, on shapes that are small."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -78,29 +74,3 @@ def test_what_falls_short_is_named():
     ]
     good = Run("01_lesson", None, 2, 60.0, None, None, (CellRun(4, 30.0, 19.0),))
     assert full_size_lessons.shortcomings(good, record(1.0)) == []
-
-
-EATER = """\
-import sys, time
-sys.stdin.readline()
-eaten = bytearray(int(sys.argv[1]) * 2**20)
-eaten[::4096] = b"x" * len(eaten[::4096])
-time.sleep(0.5)
-"""
-
-
-@pytest.mark.parametrize(("mib", "survives"), [(64, True), (400, False)])
-def test_a_process_is_held_to_its_memory(mib, survives):
-    with full_size_lessons.memory_limit(os.getpid(), 2**40) as possible:
-        pass
-    if not possible:
-        pytest.skip("no memory cgroup can be made here")
-    process = subprocess.Popen([sys.executable, "-c", EATER, str(mib)], stdin=subprocess.PIPE)
-    watched = full_size_lessons.LimitedMemory(256 * 2**20)
-    with watched(process.pid):
-        process.communicate(b"go\n", timeout=60)
-        time.sleep(full_size_lessons.SAMPLE_S)
-    assert watched.held
-    assert (process.returncode == 0) == survives
-    if survives:
-        assert 64 * 2**20 < watched.anonymous_bytes <= watched.resident_bytes < 256 * 2**20

@@ -12,20 +12,15 @@ import json
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
 
 import notebook_files
 from execute import Run, execute, exit_if_failed
 from full_size import write
 from mistral_lab import PRESETS
 from mistral_lab.files import write_whole
-from mistral_lab.measure import Machine
+from mistral_lab.measure import LimitedMemory, Machine
 
 MODEL = "mistral-7b-v0.1"
 RECORDS = notebook_files.ROOT / "benchmarks" / "lessons-7b.json"
@@ -35,68 +30,6 @@ NEEDED_BYTES = 25 * 10**9  # on disk: the weights in 16 bits, a quantised copy, 
 MEMORY_GIB = {"01": 8, "02": 8, "03": 8, "06": 16}  # by lesson: the memory that its table of tiers names for a CPU
 MINUTES = 15
 SILENCE_S = 20
-SAMPLE_S = 0.1
-
-
-class LimitedMemory:
-    """Holds a process to a memory limit where the system allows it, and records what it takes.
-
-    `anonymous_bytes` is the most that the process took without the files that it maps, `resident_bytes` with them.
-    `held` says whether the limit was enforced.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.anonymous_bytes = self.resident_bytes = 0
-        self.held = False
-
-    @contextmanager
-    def __call__(self, pid: int) -> Iterator["LimitedMemory"]:
-        """Limit and watch a process, by its id, while the context is open."""
-        done = threading.Event()
-        sampler = threading.Thread(target=self._sample, args=(psutil.Process(pid), done), daemon=True)
-        with memory_limit(pid, self.limit_bytes) as self.held:
-            sampler.start()
-            try:
-                yield self
-            finally:
-                done.set()
-                sampler.join()
-
-    def _sample(self, process: psutil.Process, done: threading.Event) -> None:
-        while not done.wait(SAMPLE_S):
-            try:
-                memory = process.memory_info()
-            except psutil.NoSuchProcess:
-                return
-            self.resident_bytes = max(self.resident_bytes, memory.rss)
-            self.anonymous_bytes = max(self.anonymous_bytes, memory.rss - getattr(memory, "shared", 0))
-
-
-@contextmanager
-def memory_limit(pid: int, limit_bytes: int) -> Iterator[bool]:
-    """Limit the memory of a process, the page cache of its files included; yield whether that was possible."""
-    for root, limit in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):  # cgroups of version 1, and of 2
-        group = Path("/sys/fs/cgroup") / root / f"mistral-lab-{os.getpid()}"
-        try:
-            group.mkdir()
-            if not (group / limit).is_file():
-                raise OSError(f"{group} is no cgroup")
-            (group / limit).write_text(str(limit_bytes))
-            (group / "cgroup.procs").write_text(str(pid))
-            break
-        except OSError:
-            if group.is_dir():
-                group.rmdir()
-    else:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        for left in (group / "cgroup.procs").read_text().split():
-            (group.parent / "cgroup.procs").write_text(left)
-        group.rmdir()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .experts import (
     plot_way,
 )
 from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
-from .layers import plot_added, plot_block, plot_part_times, plot_stream
+from .layers import plot_added, plot_beside, plot_block, plot_part_times, plot_stream
 from .machines import plot_placement, plot_received, plot_traffic
 from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_times
 from .nf4 import (
@@ -50,6 +50,7 @@ __all__ = [
     "plot_added",
     "plot_balance",
     "plot_before_after",
+    "plot_beside",
     "plot_block",
     "plot_budget",
     "plot_by_range",

@@ -11,10 +11,23 @@ from matplotlib.ticker import MaxNLocator
 from .arrays import as_amount_intervals, as_amounts, as_intervals, as_positive
 from .canvas import axes_or_new
 from .marks import draw_interval_series, draw_intervals, label_rows, some_labels, write_beside
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, legend_above, readable_on
+from .style import (
+    COLOURS,
+    FADED,
+    INK,
+    MEASURED,
+    PREDICTED,
+    STYLE,
+    decade_axis,
+    doubling_axis,
+    legend_above,
+    readable_on,
+)
 
 SUBLAYER_COLOURS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
 STREAM = "#595959"
+WAY_COLOURS, WAY_MARKS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9]), "osv^"
+MOST_MARKS = 12  # along a line; one with more places has none of its own
 # Inches on the page, so that a text of 9 points fits into its box.
 BOX, LINE, GAP, ARM = 1.22, 0.2, 0.16, 1.9
 
@@ -184,6 +197,63 @@ def plot_part_times(
     ax.set_title(title, pad=26)  # the legend stands between
     ax.grid(axis="x")
     ax.tick_params(axis="y", pad=7)  # beside a prediction of 0
+    legend_above(ax, columns=2)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_beside(
+    places: Sequence[float],
+    measured: np.ndarray,
+    expected: np.ndarray,
+    *,
+    names: Sequence[str],
+    floor: bool,
+    x_label: str,
+    unit: str,
+    doubling: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what was measured along an axis (solid) beside what it takes at least (a line), or was predicted (hollow).
+
+    Args:
+        places: (n,) along the horizontal axis.
+        measured: (ways, n) in `unit`, 0 or more; NaN where nothing was measured.
+        expected: (ways, n) in `unit`, 0 or more; NaN where nothing was expected.
+        names: of the ways, at most four.
+        floor: whether nothing can lie below `expected`; it is then called "at least".
+        x_label, unit: the labels of the axes.
+        doubling: make the horizontal axis logarithmic, with a number at each place.
+    """
+    measured, expected = (np.asarray(values, float) for values in (measured, expected))
+    shape = (len(names), len(places))
+    for name, values in (("measured", measured), ("expected", expected)):
+        if values.shape != shape or np.isinf(values).any() or (values < 0).any():
+            raise ValueError(f"{name} has shape {values.shape}: expected {shape}, finite amounts of 0 or more, or NaN")
+    ax = axes_or_new(ax, height_in=3.2)
+    few = len(places) <= MOST_MARKS
+    looks = zip(names, WAY_MARKS[: len(names)], WAY_COLOURS[: len(names)], strict=True)
+    for way, (name, marker, colour) in enumerate(looks):
+        look = {"color": colour, "marker": marker if few else "", "markeredgecolor": INK}
+        ax.plot(places, measured[way], "-", label=name, zorder=3, **look)
+        if floor:
+            ax.plot(places, expected[way], "--", color=colour, linewidth=1.2, zorder=2)
+        else:
+            some = slice(None, None, 1 + len(places) // MOST_MARKS)
+            hollow = {"marker": marker, "markerfacecolor": "white", "markeredgecolor": colour, "linestyle": "none"}
+            ax.plot(np.asarray(places)[some], expected[way][some], markersize=6, zorder=4, **hollow)
+    if floor:
+        ax.plot([], [], "--", color=INK, linewidth=1.2, label="at least")
+    else:
+        ax.plot([], [], "o", markerfacecolor="white", markeredgecolor=INK, label="predicted (hollow)")
+    if doubling:
+        doubling_axis(ax, places)
+    elif few:
+        ax.set_xticks(places)
+    ax.set_ylim(0, 1.08 * max(np.nanmax(measured, initial=0), np.nanmax(expected, initial=0)) or 1)
+    ax.set_xlabel(f"{x_label} (logarithmic axis)" if doubling else x_label)
+    ax.set_ylabel(unit)
+    ax.grid()
     legend_above(ax, columns=2)
     return ax
 
