@@ -26,7 +26,6 @@ from mistral_lab.four_bit import (
     watch_experts,
 )
 from mistral_lab.four_bit.outside import choose_pinned
-from mistral_lab.four_bit.quantizer import FourBitQuantizer
 
 TOKENS = torch.arange(3, 43)[None]
 BUDGETS = range(2, 9)
@@ -59,6 +58,7 @@ def answers(model):
     torch.manual_seed(0)
     return {
         "prefill": logits(model),
+        "short": logits(model, TOKENS[:, :6]),
         "chunks": torch.cat(chunked, dim=1),
         "greedy": model.generate(TOKENS[:, :9], do_sample=False, **pad),
         "batch": model.generate(batch, attention_mask=mask, do_sample=False, **pad),
@@ -166,30 +166,27 @@ def test_what_is_saved_copied_and_counted_is_the_whole_model(model, whole, tmp_p
 
 def test_moving_the_model_leaves_the_experts_where_they_are(model):
     expected = logits(model)
-    held = [layer[0].w1.weight for layer in layers(model)]
-    model.to(torch.device("meta"))
-    assert model.model.norm.weight.device.type == "meta"
-    assert {weight.device.type for layer in layers(model) for weight in layer.parameters()} == {"cpu"}
-    assert all(layer[0].w1.weight is weight for layer, weight in zip(layers(model), held, strict=True))
+    for layer in layers(model):
+        held = [*layer.parameters()]
+        layer.to("meta")
+        assert [weight.data_ptr() for weight in layer.parameters()] == [weight.data_ptr() for weight in held]
+    assert torch.equal(logits(model.to("cpu")), expected)
     with pytest.raises(ValueError, match=r"computes on meta, its experts are brought to cpu: call keep_experts_outs"):
         layers(model)[0](torch.zeros(1, 128, device="meta"), torch.zeros(1, 2, device="meta"), None)
-    assert expected.isfinite().all()
 
 
-def test_a_model_of_as_many_layers_as_the_real_one_is_copied_and_pickled():
+def test_a_model_of_as_many_layers_as_the_real_one_is_copied_and_pickled(tmp_path):
     config = MixtralConfig(
         vocab_size=8, hidden_size=64, intermediate_size=64, num_hidden_layers=32, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32, num_local_experts=2, num_experts_per_tok=2,
     )  # fmt: skip
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    FourBitQuantizer(nf4_config(compute_dtype="bfloat16"), pre_quantized=False).lay_out(model, None)
-    following = None
-    for number, block in reversed(list(enumerate(model.model.layers))):  # each layer names the next one
-        block.mlp.experts = OutsideExperts(list(block.mlp.experts), None, number, following)
-        following = block.mlp.gate, block.mlp.experts
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=nf4_config()).eval()
+    keep_experts_outside(model, "cpu", slots_per_layer=2)  # each layer names the next one
+    expected = logits(model, TOKENS % 8)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert layers(other)[0].next_layer[1] is layers(other)[1]
+        assert torch.equal(logits(other, TOKENS % 8), expected)
 
 
 def test_a_model_that_is_dropped_takes_its_slots_along(model):
@@ -271,7 +268,6 @@ def test_whatever_is_interrupted_the_model_answers_as_before(moment, pair, monke
     shared = keep_experts_outside(model, "cpu", slots_per_layer=2)
     every = {slot for slot, _ in shared.slots(None).table.spare}
     prompt, token = TOKENS[:, :6], TOKENS[:, 6:7]
-    expected_short = expected["prefill"][:, :6]
     stopped = 0
     for step in range(1, 200):
         with monkeypatch.context() as patch:
@@ -287,11 +283,7 @@ def test_whatever_is_interrupted_the_model_answers_as_before(moment, pair, monke
         table = shared.slots(None).table
         assert every == {*table.held.values(), *(slot for slot, _ in table.spare)}
         assert len(table.held) + len(table.spare) == len(every)
-        # Prompts of another length are summed in another order: the answer is compared with that of the same prompt.
-        if step == 1:
-            first = logits(model, prompt)
-            torch.testing.assert_close(first, expected_short, rtol=0, atol=0.25)
-        assert torch.equal(logits(model, prompt), first)
+        assert torch.equal(logits(model, prompt), expected["short"])
     assert stopped > 10
     assert torch.equal(logits(model), expected["prefill"])
 
@@ -384,7 +376,7 @@ def test_models_that_have_no_such_experts():
 
 def test_experts_that_are_not_on_the_cpu(whole):
     other = copy.deepcopy(whole)
-    other.model.layers[1].mlp.experts.to("meta")
+    other.model.layers[1].mlp.experts[3] = torch.nn.Linear(2, 2, device="meta")
     with pytest.raises(ValueError, match="the experts lie on cpu, meta: expected all of them on cpu, to stay there"):
         keep_experts_outside(other, "cpu", slots_per_layer=2)
 

@@ -13,7 +13,7 @@ from .arrays import as_amounts
 from .canvas import axes_or_new, new_figure
 from .marks import draw_percent_map, label_rows, write_beside
 from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, hide_frame, legend_above, readable_on
-from .tokens import drawable
+from .tokens import drawable, text_width
 
 WAY_COLOURS = (MEASURED, COLOURS[4], COLOURS[2])
 HELD, GUESSED, FETCHED = 0, 1, 2  # in the arrays of plot_expert_traffic
@@ -279,9 +279,11 @@ def plot_expert_traffic(
         raise ValueError(f"{len(tokens)} tokens: expected at most {MOST_TOKENS}, or their numbers would overlap")
     nbytes = as_amounts(nbytes, (len(tokens),))
     _, L, A = needed.shape
+    words = [drawable(token) for token in tokens]
     if axes is None:
-        rows_in, bytes_in = 0.25 + (0.2 * A + 0.08) * L, 1.5
-        axes = new_figure(2, 1, height_in=0.4 + rows_in + bytes_in, heights=[rows_in, bytes_in], share_x=True)[1][:, 0]
+        rows_in, bytes_in, words_in = (A + 0.4) * L * 0.2, 1.1, max(map(text_width, words)) / 72
+        height_in = 0.6 + rows_in + bytes_in + words_in
+        axes = new_figure(2, 1, height_in=height_in, heights=[rows_in, bytes_in], share_x=True)[1][:, 0]
     above, below = axes
     pitch = A + 0.4  # from layer to layer, where a box is 1 high
     for (token, layer, place), expert in np.ndenumerate(needed):
@@ -308,7 +310,7 @@ def plot_expert_traffic(
     below.bar(range(len(tokens)), nbytes, width=0.84, color=MEASURED, linewidth=0)
     below.set_xlim(-0.6, len(tokens) - 0.4)
     above.set_xlim(-0.6, len(tokens) - 0.4)
-    below.set_xticks(range(len(tokens)), [drawable(token) for token in tokens], rotation=90, parse_math=False)
+    below.set_xticks(range(len(tokens)), words, rotation=90, parse_math=False)
     below.tick_params(axis="x", length=0, labelsize=9)
     below.set_ylim(0, 1.08 * nbytes.max() or 1)
     below.yaxis.set_major_locator(MaxNLocator(4))

@@ -74,7 +74,7 @@ def token_places(tokens: Sequence[str], *, experts: int, width_in: float) -> np.
     Returns:
         (tokens, 3) float.
     """
-    widths = [4 + _width(_with_number(token, experts - 1)) for token in tokens]
+    widths = [4 + text_width(_with_number(token, experts - 1)) for token in tokens]
     ends = {place for place, token in enumerate(tokens) if "\n" in token}
     return boxes_in_lines(widths, line_width=72 * width_in, gap=TOKEN_GAP, ends=ends)
 
@@ -133,7 +133,8 @@ def font_letters() -> frozenset[int]:
 
 
 @lru_cache(4096)
-def _width(text: str) -> float:
+def text_width(text: str) -> float:
+    """The width of a token's text, in points."""
     font = FontProperties(family=STYLE["font.family"], size=TOKEN_POINTS)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
 

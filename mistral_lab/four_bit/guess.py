@@ -23,7 +23,8 @@ def guess_experts(x: torch.Tensor, next_router: nn.Module, num_experts_per_tok: 
     Returns:
         (N, A) expert numbers, the most likely first.
     """
-    logits = nn.functional.linear(x, next_router.weight.to(x.dtype))  # not by calling it: others count its calls
+    # Not by calling the router, whose calls others count; and in float32, where no two logits are rounded to one.
+    logits = nn.functional.linear(x.float(), next_router.weight.float())
     return logits.topk(num_experts_per_tok, dim=-1).indices
 
 
