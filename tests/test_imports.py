@@ -35,7 +35,7 @@ GROUPS = {
     "running": {
         "four_bit": {"files"},
         "memory": {"arguments", "config"},
-        "loading": {"lazy", "arguments", "files", "checkpoints", "config", "sampling", "four_bit", "memory"},
+        "loading": {"lazy", "arguments", "files", "checkpoints", "config", "sampling", "cache", "four_bit", "memory"},
         "measure": {"arguments", "files", "loading"},  # of loading the type `Loaded` alone
         "finetune": {"arguments", "files", "checkpoints", "config", "four_bit", "memory", "loading"},
         "distributed": {"lazy", "arguments", "checkpoints", "config", "four_bit", "memory", "loading"},
