@@ -2,8 +2,8 @@
 
     lab                load(folder, bits=4), then `generate`
     transformers       stock bitsandbytes: NF4 with double quantisation, arithmetic in bfloat16
-    llama.cpp          Q4_0 as it comes, its weights copied into another order
-    llama.cpp mapped   Q4_0 left in its file, which the system maps
+    llama.cpp          Q4_0 as it comes: its weights are copied into an order that its products like better
+    llama.cpp mapped   Q4_0 left in its file, which the system maps: for a mixture, or where `--only` names it
 
 Every contender holds its model in a process of its own and waits. In each round each of them reads the prompts and
 decodes at the contexts once, beginning with another, and this machine's reading speed is measured once. Ratios are
@@ -51,7 +51,7 @@ from mistral_lab.memory import kv_cache_bytes, parameter_counts, weight_bytes, w
 ROOT = Path(__file__).parent.parent
 MODELS = ("mistral-7b-v0.1", "mixtral-8x7b-v0.1")
 LAB = "lab"
-BESIDE_BYTES = 6 * 2**30  # per contender, beside the file: caches at all contexts, workspace, the libraries
+BESIDE_BYTES = 2**30  # of a contender beside its weights and caches: the libraries and their workspace
 INSTALL = "not installed: python -m pip install '.[bench]' --constraint constraints.txt (it needs a C++ compiler)"
 
 
@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=8, help="tokens decoded in one turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budgets", type=float, nargs="+", metavar="GIB", help="memory of each process")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="leave out the others")
+    parser.add_argument("--only", nargs="+", choices=KINDS, help="who takes part (default: three of the four)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where the models are written")
     parser.add_argument("--keep", action="store_true", help="keep the models for the next run")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "bench")
@@ -104,6 +104,12 @@ class Model:
         path = self.path(kind)
         return [path] if path.suffix == ".gguf" else weight_files(path)
 
+    def held_bytes(self, kind: str, options: argparse.Namespace) -> int:
+        """Estimate the memory that a contender needs to work undisturbed: weights once, and each context twice."""
+        weights = sum(path.stat().st_size for path in self.files(kind))
+        caches = sum(kv_cache_bytes(self.config, context) for context in options.contexts)
+        return weights + 2 * caches + BESIDE_BYTES
+
     def bytes_per_token(self, kind: str, context: int) -> int:
         """The bytes that one decoded token has to read."""
         if kind.startswith("llama"):
@@ -128,6 +134,11 @@ def bytes_per_token(config: ModelConfig) -> int:
     busy = 1 - counts.idle / counts.feed_forward
     read = {part: size for part, size in parts.items() if part != "embedding" or config.tied_embeddings}
     return int(sum(size * (busy if part == "feed_forward" else 1) for part, size in read.items()))
+
+
+def contenders_for(config: ModelConfig) -> list[str]:
+    """Choose who takes part: of llama.cpp's two forms the one for which a mixture need not fit into memory twice."""
+    return [LAB, "transformers", "llama.cpp mapped" if config.num_experts else "llama.cpp"]
 
 
 def absent(kinds: list[str], config: ModelConfig) -> dict[str, str]:
@@ -457,20 +468,18 @@ def keep(record: dict, folder: Path) -> Path:
 
 def measure(model: Model, options: argparse.Namespace) -> Iterator[dict]:
     """Measure one model, once for each budget."""
-    missing = absent(options.only, model.config)
-    kinds = [kind for kind in options.only if kind not in missing]
+    chosen = options.only or contenders_for(model.config)
+    missing = absent(chosen, model.config)
+    kinds = [kind for kind in chosen if kind not in missing]
     if not kinds:
         raise SystemExit("\n".join(f"{kind}: {why}" for kind, why in missing.items()))
     with files_of(model, kinds, keep=options.keep):
-        sizes = {kind: sum(path.stat().st_size for path in model.files(kind)) + BESIDE_BYTES for kind in kinds}
         if options.budgets:
-            # What llama.cpp copies is no page cache, which a budget is about.
-            within = [kind for kind in kinds if kind != "llama.cpp"] if model.config.num_experts else kinds
             for gib in options.budgets:
                 budget = int(gib * 2**30)
-                rounds, held = one_after_the_other(model, within, options, budget)
+                rounds, held = one_after_the_other(model, kinds, options, budget)
                 yield record_of(model, options, rounds, budget, held, missing)
-        elif sum(sizes.values()) > psutil.virtual_memory().available:
+        elif sum(model.held_bytes(kind, options) for kind in kinds) > psutil.virtual_memory().available:
             rounds, held = one_after_the_other(model, kinds, options, None)
             yield record_of(model, options, rounds, None, held, missing)
         else:
