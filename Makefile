@@ -60,7 +60,7 @@ test-oldest: $(INSTALLED) ## Run every lesson and the library tests with the low
 test-full-size: $(INSTALLED) ## Run the lessons that offer the 7B tier on a CPU at full size; 25 GB of disk, 20 minutes
 	$(BIN)/python tools/full_size_lessons.py
 
-bench: $(INSTALLED) ## Time the lab beside transformers and llama.cpp on Mistral 7B at full size; 9 GB of disk, half an hour
+bench: $(INSTALLED) ## Time the lab beside transformers and llama.cpp on Mistral 7B at full size; 12 GB of disk, half an hour
 	@$(BIN)/python -c 'import gguf, llama_cpp' 2>/dev/null || { echo 'Compiling llama.cpp, once: this takes minutes'; \
 	    $(BIN)/python -m pip install --editable '.[bench]' --constraint constraints.txt; } || true
 	$(BIN)/python benchmarks/bench.py $(BENCH)

@@ -29,6 +29,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -42,8 +43,8 @@ import torch
 from contenders import KINDS, Turn, Work, Worker, in_turns
 
 from mistral_lab.config import PRESETS, ModelConfig
-from mistral_lab.files import Need, check_disk, decimal_size, weight_files, write_json
-from mistral_lab.measure import Machine, Timing, compare, measure_bandwidth
+from mistral_lab.files import Need, check_disk, decimal_size, lab_cache, weight_files, write_json
+from mistral_lab.measure import Machine, Timing, compare, instructions, measure_bandwidth
 from mistral_lab.measure.limits import memory_limit
 from mistral_lab.measure.paging import evict, read_through
 from mistral_lab.memory import kv_cache_bytes, parameter_counts, weight_bytes, weight_parts
@@ -100,13 +101,16 @@ class Model:
         return self.folder / (f"{stem}.{suffix}" if suffix.endswith("gguf") else f"{stem}-{suffix}")
 
     def files(self, kind: str) -> list[Path]:
-        """The files that hold the weights which a contender reads."""
+        """The files that hold the weights which a contender reads, the lab's copy for this CPU included."""
         path = self.path(kind)
-        return [path] if path.suffix == ".gguf" else weight_files(path)
+        if path.suffix == ".gguf":
+            return [path]
+        return weight_files(path) + (list(lab_cache().rglob("*.safetensors")) if kind == LAB else [])
 
     def held_bytes(self, kind: str, options: argparse.Namespace) -> int:
         """Estimate the memory that a contender needs to work undisturbed: weights once, and each context twice."""
-        weights = sum(path.stat().st_size for path in self.files(kind))
+        path = self.path(kind)
+        weights = sum(file.stat().st_size for file in ([path] if path.suffix == ".gguf" else weight_files(path)))
         caches = sum(kv_cache_bytes(self.config, context) for context in options.contexts)
         return weights + 2 * caches + BESIDE_BYTES
 
@@ -166,10 +170,18 @@ def repacked_bytes(config: ModelConfig) -> int:
 def files_of(model: Model, kinds: list[str], *, keep: bool) -> Iterator[None]:
     """Write what the contenders read, where it is not there already, and remove it afterwards unless `keep`.
 
+    The lab keeps a copy in the order that this CPU's kernel wants. It goes beside the checkpoint, unless the reader's
+    MISTRAL_LAB_CACHE says where.
+
     Raises:
         OSError: the disk is too small, which is said before anything is written.
     """
     needs, nf4 = [], weight_bytes(model.config, "nf4-double")
+    cache = model.folder / "cache"
+    os.environ.setdefault("MISTRAL_LAB_CACHE", str(cache.absolute()))
+    ours = lab_cache() == cache.absolute() and not cache.exists()
+    if LAB in kinds and ours and "AVX512_BF16" in instructions():
+        needs.append(Need(model.folder, nf4, "for the lab's copy of it for this CPU"))
     if any(not kind.startswith("llama") for kind in kinds) and not model.path("lab").exists():
         needs.append(Need(model.folder, nf4, "for the checkpoint in NF4"))
     if any(kind.startswith("llama") for kind in kinds) and not model.path("llama.cpp").exists():
@@ -178,7 +190,7 @@ def files_of(model: Model, kinds: list[str], *, keep: bool) -> Iterator[None]:
         total = sum(need.nbytes for need in needs)
         print(f"writes {decimal_size(total)} into {model.folder}{'' if keep else ', and removes them in the end'}")
     check_disk(*needs)
-    made = [model.path(kind) for kind in kinds if not model.path(kind).exists()]
+    made = [model.path(kind) for kind in kinds if not model.path(kind).exists()] + [cache] * ours
     model.folder.mkdir(parents=True, exist_ok=True)
     try:
         write_files(model, kinds)
@@ -186,6 +198,8 @@ def files_of(model: Model, kinds: list[str], *, keep: bool) -> Iterator[None]:
     finally:
         for path in {path for path in made if not keep}:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if os.environ["MISTRAL_LAB_CACHE"] == str(cache.absolute()):
+            del os.environ["MISTRAL_LAB_CACHE"]
 
 
 def write_files(model: Model, kinds: list[str]) -> None:
@@ -490,6 +504,7 @@ def main() -> None:
     """Measure each model, print its tables, and keep the records."""
     options = arguments()
     torch.set_num_threads(options.threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for the contenders: nothing is looked up on the hub
     for name in options.models:
         full = PRESETS[name]
         config = replace(full, n_layers=min(options.layers or full.n_layers, full.n_layers))
