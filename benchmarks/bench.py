@@ -26,7 +26,6 @@ is given; what is there already is used, and stays. Records go to benchmarks/ben
 """
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -131,7 +130,7 @@ def bytes_per_token(config: ModelConfig) -> int:
     They are those of the checkpoint; the fused kernel of a CPU reads scales in bfloat16, which adds 3 %.
 
     >>> bytes_per_token(PRESETS["mistral-7b-v0.1"])
-    3862659072
+    3863093248
     """
     parts = {part: size.total for part, size in weight_parts(config, "nf4-double").items()}
     counts = parameter_counts(config)
@@ -255,10 +254,19 @@ class Rounds:
         self.failed: dict[str, str] = {}
         self.waited = 0.0
 
-    def add(self, work: tuple[str, int], turns: Mapping[str, Turn]) -> None:
-        """Note the turns of one round."""
+    def add(self, work: tuple[str, int], turns: Mapping[str, Turn | None]) -> None:
+        """Note the turns of one round, but not the None of one that failed."""
         for kind, turn in turns.items():
-            self.turns[work].setdefault(kind, []).append(turn)
+            if turn is not None:
+                self.turns[work].setdefault(kind, []).append(turn)
+
+    def asked(self, worker: Worker, work: tuple[str, int]) -> Turn | None:
+        """Have a contender work; where it cannot, note why, and return None: the others go on."""
+        try:
+            return worker.ask(*work)
+        except RuntimeError as error:
+            self.failed[worker.kind] = str(error)
+            return None
 
     def rows(self, model: Model) -> list[dict]:
         """Make a row for each contender and work that was done in every round."""
@@ -266,7 +274,8 @@ class Rounds:
         for (work, tokens), by_kind in self.turns.items():
             whole = {kind: turns for kind, turns in by_kind.items() if len(turns) == len(self.read_bytes_per_s)}
             for kind, turns in whole.items():
-                size = model.bytes_per_token(kind, tokens) if work == "decode" else None
+                on_the_device = device().type == "cpu" or not kind.startswith("llama")
+                size = model.bytes_per_token(kind, tokens) if work == "decode" and on_the_device else None
                 lab = whole.get(LAB)
                 rows.append(row(work, tokens, kind, turns, lab, size, self.read_bytes_per_s))
         return rows
@@ -317,6 +326,11 @@ def row(
     return found
 
 
+def device() -> torch.device:
+    """Choose where the lab and transformers run, and whose reading speed is measured; llama.cpp runs on the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def works_of(options: argparse.Namespace) -> list[tuple[str, int]]:
     """List the works of one round, in the order of the table."""
     return [("prefill", tokens) for tokens in options.prompts] + [("decode", tokens) for tokens in options.contexts]
@@ -334,9 +348,10 @@ def side_by_side(model: Model, kinds: list[str], options: argparse.Namespace) ->
                 workers.append(worker)
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", flush=True)
-            rounds.read_bytes_per_s.append(measure_bandwidth("cuda" if torch.cuda.is_available() else "cpu"))
+            rounds.read_bytes_per_s.append(measure_bandwidth(device()))
             for work in rounds.turns:
-                turns, waited = in_turns(workers, lambda worker, work=work: worker.ask(*work), number)
+                workers = [worker for worker in workers if worker.kind not in rounds.failed]
+                turns, waited = in_turns(workers, lambda worker, work=work: rounds.asked(worker, work), number)
                 rounds.add(work, turns)
                 rounds.waited = max(rounds.waited, waited)
     return rounds
@@ -352,8 +367,7 @@ def one_after_the_other(
     """
     rounds, held = Rounds(works_of(options)), False
     for number in range(options.rounds):
-        rounds.read_bytes_per_s.append(measure_bandwidth())
-        gc.collect()
+        rounds.read_bytes_per_s.append(measure_bandwidth(device()))
         first = number % len(kinds)
         for kind in kinds[first:] + kinds[:first]:
             if kind in rounds.failed:
@@ -369,12 +383,10 @@ def one_after_the_other(
                     read_through(model.files(kind))
                 if not opened(worker, model, options, rounds):
                     continue
-                try:
-                    worker.ask("decode", options.contexts[0])  # what a token needs comes from the disk
-                    for work in rounds.turns:
-                        rounds.add(work, {kind: worker.ask(*work)})
-                except RuntimeError as error:
-                    rounds.failed[kind] = str(error)
+                rounds.asked(worker, ("decode", options.contexts[0]))  # brings in what every token needs
+                for work in rounds.turns:
+                    if kind not in rounds.failed:
+                        rounds.add(work, {kind: rounds.asked(worker, work)})
     return rounds, held
 
 
@@ -397,7 +409,6 @@ def record_of(
     model: Model, options: argparse.Namespace, rounds: Rounds, budget_bytes: int | None, held: bool, missing: dict
 ) -> dict:
     """Make the record of one run."""
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     return {
         "model": model.name,
         "layers": model.config.n_layers,
@@ -407,7 +418,7 @@ def record_of(
         "threads": options.threads,
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
-        "machine": asdict(Machine.here(device)),
+        "machine": asdict(Machine.here(device())),
         "memory_bytes": psutil.virtual_memory().total,
         "read_bytes_per_s": rounds.read_bytes_per_s,
         "waiting_share": rounds.waited,
@@ -467,8 +478,8 @@ def keep(record: dict, folder: Path) -> Path:
         the file.
     """
     machine = record["machine"]
-    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
-    path = folder / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
+    named = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    path = folder / (re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-") + ".json")
     folder.mkdir(parents=True, exist_ok=True)
 
     def key(each: dict) -> tuple:
@@ -476,7 +487,7 @@ def keep(record: dict, folder: Path) -> Path:
 
     known = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
     kept = [each for each in known if key(each) != key(record)]
-    write_json(path, {"device": device, "records": sorted([*kept, record], key=lambda each: str(key(each)))})
+    write_json(path, {"device": named, "records": sorted([*kept, record], key=lambda each: str(key(each)))})
     return path
 
 

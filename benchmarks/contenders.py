@@ -376,13 +376,15 @@ def serve(connection, kind: str) -> None:
             connection.send((False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
 
-def in_turns(workers: list[Worker], work: Callable[[Worker], Turn], number: int) -> tuple[dict[str, Turn], float]:
+def in_turns(
+    workers: list[Worker], work: Callable[[Worker], Turn | None], number: int
+) -> tuple[dict[str, Turn | None], float]:
     """Have each worker do the same, one after the other, beginning with another in every round.
 
     Returns:
         the turns, and the largest share of a processor that a worker took while it waited.
     """
-    first = number % len(workers)
+    first = number % max(len(workers), 1)
     turns, waited = {}, 0.0
     for worker in workers[first:] + workers[:first]:
         others = [other for other in workers if other is not worker]

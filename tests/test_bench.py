@@ -1,6 +1,7 @@
 """`make bench`: the arithmetic of its table, its record, its files, and a GGUF file read back."""
 
 import argparse
+import doctest
 import importlib.util
 import json
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import bench
 import contenders
 import pytest
+import torch
 
 from mistral_lab.config import PRESETS, ModelConfig
 from mistral_lab.memory import kv_cache_bytes, parameter_counts, weight_bytes
@@ -34,6 +36,13 @@ def turns(*seconds: float) -> list[contenders.Turn]:
 
 def options() -> argparse.Namespace:
     return argparse.Namespace(contexts=[32], prompts=[16], rounds=2, threads=2, new_tokens=8)
+
+
+@pytest.mark.parametrize("module", [bench, contenders], ids=["bench", "contenders"])
+def test_its_examples_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_ratios_and_shares_are_taken_round_by_round():
@@ -78,7 +87,8 @@ def rounds_of_two() -> bench.Rounds:
 
 
 @pytest.fixture
-def record(tmp_path):
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
     model = bench.Model("mistral-7b-v0.1", replace(PRESETS["mistral-7b-v0.1"], n_layers=2), tmp_path)
     return bench.record_of(model, options(), rounds_of_two(), 12 * 2**30, True, {"llama.cpp": bench.INSTALL})
 
@@ -198,6 +208,17 @@ def test_every_round_begins_with_another_and_one_that_spins_is_noticed(monkeypat
     assert waited == 1.5
 
 
+def test_one_that_fails_is_noted_and_the_others_go_on():
+    class Broken(Sleeper):
+        def ask(self, question, *values):
+            raise RuntimeError("ended with -9, perhaps because memory ran out")
+
+    rounds, broken = bench.Rounds([("decode", 32)]), Broken("broken")
+    rounds.add(("decode", 32), {"broken": rounds.asked(broken, ("decode", 32)), "lab": contenders.Turn(1.0, 0)})
+    assert rounds.failed == {"broken": "ended with -9, perhaps because memory ran out"}
+    assert rounds.turns["decode", 32].keys() == {"lab"}
+
+
 @pytest.fixture
 def writer():
     pytest.importorskip("gguf", reason="it comes with the extras dev and bench")
@@ -236,6 +257,7 @@ def test_a_gguf_file_holds_the_whole_model_as_llama_cpp_would_quantise_it(config
 
 
 def test_the_same_seed_gives_the_same_file(writer, tmp_path):
+    assert doctest.testmod(writer).failed == 0
     for name in ("one", "other"):
         writer.write(DENSE, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
