@@ -439,7 +439,7 @@ def table(record: dict) -> str:
     kept = f"; each process {'held' if record['held'] else 'NOT held'} to {budget / 2**30:g} GiB" if budget else ""
     lines = [
         f"{record['model']}: {record['layers']} of {record['of_layers']} layers, random weights; "
-        f"{record['rounds']} rounds{kept}",
+        f"{record['rounds']} round{'' if record['rounds'] == 1 else 's'}{kept}",
         f"{Machine(**record['machine'])}; reads {Timing(tuple(speeds)).median_s:.1f} GB/s "
         f"({min(speeds):.1f} to {max(speeds):.1f}); who waits takes {record['waiting_share']:.1%} of a core",
         "",
