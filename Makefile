@@ -5,13 +5,16 @@ PYTHON ?= python3
 # On Linux PyPI has those as CUDA builds of several GB: PIP_EXTRA_INDEX_URL or a version that is there spares them.
 TORCH ?=
 
+# What `make bench` measures, as for Mixtral: make bench BENCH='--models mixtral-8x7b-v0.1 --budgets 24 16 12'
+BENCH ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
 .PHONY: help lab lessons quick test test-device test-gpu test-browser test-colab test-latest test-oldest test-full-size
-.PHONY: outputs train picture lint address
+.PHONY: bench outputs train picture lint address
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +59,11 @@ test-oldest: $(INSTALLED) ## Run every lesson and the library tests with the low
 
 test-full-size: $(INSTALLED) ## Run the lessons that offer the 7B tier on a CPU at full size; 25 GB of disk, 20 minutes
 	$(BIN)/python tools/full_size_lessons.py
+
+bench: $(INSTALLED) ## Time the lab beside transformers and llama.cpp on Mistral 7B at full size; 12 GB of disk, half an hour
+	@$(BIN)/python -c 'import gguf, llama_cpp' 2>/dev/null || { echo 'Compiling llama.cpp, once: this takes minutes'; \
+	    $(BIN)/python -m pip install --editable '.[bench]' --constraint constraints.txt; } || true
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py

@@ -1,6 +1,7 @@
 """pyproject.toml, constraints.txt, environment.yml, Makefile and README.md say the same."""
 
 import ast
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -56,8 +57,9 @@ def test_every_dependency_is_pinned_within_its_bounds(requirement):
 
 
 def test_all_that_an_install_brings_is_pinned_at_the_installed_version():
-    """From the dependencies through theirs, as this environment has them."""
-    pending, seen = [(requirement, "") for requirement in DIRECT], set()
+    """From the dependencies through theirs, as this environment has them; the extra "bench" where it is installed."""
+    left_out = set() if importlib.util.find_spec("llama_cpp") else {"llama-cpp-python"}
+    pending, seen = [(requirement, "") for requirement in DIRECT if requirement.name not in left_out], set()
     while pending:
         requirement, extra = pending.pop()
         name = canonicalize_name(requirement.name)
@@ -92,7 +94,14 @@ def test_conda_installs_what_the_makefile_installs():
     assert set(through_pip["pip"]) == {"-c constraints.txt", "-e .[lab,dev,finetune]"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "--editable '.[lab,dev,finetune]' --constraint constraints.txt" in makefile
-    assert EXTRAS.keys() == {"lab", "dev", "finetune"}
+    assert EXTRAS.keys() == {"lab", "dev", "finetune", "bench"}
+
+
+def test_only_make_bench_compiles_llama_cpp_and_the_tests_have_the_writer_of_its_files():
+    assert "--editable '.[bench]' --constraint constraints.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    (writer,) = [line for line in EXTRAS["bench"] if line.startswith("gguf")]
+    assert writer in EXTRAS["dev"]
+    assert [line for lines in EXTRAS.values() for line in lines if "llama" in line] == EXTRAS["bench"][1:]
 
 
 def test_what_the_package_imports_is_declared():
