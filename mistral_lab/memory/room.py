@@ -4,12 +4,15 @@ total_bytes         What does the device have at all? To plan ahead for a machin
 free_bytes          What is free at this moment? To place the parts of a model on several devices.
 room_to_load_bytes  What can a model have before it is loaded? `load` compares its plan with it.
 room_bytes          What can this process have, with what it holds already? For a plan of a model that is loaded.
+
+Of the computer's memory a container has what its control group allows.
 """
 
 import psutil
 import torch
 
 from .fit import RUNTIME_BYTES
+from .limit import memory_limits
 
 
 def total_bytes(device: str | torch.device = "cpu") -> int:
@@ -22,7 +25,7 @@ def total_bytes(device: str | torch.device = "cpu") -> int:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total
+    return min([psutil.virtual_memory().total, *(limit.total_bytes for limit in memory_limits())])
 
 
 def free_bytes(device: str | torch.device = "cpu") -> int:
@@ -33,7 +36,7 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *(limit.free_bytes for limit in memory_limits())])
 
 
 def room_to_load_bytes(device: str | torch.device = "cpu") -> int:
@@ -71,7 +74,7 @@ def room_bytes(device: str | torch.device = "cpu") -> int:
         reserved = torch.cuda.memory_reserved(device)
         # Nothing says how much of the rest is this process's own runtime: as much as a plan counts for it.
         return free + reserved + min(RUNTIME_BYTES, total - free - reserved)
-    memory, process = psutil.virtual_memory(), psutil.Process().memory_info()
+    process = psutil.Process().memory_info()
     # Pages of mapped files can be taken back at any time, so they count as free already; only Linux tells them apart.
     own = process.rss - getattr(process, "shared", 0)
-    return min(memory.available + own, memory.total)
+    return min(free_bytes() + own, total_bytes())
