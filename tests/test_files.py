@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mistral_lab import files
@@ -154,3 +154,38 @@ def test_an_error_that_says_nothing_counts_where_too_little_is_free(tmp_path, er
             files.full_disk_explained(lambda: "make room", least=least),
         ):
             raise error("silent")
+
+
+# Files that are mapped
+
+
+def test_large_tensors_begin_at_whole_cache_lines_and_come_back(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        "codes": torch.randint(256, (32, 96), generator=random, dtype=torch.uint8),
+        "odd": torch.arange(83, dtype=torch.uint8),
+        "a.norm": torch.randn(3, generator=random).to(torch.bfloat16),
+        "scales": torch.randn(5, generator=random),
+        "embedding": torch.randn(7, 64, generator=random).to(torch.float16),
+        "one": torch.tensor(1.5, dtype=torch.float64),
+        "none": torch.empty(0),
+        "turned": torch.randn(64, 2, generator=random).T,
+    }
+    for padding in range(0, 70, 7):  # a header of any length
+        path = tmp_path / f"{padding}.safetensors"
+        files.write_aligned(tensors, path, {"format": "pt", "note": "x" * padding})
+        files.check_safetensors(path)
+        loaded = load_file(path)
+        assert loaded.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert loaded[name].dtype == tensor.dtype
+            assert torch.equal(loaded[name], tensor)
+        with path.open("rb") as opened:
+            begin = 8 + int.from_bytes(opened.read(8), "little")
+        assert begin % 64 == 0
+        for name, entry in files.read_header(path).items():
+            place = begin + entry["data_offsets"][0]
+            assert place % tensors[name].itemsize == 0
+            assert place % 64 == 0 or tensors[name].nbytes % 64 > 0
+        with safe_open(path, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt", "note": "x" * padding}

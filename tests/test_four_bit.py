@@ -359,11 +359,11 @@ def test_an_interrupted_call_goes_on_where_it_stopped(small, cache, monkeypatch)
 
 
 def test_a_full_disk_leaves_no_half_file(small, cache, monkeypatch):
-    def full(tensors, path, metadata):
+    def full(tensors, path, about):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "save_file", full)
+    monkeypatch.setattr(shards, "write_aligned", full)
     with pytest.raises(OSError, match=r"is full: 0\.\d MB for .* in four bits are still needed, and .* GB are free"):
         load(small, bits=4)
     (folder,) = kept(cache)

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from mistral_lab import PRESETS, ModelConfig
 from mistral_lab.checkpoints import locate
-from mistral_lab.files import write_index, write_json
+from mistral_lab.files import write_aligned, write_index, write_json
 from mistral_lab.transformer.shapes import checkpoint_shapes
 
 SEED = 0
@@ -71,7 +70,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
         else:
             tensors = {name: tensor(shape, generator) for name, shape in end_shapes(config).items()}
         files.append(f"model-{index + 1:05}-of-{shards:05}.safetensors")
-        save_file(tensors, folder / files[-1], metadata={"format": "pt"})
+        write_aligned(tensors, folder / files[-1], {"format": "pt"})
     write_index(folder, files)
     source = locate("tiny-mistral").path
     for name in TOKENIZER_FILES:

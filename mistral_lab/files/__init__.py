@@ -2,7 +2,16 @@
 
 from .cache import lab_cache, one_process_at_a_time
 from .disk import Need, check_disk, decimal_size, full_disk_explained, still_needed
-from .shards import check_safetensors, check_weights, has_weights, read_header, weight_files, write_index, write_shards
+from .shards import (
+    check_safetensors,
+    check_weights,
+    has_weights,
+    read_header,
+    weight_files,
+    write_aligned,
+    write_index,
+    write_shards,
+)
 from .whole import (
     folder_written_whole,
     private_place,
@@ -30,6 +39,7 @@ __all__ = [
     "still_needed",
     "trainer_checkpoints",
     "weight_files",
+    "write_aligned",
     "write_index",
     "write_json",
     "write_shards",

@@ -123,6 +123,52 @@ def write_shards(tensors: Iterable[tuple[str, "torch.Tensor"]], folder: Path, *,
         write_index(folder, names)
 
 
+ALIGNMENT = 64  # bytes: a cache line, and what AVX-512 loads at once
+TYPES = {  # torch's name -> safetensors' name
+    "float64": "F64",
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+}
+
+
+def write_aligned(tensors: dict[str, "torch.Tensor"], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose large tensors begin at multiples of 64 bytes.
+
+    A program that maps the file then reads whole cache lines. safetensors itself aligns by 8 bytes: a product with
+    4-bit weights of which each load touches two lines takes twice as long. All tensors whose size is a multiple of 64
+    bytes come first, the rest in the order of its types, the widest first; and spaces fill the header up.
+
+    Source: github.com/huggingface/safetensors, README, "Format": eight bytes of length, a JSON object that may end in
+    spaces, the tensors without holes.
+
+    Args:
+        tensors: on the CPU, of one of `TYPES`.
+        path: the file.
+        metadata: texts that go into the header.
+    """
+    import torch
+
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT > 0, -item[1].itemsize, item[0]))
+    header: dict[str, dict] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        kind = TYPES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for _, tensor in ordered:
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
 def write_index(folder: Path, names: Sequence[str]) -> None:
     """Write the index of a checkpoint: which of its files holds which tensor.
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ..files import read_header, written_whole
+from ..files import read_header, write_aligned, written_whole
 from .kernel_layout import SCALES, in_rows, in_strips
 from .matrix import quantize_matrix
 
@@ -74,7 +73,7 @@ def write_four_bits(
 
     def write(path: Path) -> None:
         with written_whole(path) as temporary:
-            save_file(held, temporary, metadata=about)
+            write_aligned(held, temporary, about)
         held.clear()
 
     for tensors in _in_four_bits(file, packed, dtype, device, bar):
