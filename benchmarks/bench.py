@@ -205,7 +205,8 @@ def write_files(model: Model, kinds: list[str]) -> None:
     """Write checkpoint and file of random weights, where they are not there, and the config of the stock quantiser."""
     checkpoint = model.path("lab")
     if {"lab", "transformers"} & set(kinds) and not checkpoint.exists():
-        tool("full_size").write(model.config, checkpoint, bits=4)
+        # Stock bitsandbytes reads codes in rows alone; the lab then makes its own copy for this CPU, as for a reader.
+        tool("full_size").write(model.config, checkpoint, bits=4, packed=False if "transformers" in kinds else None)
     if "transformers" in kinds and not model.path("transformers").exists():
         write_stock(checkpoint, model.path("transformers"))
     if any(kind.startswith("llama") for kind in kinds) and not model.path("llama.cpp").exists():

@@ -47,13 +47,14 @@ def tensor(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SCALE, generator=generator)
 
 
-def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
+def write(config: ModelConfig, folder: Path, *, bits: int, packed: bool | None = None) -> None:
     """Write one shard per layer, one for the tensors outside the layers, their index, the config and the tokenizer.
 
     Args:
         config: the shape of the model.
         folder: where to write. It is created where it is missing, and files with the same names are overwritten.
-        bits: 16, or 4 for the form that `load(..., bits=4)` caches: packed for this CPU where it has the kernel.
+        bits: 16, or 4 for the form that `load(..., bits=4)` caches.
+        packed: of 4 bits, whether the codes lie as the fused kernel of a CPU reads them; None: if this CPU has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(SEED)
@@ -61,7 +62,7 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
     layer = {
         name: value
         for part, shape in tqdm(layer_shapes(config).items(), desc="Making one layer")
-        for name, value in _stored(part, tensor(shape, generator), bits).items()
+        for name, value in _stored(part, tensor(shape, generator), bits, packed).items()
     }
     files = []
     for index in tqdm(range(shards), desc=f"Writing {folder.name}", unit="shard"):
@@ -85,14 +86,14 @@ def write(config: ModelConfig, folder: Path, *, bits: int) -> None:
     write_json(folder / "config.json", fields)
 
 
-def _stored(name: str, value: torch.Tensor, bits: int) -> dict[str, torch.Tensor]:
+def _stored(name: str, value: torch.Tensor, bits: int, packed: bool | None) -> dict[str, torch.Tensor]:
     """The tensors that a checkpoint holds for one tensor of a layer."""
     if bits == 16:
         return {name: value}
     from mistral_lab.four_bit import packed_for, quantized_tensors
     from mistral_lab.four_bit.shards import MATRIX
 
-    packed = packed_for(torch.device("cpu"))
+    packed = packed_for(torch.device("cpu")) if packed is None else packed
     return quantized_tensors(name, value, packed=packed) if MATRIX.search(f".{name}") else {name: value}
 
 
