@@ -1,9 +1,10 @@
-"""Mapped weights: what the system is asked for, and files that change under a running model."""
+"""Mapped weights: what stays in the page cache and what is given back, and files that change under a running model."""
 
 import copy
 import mmap
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from mistral_lab import load
-from mistral_lab.four_bit import keep_experts_outside, paging, read_experts_ahead, watch_files, will_need
+from mistral_lab.four_bit import paging, share_page_cache, watch_files
+from mistral_lab.measure.paging import cached_bytes
 
 TOKENS = torch.arange(3, 20)[None]
 
@@ -27,83 +29,108 @@ def logits(model, tokens=TOKENS):
     return model(tokens).logits
 
 
-def test_whole_pages_are_asked_for(monkeypatch):
-    asked = []
-    monkeypatch.setattr(paging, "_madvise", lambda: lambda *arguments: asked.append(arguments))
-    whole = torch.zeros(4 * mmap.PAGESIZE, dtype=torch.uint8)
-    part = whole[mmap.PAGESIZE + 5 : 2 * mmap.PAGESIZE + 9]
-    will_need([part])
-    ((start, length, advice),) = asked
-    assert start % mmap.PAGESIZE == 0
-    assert start <= part.data_ptr() < start + mmap.PAGESIZE
-    assert start + length == part.data_ptr() + part.nbytes
-    assert advice == mmap.MADV_WILLNEED
+@pytest.fixture
+def advised(monkeypatch):
+    """What the system would be told, as (start, length, advice)."""
+    calls = []
+    monkeypatch.setattr(paging, "_madvise", lambda: lambda *call: calls.append(call))
+    return calls
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="only Linux lets a file leave the page cache")
-def test_what_is_asked_for_is_read(tmp_path):
-    size = 16 * 2**20
-    save_file({"w": torch.arange(size, dtype=torch.int64).to(torch.uint8)}, tmp_path / "w.safetensors")
-    with safe_open(tmp_path / "w.safetensors", framework="pt") as opened:
-        tensor = opened.get_tensor("w")
-    with open(tmp_path / "w.safetensors", "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    will_need([tensor])  # whatever the system makes of it, the bytes are the same
-    assert torch.equal(tensor[-256:], torch.arange(256).to(torch.uint8))
+@pytest.fixture
+def mixture(model, tmp_path):
+    """The model mapped from a file, and the bytes of one of its experts."""
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    logits(again)  # packs it where the CPU wants that
+    return again, sum(tensor.nbytes for tensor in paging._mapped(again.model.layers[0].mlp.experts[0]))
 
 
-def test_a_system_without_the_call_does_nothing(monkeypatch):
-    paging._madvise.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.delattr(mmap, "MADV_WILLNEED", raising=False)
-        assert paging._madvise() is None
-        will_need([torch.zeros(3)])
-    paging._madvise.cache_clear()
+def chosen_by(model, tokens):
+    """The experts that each layer used for some tokens."""
+    found = []
 
+    def note(module, inputs, output):
+        found.append(set(output[2].flatten().tolist()))
 
-@pytest.mark.parametrize("kept", [None, 2])
-def test_each_layer_asks_for_its_experts_and_the_next_ones(kept, model, monkeypatch):
-    expected = logits(model), logits(model, TOKENS[:, :1])
-    if kept:
-        keep_experts_outside(model, "cpu", slots_per_layer=kept)
-    read_experts_ahead(model)
-    read_experts_ahead(model)  # changes nothing
-    asked = []
-    monkeypatch.setattr(paging, "will_need", lambda tensors: asked.append([part.data_ptr() for part in tensors]))
-    chosen = []
-    hooks = [
-        block.mlp.gate.register_forward_hook(lambda module, inputs, output: chosen.append(output[2]))
-        for block in model.model.layers
-    ]
-    assert torch.equal(logits(model, TOKENS[:, :1]), expected[1])
+    hooks = [block.mlp.gate.register_forward_hook(note) for block in model.model.layers]
+    logits(model, tokens)
     for hook in hooks:
         hook.remove()
-    paging._thread().submit(int).result()  # all that was asked for before is through
-    assert len(asked) == 4
-    for layer, pointers in enumerate(asked):
-        experts = model.model.layers[layer].mlp.experts
-        needed = [part.weight.data_ptr() for e in chosen[layer].unique().tolist() for part in matrices(experts[e])]
-        assert pointers[: len(needed)] == needed
-        following = [
-            part.weight.data_ptr()
-            for expert in (model.model.layers[layer + 1].mlp.experts if layer < 3 else [])
-            for part in matrices(expert)
-        ]
-        assert set(pointers[len(needed) :]) <= set(following)
-        assert len(pointers) == len(needed) + (2 * 3 if layer < 3 else 0)
-    monkeypatch.undo()
-    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits(other), expected[0])
+    return found
 
 
-def matrices(expert):
-    return [expert.w1, expert.w2, expert.w3]
+@pytest.mark.parametrize("fitting", [0, 1, 9, 31, 32, 100])
+def test_those_that_fit_stay_and_the_others_are_given_back_once_used(mixture, advised, fitting):
+    model, each = mixture
+    expected = logits(model)
+    assert share_page_cache(model, paging.RESERVE_BYTES + fitting * each + 1) == min(fitting, 4 * 8)
+    order = [(layer, number) for number in range(8) for layer in range(4)]
+    used = chosen_by(model, TOKENS)
+    passing = [(layer, number) for layer, number in order[fitting:] if number in used[layer]]
+    wanted = set()
+    for layer, number in passing:
+        for tensor in paging._mapped(model.model.layers[layer].mlp.experts[number]):
+            wanted.add((tensor.data_ptr() + tensor.nbytes, 21))
+    assert {(start + length, advice) for start, length, advice in advised if length} <= wanted
+    assert len(advised) == 6 * len(passing)
+    assert all(start % mmap.PAGESIZE == 0 for start, _, _ in advised)
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_later_share_takes_the_place_of_an_earlier_one(mixture, advised):
+    model, each = mixture
+    share_page_cache(model, 0)
+    logits(model)
+    assert advised
+    share_page_cache(model, paging.RESERVE_BYTES + 32 * each)
+    advised.clear()
+    logits(model)
+    assert not advised
+
+
+def test_a_copy_of_the_model_and_unpacked_weights_are_not_given_back(mixture, advised):
+    model, _ = mixture
+    expected = logits(model)
+    share_page_cache(model, 0)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(other), expected)
+        assert not advised
+    logits(model)
+    assert advised
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the advice is Linux's")
+def test_what_is_given_back_leaves_memory_and_comes_back_from_the_file(tmp_path):
+    size = 16 * 2**20
+    content = torch.arange(size, dtype=torch.int64).to(torch.uint8)
+    save_file({"w": content}, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as opened:
+        tensor = opened.get_tensor("w")
+    with (tmp_path / "w.safetensors").open("rb") as file:
+        os.fsync(file.fileno())
+    assert torch.equal(tensor, content)  # touches every page
+    before = cached_bytes([tmp_path / "w.safetensors"])
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert paging._madvise()(start, size - mmap.PAGESIZE, paging.PAGEOUT) == 0
+    after = cached_bytes([tmp_path / "w.safetensors"])
+    assert torch.equal(tensor, content)
+    if after == before:
+        pytest.skip("this file system keeps its pages in memory")
+    assert after < before / 2
+
+
+def test_a_system_without_the_call_does_nothing(mixture, monkeypatch):
+    model, _ = mixture
+    expected = logits(model)
+    share_page_cache(model, 0)
+    monkeypatch.setattr(paging, "_madvise", lambda: None)
+    assert torch.equal(logits(model), expected)
 
 
 def test_a_model_without_experts_is_refused():
     with pytest.raises(ValueError, match="MistralForCausalLM has no experts in 4 bits: expected a Mixtral loaded with"):
-        read_experts_ahead(load("tiny-mistral").model)
+        share_page_cache(load("tiny-mistral").model, 0)
 
 
 # Files

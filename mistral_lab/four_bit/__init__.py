@@ -11,7 +11,7 @@ from .experts import ExpertUse, FourBitExpert, FourBitExperts, watch_experts
 from .guess import GuessHits, guess_experts, guess_hits
 from .linear import ExactLinear4bit, leave_unpacked
 from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_experts_outside
-from .paging import read_experts_ahead, watch_files, will_need
+from .paging import share_page_cache, watch_files
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
 from .shards import holds_packed_codes, quantized_tensors
 from .traffic import ExpertTraffic, expert_traffic
@@ -42,10 +42,9 @@ __all__ = [
     "packed_for",
     "quantized_folder",
     "quantized_tensors",
-    "read_experts_ahead",
+    "share_page_cache",
     "use_our_quantizer",
     "warn_of_repeated_packing",
     "watch_experts",
     "watch_files",
-    "will_need",
 ]

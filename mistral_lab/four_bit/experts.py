@@ -48,7 +48,7 @@ class FourBitExperts(StayingModuleList):
     """All experts of a layer as separate modules; called like transformers' `MixtralExperts`, whose place they take."""
 
     watched: tuple[int, list[ExpertUse]] | None = None  # the layer's number and where to note what it does
-    reads_ahead = False  # whether `read_experts_ahead` has been here
+    passing: dict[int, tuple[int, ...]] | None = None  # what `share_page_cache` gives back: number -> where it lies
     next_layer: "tuple[nn.Module, FourBitExperts] | None" = None  # its router and experts: in a tuple, no submodules
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from .fitting import as_held, check_fits, out_of_memory_explained, plan_here, pl
 from .forms import check_form, in_four_bits, quantised_precision
 from .loaded import Loaded
 from .one_row import use_one_row
-from .outside import cost_line, keep_outside, plan_within, prepare_mapped
+from .outside import cost_line, keep_outside, plan_mapped, plan_within, prepare_mapped
 from .placement import offload_folder, remove_with, spread_here
 from .quantising import config_found, config_to_read, fetched, folder_to_read, quantised_while_read
 from .reading import check_four_bits, quiet, read_model, read_tokenizer
@@ -144,11 +144,12 @@ def load(
                 remove_with(model, offload)
             if outside:
                 keep_outside(model, outside, target)
+            partly = plan_mapped(config, shortest) if mapped and not (outside or shortest.fits) else None
             if mapped or (outside and source.name not in BUNDLED):
-                prepare_mapped(model, folder, fits=shortest.fits)
+                prepare_mapped(model, folder, fits=shortest.fits, plan=partly)
         tokenizer = read_tokenizer(folder)
     if outside or (mapped and not shortest.fits):
-        print(cost_line(source.name, config, outside, shortest))
+        print(cost_line(source.name, outside or partly, shortest))
     if bits == 4:
         check_four_bits(model, source.name)
     if target.type == "cpu":

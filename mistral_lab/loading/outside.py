@@ -67,23 +67,36 @@ def plan_within(
     return plan
 
 
-def cost_line(name: str, config: ModelConfig, outside: OutsidePlan | None, asked: Plan) -> str:
+def plan_mapped(config: ModelConfig, asked: Plan) -> OutsidePlan | None:
+    """Say what a mixture costs on a CPU whose memory holds a part of the files that it is mapped from.
+
+    Args:
+        config: of the model.
+        asked: the plan of the whole model, with the memory that is free.
+
+    Returns:
+        None for a dense model.
+    """
+    if not config.num_experts:
+        return None
+    return plan_outside(
+        config,
+        precision=asked.precision,
+        context=asked.context,
+        device_bytes=asked.device_bytes,
+        host_bytes=None,
+        speeds=LAPTOP,
+    )
+
+
+def cost_line(name: str, outside: OutsidePlan | None, asked: Plan) -> str:
     """Say what lies where, and what a token costs at least.
 
     Args:
-        name, config: of the model.
-        outside: the plan of a mixture whose experts stay outside of their device. None: it is mapped on a CPU.
+        name: of the model.
+        outside: the plan of a mixture of which a part lies outside of its device or its memory; None: it is dense.
         asked: the plan of the whole model, with the memory that is free.
     """
-    if outside is None and config.num_experts:
-        outside = plan_outside(
-            config,
-            precision=asked.precision,
-            context=asked.context,
-            device_bytes=asked.device_bytes,
-            host_bytes=None,
-            speeds=LAPTOP,
-        )
     if outside is not None:
         return f"{name}: {outside}"
     # Every token reads all weights in the same order, so what was used last is what is needed last.
@@ -102,23 +115,23 @@ def keep_outside(model: PreTrainedModel, plan: OutsidePlan, device: torch.device
     keep_experts_outside(model, device, slots_per_layer=plan.slots, pinned_bytes=pinned)
 
 
-def prepare_mapped(model: PreTrainedModel, folder: Path, *, fits: bool) -> None:
+def prepare_mapped(model: PreTrainedModel, folder: Path, *, fits: bool, plan: OutsidePlan | None) -> None:
     """Make a model in 4 bits ready that is mapped from the files of a folder.
 
     Args:
         model: on the CPU.
         folder: with its files.
-        fits: whether the memory that is free holds all of it. If not, the experts of a mixture are read ahead; and
-            where the files do not hold the codes as the CPU wants them, they are used as they are, which is slow:
-            memory of their own would not hold them.
+        fits: whether the memory that is free holds all of it. If not, and the files do not hold the codes as the CPU
+            wants them, they are used as they are, which is slow: memory of their own would not hold them.
+        plan: of a mixture on a CPU whose memory holds a part of it: those experts stay in the page cache.
     """
-    from ..four_bit import leave_unpacked, read_experts_ahead, watch_files
+    from ..four_bit import leave_unpacked, share_page_cache, watch_files
 
     watch_files(model, weight_files(folder))
     if not fits:
         leave_unpacked(model)
-        if getattr(model.config, "num_local_experts", None):
-            read_experts_ahead(model)
+    if plan is not None:
+        share_page_cache(model, plan.in_memory_bytes)
 
 
 def _plan(config: ModelConfig, precision: str, device: torch.device, device_bytes: int) -> OutsidePlan:
