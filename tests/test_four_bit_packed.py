@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from bitsandbytes.functional import has_avx512bf16
+from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -87,7 +87,8 @@ def test_a_packed_folder_answers_as_one_that_is_packed_in_memory_and_holds_the_s
     assert same(loaded.state_dict(), rows.state_dict())  # which unpacks
     loaded.save_pretrained(tmp_path / "saved")
     assert same(tensors(tmp_path / "saved"), as_stored(loaded.state_dict()))
-    assert torch.equal(logits(loaded), logits(rows))  # packed again
+    assert all(module.packed for module in linears(loaded))  # and mapped still
+    assert torch.equal(logits(loaded), logits(rows))
 
 
 @kernel
@@ -114,10 +115,14 @@ def test_a_packed_copy_can_be_copied_trained_and_read_as_it_was_quantised(plain,
     twin = copy.deepcopy(model)
     assert torch.equal(logits(twin), expected)
     module = linears(twin)[0]
-    module.train()
+    with pytest.raises(ValueError, match=r"nf4, packed for this CPU: call model\.train\(\) first"):
+        dequantize_4bit(module.weight.data, module.weight.quant_state)  # as PEFT does, which would take strips for rows
+    weight = module.dequantized()
+    assert module.packed
+    twin.train()
     assert not module.packed
-    rows = quantized_tensors("w", module.dequantized(), packed=False)["w"]
-    assert rows.numel() == module.weight.numel()
+    assert torch.equal(dequantize_4bit(module.weight.data, module.weight.quant_state).to(weight.dtype), weight)
+    assert torch.equal(logits(twin.eval()), expected)
     assert torch.equal(logits(model), expected)
 
 

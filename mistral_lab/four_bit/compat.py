@@ -6,6 +6,8 @@ it was seen (read in their source): bitsandbytes 0.50.0 and 0.50.2, transformers
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from bitsandbytes.cextension import lib
@@ -88,6 +90,12 @@ class RestoringLinear4bit(Linear4bit):
         """Put the weight back as it was quantised."""
         raise NotImplementedError
 
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Have the weight as it was quantised while the context is open, and as it was before afterwards."""
+        raise NotImplementedError
+        yield
+
     @property
     def fused_kernel(self) -> bool:
         """Whether `Linear4bit.forward` may use the fused kernel of CPUs with AVX512_BF16."""
@@ -102,8 +110,10 @@ class RestoringLinear4bit(Linear4bit):
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        self.unpack()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if keep_vars:  # it is the weight itself that is asked for
+            self.unpack()
+        with self.unpacked():
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
 class StayingModuleList(nn.ModuleList):

@@ -83,12 +83,16 @@ def packed_scales(state: QuantState) -> torch.Tensor:
 def packed_state(state: QuantState, scales: torch.Tensor) -> QuantState:
     """Make the state of packed codes.
 
+    Whoever dequantises by it would take strips for rows, as PEFT does where it merges an adapter. bitsandbytes refuses
+    to dequantise a `quant_type` that it does not know and names it; the kernel does not ask. So it says what to do.
+
     Args:
         state: of the weight as it was quantised; it is not changed.
         scales: what `packed_scales` makes of it.
     """
     ready = copy.copy(state)
     ready.absmax = scales
+    ready.quant_type = f"{state.quant_type}, packed for this CPU: call model.train() first, which unpacks"
     ready.nested, ready.state2, ready.dtype = False, None, torch.bfloat16
     mark_packed(ready)
     return ready

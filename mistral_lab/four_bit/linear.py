@@ -1,6 +1,8 @@
 """A 4-bit linear layer of bitsandbytes whose weight comes back from every use as it was quantised."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
@@ -85,12 +87,27 @@ class ExactLinear4bit(RestoringLinear4bit):
         self.weight.quant_state = self.quant_state = self.scales_before_packing
         self.scales_before_packing = self.stored_as = None
 
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Have the weight as it was quantised while the context is open; a mapped one stays mapped afterwards."""
+        if not self.packed:
+            yield
+            return
+        data, ready, exact, stored = self.weight.data, self.quant_state, self.scales_before_packing, self.stored_as
+        self.unpack()
+        try:
+            yield
+        finally:
+            self.weight.data, self.weight.quant_state = data, ready
+            self.quant_state, self.scales_before_packing, self.stored_as = ready, exact, stored
+
     def dequantized(self) -> torch.Tensor:
         """Return the weight as it was quantised, (out_features, in_features) in the dtype of the arithmetic."""
-        self.unpack()
-        state = copy.copy(self.weight.quant_state)
-        state.shape = torch.Size([1, self.out_features * self.in_features])  # one row: blocks ignore where rows begin
-        return dequantize_4bit(self.weight.data, state).view(self.out_features, self.in_features).to(self.compute_dtype)
+        with self.unpacked():
+            state = copy.copy(self.weight.quant_state)
+            state.shape = torch.Size([1, self.out_features * self.in_features])  # blocks ignore where rows begin
+            weight = dequantize_4bit(self.weight.data, state)
+        return weight.view(self.out_features, self.in_features).to(self.compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply: x (..., in_features) -> (..., out_features)."""
@@ -104,7 +121,7 @@ class ExactLinear4bit(RestoringLinear4bit):
         if not self.packed:
             self.pack()
         # Where nobody gave a compute_dtype, the first call chooses it. A compiler cannot look into the kernel.
-        direct = self.packed and self.compute_type_is_set and self.weight.quant_state.quant_type == "nf4"
+        direct = self.packed and self.compute_type_is_set and self.scales_before_packing.quant_type == "nf4"
         if not direct or torch.compiler.is_compiling():
             return super().forward(x)
         if not x.numel():
