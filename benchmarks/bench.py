@@ -15,7 +15,7 @@ of 100 % means that nothing could be faster. With more than one token the floor 
 
 Where the models do not fit into memory side by side, or with `--budgets`, which holds each process to so many GiB by a
 memory cgroup, they are loaded one after the other, in every round again, and the page cache is emptied of them before.
-Then what the disk was read for counts as well.
+The floor still counts memory alone: what was read from the disk stands beside it.
 
 The weights are random and of the real shape. They are written into build/bench, and removed in the end unless `--keep`
 is given; what is there already is used, and stays. Records go to benchmarks/bench/, one file per device.
@@ -87,16 +87,19 @@ class Model:
         name: the preset.
         config: with as many layers as are measured.
         folder: for all models.
+        rows: whether the codes of the checkpoint lie in rows, which stock bitsandbytes reads. The lab then makes its
+            own copy for this CPU, as it does for a reader.
     """
 
     name: str
     config: ModelConfig
     folder: Path
+    rows: bool
 
     def path(self, kind: str) -> Path:
         """The file or folder that a contender reads."""
         stem = f"{self.name}-{self.config.n_layers}"
-        suffix = {"lab": "nf4", "transformers": "stock"}.get(kind, "q4_0.gguf")
+        suffix = {"lab": "nf4-rows" if self.rows else "nf4", "transformers": "stock"}.get(kind, "q4_0.gguf")
         return self.folder / (f"{stem}.{suffix}" if suffix.endswith("gguf") else f"{stem}-{suffix}")
 
     def files(self, kind: str) -> list[Path]:
@@ -104,7 +107,7 @@ class Model:
         path = self.path(kind)
         if path.suffix == ".gguf":
             return [path]
-        return weight_files(path) + (list(lab_cache().rglob("*.safetensors")) if kind == LAB else [])
+        return weight_files(path) + (list(lab_cache().glob(f"{path.name}-nf4-*/*.safetensors")) if kind == LAB else [])
 
     def held_bytes(self, kind: str, options: argparse.Namespace) -> int:
         """Estimate the memory that a contender needs to work undisturbed: weights once, and each context twice."""
@@ -179,7 +182,7 @@ def files_of(model: Model, kinds: list[str], *, keep: bool) -> Iterator[None]:
     cache = model.folder / "cache"
     os.environ.setdefault("MISTRAL_LAB_CACHE", str(cache.absolute()))
     ours = lab_cache() == cache.absolute() and not cache.exists()
-    if LAB in kinds and ours and "AVX512_BF16" in instructions():
+    if LAB in kinds and ours and model.rows and "AVX512_BF16" in instructions():
         needs.append(Need(model.folder, nf4, "for the lab's copy of it for this CPU"))
     if any(not kind.startswith("llama") for kind in kinds) and not model.path("lab").exists():
         needs.append(Need(model.folder, nf4, "for the checkpoint in NF4"))
@@ -205,8 +208,7 @@ def write_files(model: Model, kinds: list[str]) -> None:
     """Write checkpoint and file of random weights, where they are not there, and the config of the stock quantiser."""
     checkpoint = model.path("lab")
     if {"lab", "transformers"} & set(kinds) and not checkpoint.exists():
-        # Stock bitsandbytes reads codes in rows alone; the lab then makes its own copy for this CPU, as for a reader.
-        tool("full_size").write(model.config, checkpoint, bits=4, packed=False if "transformers" in kinds else None)
+        tool("full_size").write(model.config, checkpoint, bits=4, packed=False if model.rows else None)
     if "transformers" in kinds and not model.path("transformers").exists():
         write_stock(checkpoint, model.path("transformers"))
     if any(kind.startswith("llama") for kind in kinds) and not model.path("llama.cpp").exists():
@@ -366,7 +368,7 @@ def one_after_the_other(
     Returns:
         what was measured, and whether the system held the processes to the budget.
     """
-    rounds, held = Rounds(works_of(options)), False
+    rounds, held = Rounds(works_of(options)), True
     for number in range(options.rounds):
         rounds.read_bytes_per_s.append(measure_bandwidth(device()))
         first = number % len(kinds)
@@ -379,7 +381,7 @@ def one_after_the_other(
             worker = Worker(kind)
             with ExitStack() as stack:
                 stack.callback(worker.close)
-                held = stack.enter_context(memory_limit(worker.pid, budget_bytes))
+                held &= stack.enter_context(memory_limit(worker.pid, budget_bytes))
                 if budget_bytes is None:
                     read_through(model.files(kind))
                 if not opened(worker, model, options, rounds):
@@ -417,6 +419,8 @@ def record_of(
         "budget_bytes": budget_bytes,
         "held": held,
         "threads": options.threads,
+        "prompts": options.prompts,
+        "contexts": options.contexts,
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
         "machine": asdict(Machine.here(device())),
@@ -484,7 +488,8 @@ def keep(record: dict, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
 
     def key(each: dict) -> tuple:
-        return each["model"], each["layers"], each["budget_bytes"], each["threads"]
+        of_run = ("model", "layers", "budget_bytes", "threads", "prompts", "contexts", "new_tokens")
+        return tuple(str(each[name]) for name in of_run)
 
     known = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
     kept = [each for each in known if key(each) != key(record)]
@@ -492,11 +497,12 @@ def keep(record: dict, folder: Path) -> Path:
     return path
 
 
-def measure(model: Model, options: argparse.Namespace) -> Iterator[dict]:
+def measure(name: str, config: ModelConfig, options: argparse.Namespace) -> Iterator[dict]:
     """Measure one model, once for each budget."""
-    chosen = options.only or contenders_for(model.config)
-    missing = absent(chosen, model.config)
+    chosen = options.only or contenders_for(config)
+    missing = absent(chosen, config)
     kinds = [kind for kind in chosen if kind not in missing]
+    model = Model(name, config, options.folder, rows="transformers" in kinds)
     if not kinds:
         raise SystemExit("\n".join(f"{kind}: {why}" for kind, why in missing.items()))
     with files_of(model, kinds, keep=options.keep):
@@ -520,7 +526,7 @@ def main() -> None:
     for name in options.models:
         full = PRESETS[name]
         config = replace(full, n_layers=min(options.layers or full.n_layers, full.n_layers))
-        for record in measure(Model(name, config, options.folder), options):
+        for record in measure(name, config, options):
             path = keep(record, options.results)
             print(f"\n{table(record)}\n\nkept in {path.name}\n", flush=True)
 

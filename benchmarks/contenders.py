@@ -66,7 +66,7 @@ class Transformers:
     def __init__(self, work: Work) -> None:
         import torch
 
-        from mistral_lab.measure.decoding import filled_cache
+        from mistral_lab.measure import filled
 
         torch.set_num_threads(work.threads)
         self.new_tokens, self.seed = work.new_tokens, 0
@@ -79,9 +79,10 @@ class Transformers:
             "version": self.version(),
             "load_s": loaded_s,
             "first_token_s": time.perf_counter() - begin,
+            "reads": self.model.name_or_path,
             "settings": f"{str(self.model.dtype).removeprefix('torch.')} on {self.model.device.type}",
         }
-        self.filled = {context: filled_cache(self.model, context) for context in work.contexts}
+        self.filled = {context: filled(self.new_cache(), self.model, context) for context in work.contexts}
 
     def tokens(self, count: int):
         """Draw other tokens in every turn."""
@@ -94,7 +95,7 @@ class Transformers:
         """Read a prompt, up to its first token."""
         from mistral_lab.measure.decoding import timed_steps
 
-        (step,) = timed_steps(self.model, self.tokens(prompt), [0])
+        (step,) = timed_steps(self.model, self.tokens(prompt), [0], cache=self.new_cache())
         return Turn(step.seconds, step.paging.disk_bytes)
 
     def decode(self, context: int) -> Turn:
@@ -108,7 +109,13 @@ class Transformers:
 
 
 class Lab(Transformers):
-    """`load(folder, bits=4)`."""
+    """`load(folder, bits=4)`, with the cache that `generate_text` uses."""
+
+    def new_cache(self):
+        """Return an empty cache."""
+        from mistral_lab.loading.loaded import new_cache
+
+        return new_cache(self.model)
 
     @staticmethod
     def version() -> str:
@@ -124,7 +131,13 @@ class Lab(Transformers):
 
 
 class Stock(Transformers):
-    """transformers' own quantiser and bitsandbytes' own layers: NF4, double quantisation, arithmetic in bfloat16."""
+    """transformers' own quantiser, layers and cache: NF4, double quantisation, arithmetic in bfloat16."""
+
+    def new_cache(self):
+        """Return an empty cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
 
     @staticmethod
     def version() -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 
 TOUCHED = 8  # tokens of the short prompt whose first answer is waited for
+LONG_PROMPT = 512  # tokens; a longer one is read once, because that takes minutes
 LAYERS_AT = 128  # the context at which a token is followed through the layers
 
 Send = Callable[[dict], None]
@@ -152,13 +153,15 @@ def make_ready(job: Job, send: Send) -> None:
 def measure_load(job: Job, send: Send) -> None:
     """Time loading and the first token of a short prompt, and follow the memory through the layers meanwhile."""
     loaded, seconds = load_here(job)
+    from mistral_lab.loading.loaded import new_cache
     from mistral_lab.measure import Paging, measure_bandwidth, random_tokens, timed_steps
 
     model, device = loaded.model, loaded.model.device
     after_load = held(device)
     send({"mark": "load"})
     with AlongTheLayers(model, lambda: held(device)) as memory:
-        steps = timed_steps(model, random_tokens(model, TOUCHED), random_tokens(model, 2, seed=1)[0].tolist())
+        following = random_tokens(model, 2, seed=1)[0].tolist()
+        steps = timed_steps(model, random_tokens(model, TOUCHED), following, cache=new_cache(model))
     send({"mark": "first token"})
     send(
         {
@@ -180,7 +183,8 @@ def measure_load(job: Job, send: Send) -> None:
 
 def measure_decode(job: Job, send: Send) -> None:
     """Time tokens at each context, one token layer by layer, and the reading of each prompt, in one process."""
-    from mistral_lab.measure import filled_cache, measure_bandwidth, random_tokens, timed_steps
+    from mistral_lab.loading.loaded import new_cache
+    from mistral_lab.measure import filled, measure_bandwidth, random_tokens, timed_steps
     from mistral_lab.measure.timing import waiter
 
     loaded, _ = load_here(job)
@@ -193,7 +197,7 @@ def measure_decode(job: Job, send: Send) -> None:
         drawn = random_tokens(model, context + count, seed=context)
         report = (lambda number, step: send({"token": number})) if timed else None
         prompt, following = drawn[:, :context], drawn[0, context:].tolist()
-        cache = filled_cache(model, context - 1)
+        cache = filled(new_cache(model), model, context - 1)
         return timed_steps(model, prompt, [0, *following], cache=cache, after=report)[1:]
 
     steps_at(LAYERS_AT, job.warm_up)
@@ -213,8 +217,8 @@ def measure_decode(job: Job, send: Send) -> None:
         send({"kept": {"what": "layers", "setting": LAYERS_AT, "seconds_by_layer": by_layer, **common}})
     for prompt in job.prompts:
         runs = []
-        for number in range(3 if prompt <= LAYERS_AT else 2):
-            runs += timed_steps(model, random_tokens(model, prompt, seed=number), [0])
+        for number in range(3 if prompt <= LAYERS_AT else 2 if prompt <= LONG_PROMPT else 1):
+            runs += timed_steps(model, random_tokens(model, prompt, seed=number), [0], cache=new_cache(model))
             send({"token": number})
         send({"kept": {"what": "prefill", "setting": prompt, **as_lists(runs), **held(device), **common}})
 
@@ -222,12 +226,17 @@ def measure_decode(job: Job, send: Send) -> None:
 def measure_budget(job: Job, send: Send) -> None:
     """Time tokens under a limit of memory, after a warm-up that fills what the limit leaves for the weights."""
     loaded, seconds = load_here(job)
+    from mistral_lab.loading.loaded import new_cache
     from mistral_lab.measure import measure_bandwidth, random_tokens, timed_steps
 
     model, device = loaded.model, loaded.model.device
     drawn = random_tokens(model, TOUCHED + job.warm_up + job.tokens)
     steps = timed_steps(
-        model, drawn[:, :TOUCHED], drawn[0, TOUCHED:].tolist(), after=lambda number, step: send({"token": number})
+        model,
+        drawn[:, :TOUCHED],
+        drawn[0, TOUCHED:].tolist(),
+        cache=new_cache(model),
+        after=lambda number, step: send({"token": number}),
     )
     send({"mark": "tokens"})
     found = {

@@ -18,10 +18,10 @@ from collections import Counter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mistral_lab.cache import RollingCache
 from mistral_lab.four_bit import ExactLinear4bit
 from mistral_lab.loading import load
-from mistral_lab.measure import measure_bandwidth
+from mistral_lab.loading.loaded import new_cache
+from mistral_lab.measure import filled, measure_bandwidth
 
 
 def arguments() -> argparse.Namespace:
@@ -33,15 +33,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--attention", help="the name of another attention, such as sdpa")
     return parser.parse_args()
-
-
-def filled_cache(config, tokens: int) -> RollingCache:
-    """A cache that holds random keys and values for so many tokens."""
-    cache, random = RollingCache(config), torch.Generator().manual_seed(0)
-    shape = (1, config.num_key_value_heads, tokens, config.head_dim)
-    for layer in range(config.num_hidden_layers):
-        cache.update(*(torch.randn(shape, generator=random).bfloat16() for _ in ("keys", "values")), layer)
-    return cache
 
 
 def time_modules(model, seconds: Counter) -> None:
@@ -76,7 +67,10 @@ def main() -> None:
     """Measure, then print one line per context and one line of JSON."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    model = load(options.model, bits=4, device="cpu").model
+    loaded = load(options.model, bits=4, device="cpu")
+    if loaded.config.num_experts:
+        raise SystemExit(f"{options.model} is a mixture, of which a token reads some experts: expected a dense model")
+    model = loaded.model
     if options.attention:
         model.set_attn_implementation(options.attention)
     token, seconds = torch.tensor([[5]]), Counter()
@@ -85,7 +79,7 @@ def main() -> None:
     record = {"benchmark": "one_token", **vars(options), "torch": torch.__version__, "results": []}
     print(f"{'context':>7}{'ms/token':>10}{'products':>10}{'output':>8}{'attention':>11}{'rest':>7}{'floor':>8}{'GB/s':>7}")
     for context in options.contexts:
-        cache = filled_cache(model.config, context)
+        cache = filled(new_cache(model), model, context)
         step = lambda cache=cache: model(token, past_key_values=cache)  # noqa: E731
         step()
         bandwidth, rows = measure_bandwidth(), []

@@ -70,7 +70,7 @@ def test_a_token_reads_all_but_the_embedding_and_the_idle_experts(name):
 
 
 def test_a_token_reads_its_context_too(tmp_path):
-    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path)
+    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path, rows=True)
     difference = model.bytes_per_token("lab", 512) - model.bytes_per_token("lab", 32)
     assert difference == kv_cache_bytes(DENSE, 512 - 32)
 
@@ -89,13 +89,15 @@ def rounds_of_two() -> bench.Rounds:
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "device", lambda: torch.device("cpu"))
-    model = bench.Model("mistral-7b-v0.1", replace(PRESETS["mistral-7b-v0.1"], n_layers=2), tmp_path)
+    model = bench.Model("mistral-7b-v0.1", replace(PRESETS["mistral-7b-v0.1"], n_layers=2), tmp_path, rows=True)
     return bench.record_of(model, options(), rounds_of_two(), 12 * 2**30, True, {"llama.cpp": bench.INSTALL})
 
 
 def test_the_record_says_what_and_where_and_survives_json(record):
     assert json.loads(json.dumps(record)) == record
     assert record.keys() == {
+        "prompts",
+        "contexts",
         "model",
         "layers",
         "of_layers",
@@ -163,7 +165,7 @@ def test_who_cannot_take_part_is_named_with_the_reason(monkeypatch):
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "weight_bytes", lambda config, precision: 10**15)
-    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path / "models")
+    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path / "models", rows=True)
     with (
         pytest.raises(OSError, match="1000000.0 GB are needed in .*the checkpoint in NF4"),
         bench.files_of(model, ["lab"], keep=False),
@@ -173,12 +175,12 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, m
 
 
 def test_what_was_there_before_stays_and_what_was_written_goes(tmp_path, monkeypatch):
-    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path)
+    model = bench.Model("mistral-7b-v0.1", DENSE, tmp_path, rows=True)
     monkeypatch.setattr(bench, "write_files", lambda model, kinds: model.path("llama.cpp").touch())
     model.path("lab").mkdir()
     with bench.files_of(model, ["lab", "llama.cpp"], keep=False):
         assert model.path("llama.cpp").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["mistral-7b-v0.1-2-nf4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mistral-7b-v0.1-2-nf4-rows"]
 
 
 class Sleeper:

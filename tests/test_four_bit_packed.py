@@ -6,16 +6,18 @@ import shutil
 import warnings
 from pathlib import Path
 
+import peft
 import psutil
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from mistral_lab import checkpoints, four_bit, load
-from mistral_lab.files import read_header
+from mistral_lab.files import read_header, write_index
 from mistral_lab.four_bit import ExactLinear4bit, checkpoint, holds_packed_codes, quantized_tensors, shards
 from mistral_lab.loading import quantising, quantized_copy
 
@@ -263,7 +265,54 @@ def test_the_disk_space_that_is_asked_for_is_what_is_written_or_a_little_more(pl
 
 def test_a_matrix_that_does_not_fill_the_kernel_stays_in_rows():
     for shape in ((48, 64), (32, 96)):
-        parts = quantized_tensors("w", torch.randn(shape), packed=True)
-        assert same(parts, quantized_tensors("w", torch.randn(shape), packed=False) | parts)
-        assert not any(name.endswith(shards.SCALES) for name in parts)
+        weight = torch.randn(shape)
+        assert same(quantized_tensors("w", weight, packed=True), quantized_tensors("w", weight, packed=False))
     assert any(name.endswith(shards.SCALES) for name in quantized_tensors("w", torch.randn(32, 64), packed=True))
+
+
+@kernel
+def test_a_disk_that_is_too_full_to_pack_leaves_the_folder_usable_every_time(plain, in_rows, monkeypatch):
+    def full(*needs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "check_disk", full)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="cannot be packed for this CPU on the disk"):
+            assert Path(load(plain, bits=4).model.name_or_path) == in_rows
+
+
+@kernel
+def test_a_matrix_in_two_files_is_read_as_it_lies_and_never_quantised_again(in_rows, cache, tmp_path, monkeypatch):
+    foreign = shutil.copytree(in_rows, tmp_path / "foreign")
+    everything = tensors(foreign)
+    for file in foreign.glob("*.safetensors"):
+        file.unlink()
+    scales = {name: value for name, value in everything.items() if name.endswith(".absmax")}
+    save_file(scales, foreign / "model-00002.safetensors", metadata={"format": "pt"})
+    rest = {name: value for name, value in everything.items() if name not in scales}
+    save_file(rest, foreign / "model-00001.safetensors", metadata={"format": "pt"})
+    write_index(foreign, ["model-00001.safetensors", "model-00002.safetensors"])
+    monkeypatch.setattr(quantising, "PACK_EACH_TIME_BYTES", 0)
+    assert Path(load(foreign).model.name_or_path) == foreign
+    how = {"packed": True, "dtype": torch.bfloat16, "device": torch.device("cpu")}
+    with pytest.raises(ValueError, match=r"model-00001\.safetensors holds the codes of .* without their scales"):
+        lone = {name: value for name, value in rest.items() if name.endswith("w1.weight")}
+        save_file(lone, tmp_path / "model-00001.safetensors")
+        file = tmp_path / "model-00001.safetensors"
+        shards.write_four_bits(file, tmp_path / "out", **how, fingerprint="", bar=tqdm(disable=True))
+
+
+@kernel
+def test_a_forward_with_gradients_enabled_leaves_weights_mapped(plain, cache):
+    model = load(plain, bits=4).model
+    with torch.enable_grad():
+        model(TOKENS)
+    assert all(module.packed for module in linears(model))
+
+
+@kernel
+def test_peft_cannot_merge_into_strips(plain, cache):
+    model = load(plain, bits=4).model
+    settings = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    with pytest.raises(ValueError, match="packed for this CPU: call"):
+        peft.get_peft_model(model, settings).merge_and_unload()

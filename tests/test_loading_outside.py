@@ -70,6 +70,7 @@ def test_a_budget_for_all_of_it_keeps_nothing_outside(capsys):
             ValueError,
             r"^device_bytes is 1,073,741,824, and tiny-mixtral is not loaded in 4 bits: expected bits=4",
         ),
+        ({"name": "tiny-mixtral", "bits": 4, "device_bytes": 2**60}, ValueError, r"^device_bytes is .* at most "),
         ({"name": "tiny-mixtral", "bits": 4, "device_bytes": 0}, ValueError, r"^device_bytes is 0: expected at least"),
         ({"name": "tiny-mixtral", "bits": 4, "device_bytes": 1e9}, TypeError, r"^device_bytes is 1000000000\.0"),
     ],
@@ -122,7 +123,7 @@ def test_a_dense_model_larger_than_the_memory_is_mapped_too(tmp_path, monkeypatc
     folder = shutil.copytree(checkpoints.locate("tiny-mistral").path, tmp_path / "dense")
     room(monkeypatch, least("tiny-mistral") + 10_000)
     load(folder, bits=4, device="cpu")
-    assert "does not fit, but runs, mapped from the disk; a token reads" in capsys.readouterr().out
+    assert "does not fit, but runs, mapped from the disk; a token reads at least" in capsys.readouterr().out
     with pytest.raises(MemoryError):
         load(folder, bits=16, device="cpu")
 
@@ -136,6 +137,14 @@ def test_codes_in_rows_that_do_not_fit_are_not_packed_in_memory(mixture, monkeyp
     loaded = load(mixture, bits=4, device="cpu")
     loaded.generate_text(PROMPT, max_new_tokens=2, seed=0)
     assert not any(module.packed for module in loaded.model.modules() if isinstance(module, ExactLinear4bit))
+
+
+def test_codes_in_rows_and_a_budget_that_does_not_hold_all(mixture, monkeypatch):
+    monkeypatch.setattr("mistral_lab.four_bit.checkpoint.has_fused_kernel", lambda: False)
+    expected = load(mixture, bits=4, device="cpu").generate_text(PROMPT, max_new_tokens=3, seed=0)
+    room(monkeypatch, least() + 10_000)
+    loaded = load(mixture, bits=4, device="cpu", device_bytes=budget(2))
+    assert len(loaded.generate_text(PROMPT, max_new_tokens=3, seed=0)) > len(PROMPT) < len(expected)
 
 
 @pytest.mark.parametrize("change", ["truncated", "changed", "gone", "replaced"])

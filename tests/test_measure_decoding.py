@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from mistral_lab import load
-from mistral_lab.measure import filled_cache, random_tokens, timed_steps
+from mistral_lab.measure import filled, random_tokens, timed_steps
 
 
 @pytest.fixture(scope="module", params=["tiny-mistral", "tiny-mixtral"])
@@ -20,10 +21,10 @@ def cache_after_reading(model, tokens):
 @pytest.mark.parametrize("context", [1, 40, 63, 64, 150])  # tiny-mistral has a window of 64
 def test_a_filled_cache_is_one_that_was_read_but_for_its_numbers(model, context):
     tokens = random_tokens(model, context)
-    read, filled = cache_after_reading(model, tokens), filled_cache(model, context)
-    assert type(filled) is type(read)
-    assert filled.get_seq_length() == read.get_seq_length() == context
-    for mine, other in zip(filled.layers, read.layers, strict=True):
+    read, made = cache_after_reading(model, tokens), filled(DynamicCache(config=model.config), model, context)
+    assert type(made) is type(read)
+    assert made.get_seq_length() == read.get_seq_length() == context
+    for mine, other in zip(made.layers, read.layers, strict=True):
         assert type(mine) is type(other)
         for name in ("keys", "values"):
             one, two = getattr(mine, name), getattr(other, name)
@@ -35,17 +36,17 @@ def test_a_filled_cache_is_one_that_was_read_but_for_its_numbers(model, context)
 @pytest.mark.parametrize("context", [40, 150])
 def test_with_the_numbers_of_the_read_one_it_gives_its_answer(model, context):
     tokens = random_tokens(model, context + 1)
-    read, filled = cache_after_reading(model, tokens[:, :-1]), filled_cache(model, context)
-    for mine, other in zip(filled.layers, read.layers, strict=True):
+    read, made = cache_after_reading(model, tokens[:, :-1]), filled(DynamicCache(config=model.config), model, context)
+    for mine, other in zip(made.layers, read.layers, strict=True):
         mine.keys.copy_(other.keys)
         mine.values.copy_(other.values)
     with torch.no_grad():
-        answers = [model(tokens[:, -1:], past_key_values=cache).logits for cache in (read, filled)]
+        answers = [model(tokens[:, -1:], past_key_values=cache).logits for cache in (read, made)]
     assert torch.equal(*answers)
 
 
 def test_steps_read_one_token_each_and_go_on_from_the_filled_cache(model):
-    shapes, cache = [], filled_cache(model, 100)
+    shapes, cache = [], filled(DynamicCache(config=model.config), model, 100)
     hook = model.model.layers[0].register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape[1]))
     try:
         steps = timed_steps(model, random_tokens(model, 101), [5, 6, 7, 8], cache=cache)
@@ -72,4 +73,4 @@ def test_the_given_tokens_are_those_that_the_model_reads(model):
 
 def test_a_cache_has_at_least_one_token(model):
     with pytest.raises(ValueError, match="tokens is 0: expected"):
-        filled_cache(model, 0)
+        filled(DynamicCache(config=model.config), model, 0)

@@ -60,8 +60,8 @@ def group(root, path: str, files: dict[str, str]):
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """Control groups of both versions in folders of this test's own, and the file that names this process's."""
-    v2 = ("", "memory.max", "memory.current", "file")
-    v1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+    v2 = ("", "memory.max", "memory.current", "file", "shmem")
+    v1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
     monkeypatch.setattr(limit, "VERSIONS", ((tmp_path / "v2", *v2), (tmp_path / "v1", *v1)))
     (tmp_path / "own").write_text("9:memory:/outer/inner\n3:cpu,cpuacct:/outer\n0::/some/group\n")
     return tmp_path
@@ -78,7 +78,8 @@ def test_a_limit_of_either_version_counts_without_the_pages_of_files(groups):
     group(groups / "v1", "outer", {"memory.stat": "total_cache 0\n"})
     assert [found.free_bytes for found in memory_limits(own)] == [800, 0]
     group(groups / "v2", "some/group", {"memory.max": "max\n", "memory.current": "1", "memory.stat": "file 1"})
-    group(groups / "v2", "", {"memory.max": "500\n", "memory.current": "60", "memory.stat": "anon 2\nfile 50\n"})
+    stat = "anon 2\nfile 55\nshmem 5\n"
+    group(groups / "v2", "", {"memory.max": "500\n", "memory.current": "60", "memory.stat": stat})
     assert next(memory_limits(own)) == (500, 10)
 
 

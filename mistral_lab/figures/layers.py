@@ -239,7 +239,7 @@ def plot_beside(
         if floor:
             ax.plot(places, expected[way], "--", color=colour, linewidth=1.2, zorder=2)
         else:
-            some = slice(None, None, 1 + len(places) // MOST_MARKS)
+            some = slice(None, None, 1 + (len(places) - 1) // MOST_MARKS)
             hollow = {"marker": marker, "markerfacecolor": "white", "markeredgecolor": colour, "linestyle": "none"}
             ax.plot(np.asarray(places)[some], expected[way][some], markersize=6, zorder=4, **hollow)
     if floor:

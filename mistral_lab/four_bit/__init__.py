@@ -13,7 +13,7 @@ from .linear import ExactLinear4bit, leave_unpacked
 from .outside import Costs, Outside, OutsideExperts, experts_outside, keep_experts_outside
 from .paging import share_page_cache, watch_files
 from .quantizer import FourBitConfig, check_cpu, nf4_config, use_our_quantizer
-from .shards import holds_packed_codes, quantized_tensors
+from .shards import holds_packed_codes, keeps_matrices_together, quantized_tensors
 from .traffic import ExpertTraffic, expert_traffic
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "guess_hits",
     "holds_packed_codes",
     "keep_experts_outside",
+    "keeps_matrices_together",
     "leave_unpacked",
     "nf4_config",
     "packed_for",

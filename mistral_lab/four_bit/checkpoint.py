@@ -62,9 +62,9 @@ def quantized_folder(
 ) -> Path:
     """Return a folder with the checkpoint in NF4 with double quantisation, made now or on an earlier call.
 
-    One tensor at a time is read, quantised on the device and freed there, and memory holds one shard of at most 1 GiB.
-    A finished shard is renamed into place, so an interrupted call goes on with the shard that it was at. Of two
-    processes the second waits for the first, and says so.
+    One tensor at a time is read, quantised on the device and freed there. Memory holds one file of the result: at most
+    1 GiB, or the whole of a checkpoint that is a single file. A finished shard is renamed into place, so an interrupted
+    call goes on with the shard that it was at. Of two processes the second waits for the first, and says so.
 
     For a CPU with the fused kernel the codes are written packed. A folder whose codes lie otherwise is converted, which
     loses nothing; a program that has the old files mapped keeps them. A GPU reads either.
@@ -93,7 +93,6 @@ def quantized_folder(
     job = _Job(folder, files, target, name, fingerprint, dtype, device)
     if _ready(job):
         return target
-    whole = _manifest(job) is not None
     try:
         with one_process_at_a_time(
             cache / ".locks" / f"{target.name}.lock", f"another process is quantising {name}: waiting for it to finish"
@@ -102,7 +101,7 @@ def quantized_folder(
                 _set_aside_what_is_foreign(job)
                 _make(job)
     except OSError as error:
-        if not whole:
+        if not _readable(job):
             raise
         warn_of_repeated_packing(name, error, stacklevel=6)
     return target
@@ -129,6 +128,11 @@ def _ready(job: _Job) -> bool:
     if manifest is None:
         return False
     return job.device.type != "cpu" or manifest.get("packed_for") == (PACKED if packed_for(job.device) else None)
+
+
+def _readable(job: _Job) -> bool:
+    """Whether every file is there, whatever the layout of each: the tensors themselves say how they lie."""
+    return (job.target / "config.json").exists() and all((job.target / file.name).exists() for file in job.files)
 
 
 def _manifest(job: _Job) -> dict | None:
@@ -161,10 +165,10 @@ def _make(job: _Job) -> None:
         return Need(target, new + grow + max(again, default=0), f"for {job.name} in four bits")
 
     target.mkdir(parents=True, exist_ok=True)
-    (target / MANIFEST).unlink(missing_ok=True)  # while it is converted the folder is not whole
     for half in target.glob(".*.[0-9]*"):
         half.unlink()  # the beginning of a file, left by a process that was killed: no other process works here
     check_disk(left())
+    (target / MANIFEST).unlink(missing_ok=True)  # while it is converted the folder is not whole
     how = {"packed": packed, "dtype": job.dtype, "device": job.device, "fingerprint": job.fingerprint}
     with full_disk_explained(lambda: still_needed(left())):
         todo, total = missing(), sum(file.stat().st_size for file in job.files)

@@ -49,7 +49,6 @@ class FourBitExperts(StayingModuleList):
 
     watched: tuple[int, list[ExpertUse]] | None = None  # the layer's number and where to note what it does
     passing: dict[int, tuple[int, ...]] | None = None  # what `share_page_cache` gives back: number -> where it lies
-    next_layer: "tuple[nn.Module, FourBitExperts] | None" = None  # its router and experts: in a tuple, no submodules
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Send each token through the experts chosen for it; an expert that nobody chose is not touched.

@@ -121,7 +121,7 @@ class ExactLinear4bit(RestoringLinear4bit):
         if not self.packed:
             self.pack()
         # Where nobody gave a compute_dtype, the first call chooses it. A compiler cannot look into the kernel.
-        direct = self.packed and self.compute_type_is_set and self.scales_before_packing.quant_type == "nf4"
+        direct = self.packed and self.compute_type_is_set and self.weight.quant_type == "nf4"
         if not direct or torch.compiler.is_compiling():
             return super().forward(x)
         if not x.numel():

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from .experts import ExpertUse, FourBitExpert, FourBitExperts
 from .guess import guess_experts
+from .linear import ExactLinear4bit
 from .slots import Key, Slots, matrices
 
 DECODING_TOKENS = 8  # a forward of so few tokens is taken for decoding: the next layer's experts are guessed
@@ -325,14 +326,20 @@ def choose_pinned(expert_bytes: list[int], *, layers: int, experts: int, budget:
 def _pin(outside: Outside, layers: list[OutsideExperts], budget: int) -> None:
     """Move experts to pinned memory: codes and scales, not the tables, which are small."""
     sizes = [tensor.nbytes for matrix in matrices(layers[0][0]) for tensor in large_tensors(matrix)]
-    chosen, outside.pinned_bytes = choose_pinned(sizes, layers=len(layers), experts=len(layers[0]), budget=budget)
+    chosen, wanted = choose_pinned(sizes, layers=len(layers), experts=len(layers[0]), budget=budget)
+    done = 0
     for layer, expert in chosen:
-        for matrix in matrices(layers[layer][expert]):
+        try:
+            held = [[tensor.pin_memory() for tensor in large_tensors(part)] for part in matrices(layers[layer][expert])]
+        except RuntimeError:  # the system pins no more: the rest stays where it is, from where copies are slower
+            break
+        for matrix, (codes, absmax) in zip(matrices(layers[layer][expert]), held, strict=True):
             exact = matrix.scales_before_packing or matrix.weight.quant_state
-            matrix.weight.data, exact.absmax = (tensor.pin_memory() for tensor in large_tensors(matrix))
-    outside.pinned = chosen
+            matrix.weight.data, exact.absmax = codes, absmax
+        done += 1
+    outside.pinned, outside.pinned_bytes = chosen[:done], wanted // max(len(chosen), 1) * done
 
 
-def large_tensors(matrix) -> tuple[torch.Tensor, torch.Tensor]:
+def large_tensors(matrix: ExactLinear4bit) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes of a matrix and its exact scales."""
     return matrix.weight.data, (matrix.scales_before_packing or matrix.weight.quant_state).absmax

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -41,6 +41,15 @@ def holds_packed_codes(file: Path) -> bool:
     return any(name.endswith(f".weight.{SCALES}") for name in read_header(file))
 
 
+def keeps_matrices_together(files: Iterable[Path]) -> bool:
+    """Say whether codes, scales and tables of every 4-bit matrix lie in one file, as `write_four_bits` reads them."""
+    places: dict[str, set[Path]] = defaultdict(set)
+    for file in files:
+        for name in read_header(file):
+            places[name.partition(".weight.")[0].removesuffix(".weight")].add(file)
+    return all(len(found) == 1 for found in places.values())
+
+
 def holds_four_bits(file: Path) -> bool:
     """Say whether a safetensors file holds matrices in 4 bits of bitsandbytes."""
     return any(".quant_state." in name for name in read_header(file))
@@ -52,7 +61,7 @@ def write_four_bits(
     """Write what a file of a checkpoint holds in four bits.
 
     A result of more than `SHARD_BYTES` becomes several files. The last of them has the name that was asked for: where
-    it is, the others are too.
+    it is, the others are too. A checkpoint that is a single file stays one, and so does a file that is rewritten.
 
     Args:
         file: safetensors, in 16 or 32 bits, or in 4 bits of bitsandbytes in either layout. It may be `out` itself.
@@ -117,6 +126,8 @@ def _in_four_bits(
                 yield in_strips(stored) if packed else in_rows(stored)
             else:
                 ((name, tensor),) = stored.items()
+                if MATRIX.search(name) and not tensor.is_floating_point():
+                    raise ValueError(f"{file.name} holds the codes of {name} without their scales: expected both")
                 if tensor.dim() == 3:
                     raise ValueError(f"{name} holds all experts of a layer: expected one tensor per expert")
                 tensor = tensor.to(dtype)

@@ -38,8 +38,9 @@ class Slot:
                 target.fused_kernel = source.fused_kernel
                 target.quant_state = room
                 target.weight = Params4bit(
-                    torch.empty_like(codes, device=device), requires_grad=False, quant_state=room, quant_type="nf4",
-                    blocksize=room.blocksize, compress_statistics=room.nested, bnb_quantized=True,
+                    torch.empty_like(codes, device=device), requires_grad=False, quant_state=room,
+                    quant_type=source.weight.quant_type, blocksize=room.blocksize, compress_statistics=room.nested,
+                    bnb_quantized=True,
                 )  # fmt: skip
 
     @property

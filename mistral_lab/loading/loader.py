@@ -142,11 +142,11 @@ def load(
             )
             if offload:
                 remove_with(model, offload)
-            if outside:
-                keep_outside(model, outside, target)
             partly = plan_mapped(config, shortest) if mapped and not (outside or shortest.fits) else None
             if mapped or (outside and source.name not in BUNDLED):
                 prepare_mapped(model, folder, fits=shortest.fits, plan=partly)
+            if outside:
+                keep_outside(model, outside, target)
         tokenizer = read_tokenizer(folder)
     if outside or (mapped and not shortest.fits):
         print(cost_line(source.name, outside or partly, shortest))

@@ -57,7 +57,10 @@ def plan_within(
                 f"device_bytes is {device_bytes:,}, and {name} is not loaded in 4 bits: expected bits=4, in which "
                 "experts can stay outside, or no device_bytes"
             )
-    plan = _plan(config, precision, device, room_bytes(device) if device_bytes is None else device_bytes)
+    has = room_bytes(device)
+    if device_bytes is not None and device_bytes > has:
+        raise ValueError(f"device_bytes is {device_bytes:,}: expected at most {has:,}, what {device} has for it")
+    plan = _plan(config, precision, device, has if device_bytes is None else device_bytes)
     if device_bytes is not None and not plan.runs:
         least = plan.beside_bytes + config.n_layers * plan.least_slots * plan.expert_bytes
         raise ValueError(
@@ -98,12 +101,17 @@ def cost_line(name: str, outside: OutsidePlan | None, asked: Plan) -> str:
         asked: the plan of the whole model, with the memory that is free.
     """
     if outside is not None:
-        return f"{name}: {outside}"
-    # Every token reads all weights in the same order, so what was used last is what is needed last.
-    most = LAPTOP.disk_bytes_per_s / asked.weights_bytes
+        speeds = outside.speeds
+        link = f"the link {speeds.link_bytes_per_s / 1e9:.0f}, " if speeds.link_bytes_per_s else ""
+        return (
+            f"{name}: {outside}, if memory reads {speeds.memory_bytes_per_s / 1e9:.0f} GB/s, {link}the disk "
+            f"{speeds.disk_bytes_per_s / 1e9:.1f}"
+        )
+    missing = asked.total_bytes - asked.device_bytes
     return (
-        f"{name}: {asked}, but runs, mapped from the disk; a token reads {decimal_size(asked.weights_bytes)} from it, "
-        f"at most {rate_text(most)} tokens per second"
+        f"{name}: {asked}, but runs, mapped from the disk; a token reads at least {decimal_size(missing)} from it, at "
+        f"most {rate_text(LAPTOP.disk_bytes_per_s / missing)} tokens per second if the disk reads "
+        f"{LAPTOP.disk_bytes_per_s / 1e9:.1f} GB/s"
     )
 
 
@@ -128,6 +136,7 @@ def prepare_mapped(model: PreTrainedModel, folder: Path, *, fits: bool, plan: Ou
     from ..four_bit import leave_unpacked, share_page_cache, watch_files
 
     watch_files(model, weight_files(folder))
+    model.requires_grad_(False)  # under autograd a forward unpacks: into memory of its own, and for good
     if not fits:
         leave_unpacked(model)
     if plan is not None:

@@ -94,11 +94,11 @@ def _packed_once(source: Source, folder: Path, *, dtype: torch.dtype, device: to
     Packing takes some seconds for each model of 7B, and memory of its own. So it is done once, for a CPU that wants it,
     and the copy kept. A small model is packed whenever it is loaded.
     """
-    from ..four_bit import holds_packed_codes, packed_for, warn_of_repeated_packing
+    from ..four_bit import holds_packed_codes, keeps_matrices_together, packed_for, warn_of_repeated_packing
 
     files = weight_files(folder)
     large = sum(file.stat().st_size for file in files) > PACK_EACH_TIME_BYTES
-    if not (large and packed_for(device)) or any(map(holds_packed_codes, files)):
+    if not (large and packed_for(device)) or any(map(holds_packed_codes, files)) or not keeps_matrices_together(files):
         return folder
     try:
         return _in_cache(source, folder, dtype=dtype, device=device)

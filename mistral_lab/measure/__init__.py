@@ -1,6 +1,6 @@
 """Time and peak memory of a callable or of a model, and the speed at which this machine reads memory."""
 
-from .decoding import Step, filled_cache, random_tokens, timed_steps
+from .decoding import Step, filled, random_tokens, timed_steps
 from .full_size import FullSize, read_full_size, side_by_side
 from .generation import Measurement, measure_generation
 from .limits import LimitedMemory, memory_limit
@@ -23,7 +23,7 @@ __all__ = [
     "cached_bytes",
     "compare",
     "evict",
-    "filled_cache",
+    "filled",
     "instructions",
     "measure_bandwidth",
     "measure_generation",

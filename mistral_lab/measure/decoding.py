@@ -11,7 +11,7 @@ from ..arguments import check_count
 from .paging import Paging
 
 if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class Step:
     paging: Paging
 
 
-def filled_cache(model: "PreTrainedModel", tokens: int, *, seed: int = 0) -> "DynamicCache":
-    """Make the cache that `generate` would hold after a prompt, with random keys and values in place of computed ones.
+def filled(cache: "Cache", model: "PreTrainedModel", tokens: int) -> "Cache":
+    """Fill a cache as `generate` would have after a prompt, with random keys and values in place of computed ones.
 
     Every layer gets them through the cache's own `update`, so dtype, shape and window are those of a cache filled by
     reading, and the next step takes as long. What the model answers with it means nothing.
 
     Args:
+        cache: empty; `loading.loaded.new_cache` makes the one that `generate_text` uses.
         model: of transformers, on one device.
         tokens: of the prompt.
-        seed: of the random numbers.
-    """
-    from transformers import DynamicCache
 
+    Returns:
+        the same cache.
+    """
     check_count("tokens", tokens)
     config = model.config
-    random = torch.Generator(model.device).manual_seed(seed)
-    cache = DynamicCache(config=config)
+    random = torch.Generator(model.device).manual_seed(0)
     shape = (1, config.num_key_value_heads, tokens, config.head_dim)
     for layer in range(config.num_hidden_layers):
         keys, values = (
@@ -63,7 +63,7 @@ def timed_steps(
     prompt: torch.Tensor,
     next_tokens: Sequence[int],
     *,
-    cache: "DynamicCache | None" = None,
+    cache: "Cache | None" = None,
     after: Callable[[int, Step], None] | None = None,
 ) -> list[Step]:
     """Run `generate` of transformers with the tokens that it is to choose, and time each.
@@ -75,8 +75,8 @@ def timed_steps(
         model: of transformers.
         prompt: (1, T) token ids.
         next_tokens: what is chosen, one after the other. As in any `generate`, the last is not read by the model.
-        cache: keys and values of the first tokens of the prompt, as `filled_cache` makes it; the rest is read. It grows
-            with the steps. None: the whole prompt is read, and each step grows a new one.
+        cache: keys and values of the first tokens of the prompt, as `filled` makes it, or none; the rest is read. It
+            grows with the steps. None: the whole prompt is read, and transformers makes a cache of its own.
         after: called with the number of each token, from 0, and its step. What it takes counts for no step.
 
     Returns:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 # For cgroups of version 2 and 1: where the groups are, the controller's name in /proc/self/cgroup, the files of a group
-# that hold its limit and what it uses, and the entry of its memory.stat that counts pages of files.
+# that hold its limit and what it uses, and the entries of its memory.stat that count pages of files, and those among
+# them that only memory has (shared memory), which cannot be taken back.
 CGROUPS = Path("/sys/fs/cgroup")
 VERSIONS = (
-    (CGROUPS, "", "memory.max", "memory.current", "file"),
-    (CGROUPS / "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    (CGROUPS, "", "memory.max", "memory.current", "file", "shmem"),
+    (CGROUPS / "memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem"),
 )
 
 
@@ -38,19 +39,20 @@ def memory_limits(own: Path = Path("/proc/self/cgroup")) -> Iterator[Limit]:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return
-    for root, controller, limit, usage, cache in VERSIONS:
-        groups = [path for _, names, path in lines if controller in names.split(",")]
+    for root, controller, *names in VERSIONS:
+        groups = [path for _, controllers, path in lines if controller in controllers.split(",")]
         for group in (root / path.strip("/") for path in groups):
             # In a container the path can be that of the host, and the container's own group is the root.
             for folder in [group, *group.parents]:
-                if folder.is_relative_to(root) and (found := _read(folder, limit, usage, cache)):
+                if folder.is_relative_to(root) and (found := _read(folder, *names)):
                     yield found
 
 
-def _read(folder: Path, limit: str, usage: str, cache: str) -> Limit | None:
+def _read(folder: Path, limit: str, usage: str, files: str, shared: str) -> Limit | None:
     try:
         most = (folder / limit).read_text().strip()
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return None if most == "max" else Limit(int(most), int((folder / usage).read_text()) - int(stat[cache]))
+        back = int(stat[files]) - int(stat.get(shared, 0))
+        return None if most == "max" else Limit(int(most), int((folder / usage).read_text()) - back)
     except (OSError, ValueError, KeyError):
         return None
