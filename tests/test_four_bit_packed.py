@@ -6,7 +6,6 @@ import shutil
 import warnings
 from pathlib import Path
 
-import peft
 import psutil
 import pytest
 import torch
@@ -295,10 +294,9 @@ def test_a_matrix_in_two_files_is_read_as_it_lies_and_never_quantised_again(in_r
     monkeypatch.setattr(quantising, "PACK_EACH_TIME_BYTES", 0)
     assert Path(load(foreign).model.name_or_path) == foreign
     how = {"packed": True, "dtype": torch.bfloat16, "device": torch.device("cpu")}
+    file = tmp_path / "model-00001.safetensors"
+    save_file({name: value for name, value in rest.items() if name.endswith("w1.weight")}, file)
     with pytest.raises(ValueError, match=r"model-00001\.safetensors holds the codes of .* without their scales"):
-        lone = {name: value for name, value in rest.items() if name.endswith("w1.weight")}
-        save_file(lone, tmp_path / "model-00001.safetensors")
-        file = tmp_path / "model-00001.safetensors"
         shards.write_four_bits(file, tmp_path / "out", **how, fingerprint="", bar=tqdm(disable=True))
 
 
@@ -312,6 +310,7 @@ def test_a_forward_with_gradients_enabled_leaves_weights_mapped(plain, cache):
 
 @kernel
 def test_peft_cannot_merge_into_strips(plain, cache):
+    peft = pytest.importorskip("peft")
     model = load(plain, bits=4).model
     settings = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
     with pytest.raises(ValueError, match="packed for this CPU: call"):

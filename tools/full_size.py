@@ -1,7 +1,7 @@
 """Write a checkpoint of real shape with seeded random weights, to test the large models without a download.
 
     python tools/full_size.py mistral-7b-v0.1 FOLDER              16 bits, 13.5 GiB
-    python tools/full_size.py mixtral-8x7b-v0.1 FOLDER --bits 4   NF4 with double quantisation, 24 GB
+    python tools/full_size.py mixtral-8x7b-v0.1 FOLDER --bits 4   NF4 with double quantisation, 26 GB
 
 One layer is made and written under the names of all layers. What a model computes with such weights means nothing, but
 all shapes, sizes and names are those of the real model. The tokenizer is that of the bundled models. Its pieces are the

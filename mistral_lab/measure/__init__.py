@@ -1,4 +1,4 @@
-"""Time and peak memory of a callable or of a model, and the speed at which this machine reads memory."""
+"""Time, peak memory and page cache of a callable or of a model, memory limits, and the speed at which memory is read."""
 
 from .decoding import Step, filled, random_tokens, timed_steps
 from .full_size import FullSize, read_full_size, side_by_side
