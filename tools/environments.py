@@ -29,6 +29,7 @@ RUNNERS = {"hypothesis", "ipykernel", "pytest"}  # the development tools that le
 # Tests of what depends on the libraries.
 TESTS = ["hub", "test_cache.py", "test_four_bit.py", "test_four_bit_kernel_layout.py"]
 TESTS += ["test_four_bit_linear.py", "test_loading.py", "test_loading_attending.py", "test_loading_one_row.py"]
+TESTS += ["test_four_bit_packed.py", "test_loading_outside.py", "test_outside.py", "test_outside_paging.py"]
 TESTS += ["test_sampling.py"]
 TESTS += ["test_transformer.py", "test_transformer_generation.py", "test_transformer_weights.py"]
 SET_UP = {"mistral-lab", "bitsandbytes", "peft"}  # what the set-up cell may install
