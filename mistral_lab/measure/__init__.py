@@ -1,4 +1,4 @@
-"""Time, peak memory and page cache of a callable or of a model, memory limits, and the speed at which memory is read."""
+"""Time, peak memory and page cache of a callable or a model, memory limits, and how fast this machine reads memory."""
 
 from .decoding import Step, filled, random_tokens, timed_steps
 from .full_size import FullSize, read_full_size, side_by_side
