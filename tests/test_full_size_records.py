@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import signal
+import statistics
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -225,3 +226,38 @@ def test_sizes_that_mean_nothing_are_refused(wrong, said, benchmark, monkeypatch
     with pytest.raises(SystemExit):
         benchmark.arguments()
     assert said in capsys.readouterr().err
+
+
+def seconds(entry: dict) -> str:
+    return f"{statistics.median(entry['seconds']):.2f} s"
+
+
+def test_the_readme_quotes_the_records_of_full_size():
+    """One column per model: the names in the first row are the keys of the records."""
+    folder = BENCHMARKS / "full_size"
+    whole = [one for one in read_full_size(folder) if one.device == "AMD EPYC" and one.layers == one.of_layers]
+    models = {one.model: one for one in whole}
+    columns = []
+    for one in models.values():
+        warm, anonymous = one.of("load")["warm"], one.of("load")["warm"]["peaks"]["first token"]["anonymous_bytes"]
+        columns.append(
+            [
+                f"{warm['load_s']:.1f} s; {warm['first_token_s']:.1f} s",
+                f"{anonymous / 2**30:.2f} GiB",
+                *(seconds(one.of("context")[context]) for context in (128, 4096)),
+                *(
+                    f"{seconds(entry)}, {statistics.mean(entry['disk_bytes']) / 1e9:.1f} GB"
+                    for entry in (one.of("budget")[budget] for budget in (20, 16, 12, 8, 6))
+                ),
+            ]
+        )
+    names = [
+        "`load`; then the first token of a short prompt",
+        "memory of its own by then, beside mapped files",
+        "one token after 128",
+        "one token after 4,096",
+        *(f"one token in {budget} GiB, files included; of it read from the disk" for budget in (20, 16, 12, 8, 6)),
+    ]
+    lines = [f"| | {' | '.join(models)} |", "| --- |" + " --- |" * len(models)]
+    lines += [f"| {name} | {' | '.join(row)} |" for name, row in zip(names, zip(*columns, strict=True), strict=True)]
+    assert "\n".join(lines) in (notebook_files.ROOT / "README.md").read_text(encoding="utf-8")
