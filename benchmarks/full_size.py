@@ -42,8 +42,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import psutil
 from full_size_worker import TOUCHED, Job, work
 from tqdm.auto import tqdm
@@ -395,6 +393,7 @@ def run_model(name: str, options: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Measure each model, and exit with 1 where something failed."""
     options = arguments()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that measure: nothing is looked up on the hub
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("ended: finished measurements are kept"))  # tidily
     failures = [failure for name in options.models for failure in run_model(name, options)]
     if failures:

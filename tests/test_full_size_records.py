@@ -189,7 +189,9 @@ def test_without_records_there_are_none(tmp_path):
     assert read_full_size(tmp_path / "missing") == []
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_a_sentence_without_its_path(benchmark, tmp_path):
+def test_a_checkpoint_that_cannot_be_loaded_is_a_sentence_without_its_path(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)  # for this whole process
+
     class Connection:
         def __init__(self):
             self.sent = []

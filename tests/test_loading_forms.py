@@ -333,11 +333,11 @@ def full_size(monkeypatch, double: bool, available: int):
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=0))
 
 
-def test_plain_nf4_of_mixtral_is_two_gibibytes_more_and_refused_before_its_download(monkeypatch):
+def test_plain_nf4_of_mixtral_is_two_gibibytes_more_and_refused_where_not_even_its_cache_fits(monkeypatch):
     monkeypatch.setattr(Source, "folder", lambda self, *beside: pytest.fail("the weights were fetched"))
-    full_size(monkeypatch, double=False, available=int(23.9 * GIB))
+    full_size(monkeypatch, double=False, available=GIB // 2)
     refused(MemoryError, "nf4, 512 tokens: weights 24.82", name="owner/mixtral-plain", device="cpu")
-    full_size(monkeypatch, double=True, available=int(22.9 * GIB))
+    full_size(monkeypatch, double=True, available=GIB // 2)
     refused(MemoryError, "nf4-double, 512 tokens: weights 22.80", name="owner/mixtral-double", device="cpu")
 
 

@@ -13,6 +13,7 @@ import quick
 MASKS = "mistral_lab/masks.py"
 STATISTICS = "mistral_lab/moe/statistics.py"
 LOADING = "mistral_lab/loading/__init__.py"
+LOADING_TESTS = ("attending", "forms", "one_row", "outside")
 LESSON = "notebooks/05_the_whole_model.ipynb"
 
 
@@ -23,13 +24,23 @@ LESSON = "notebooks/05_the_whole_model.ipynb"
         # A module of a package: the tests with its own name, and those that import the package.
         (STATISTICS, [STATISTICS, "tests/test_moe.py"], "tests/test_explorers.py", MASKS),
         # `from mistral_lab import load` is an import of this.
-        (LOADING, ["tests/test_loading.py", "tests/test_loading_forms.py"], "tests/test_bundled.py", MASKS),
+        (
+            LOADING,
+            ["tests/test_loading.py", *(f"tests/test_loading_{name}.py" for name in LOADING_TESTS)],
+            "tests/test_bundled.py",
+            MASKS,
+        ),
         ("tests/reference.py", [], "tests/test_masks.py", MASKS),
         ("tools/outputs.py", [], "tests/test_tools.py", MASKS),
         ("tests/test_card.py", ["tests/test_card.py"], None, MASKS),
         ("tests/hub/conftest.py", ["tests/hub/test_hub.py", "tests/hub/test_hub_loading.py"], None, MASKS),
         ("environment.yml", ["tests/test_packaging.py"], None, MASKS),
-        ("README.md", ["tests/test_packaging.py", "tests/test_tiers.py"], None, "tests/test_card.py"),  # has its own
+        (
+            "README.md",
+            [f"tests/test_{name}.py" for name in ("full_size_records", "packaging", "tiers")],
+            None,
+            "tests/test_card.py",  # has its own
+        ),
         ("mistral_lab/bundled/runs.json", ["tests/test_bundled.py", "tests/test_card.py"], None, MASKS),
         (
             LESSON,

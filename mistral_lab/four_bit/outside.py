@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from .experts import ExpertUse, FourBitExpert, FourBitExperts
 from .guess import guess_experts
 from .linear import ExactLinear4bit
-from .slots import Key, Slots, matrices
+from .slots import Key, Slots, matrices_of
 
 DECODING_TOKENS = 8  # a forward of so few tokens is taken for decoding: the next layer's experts are guessed
 REPEATS = 5  # of each measured cost
@@ -277,7 +277,7 @@ def _where_it_lies(expert: FourBitExpert, x: torch.Tensor) -> torch.Tensor:
 def _measure_costs(expert: FourBitExpert, slots: Slots) -> Costs:
     """Time both ways to an expert; the first round, which may read it from disk or pack it, does not count."""
     slot, device = slots.table.spare[0][0], slots.device
-    first = matrices(expert)[0]
+    first = matrices_of(expert)[0]
     x = torch.zeros(1, first.in_features, dtype=first.compute_dtype, device=device)
 
     def bring() -> None:
@@ -325,15 +325,16 @@ def choose_pinned(expert_bytes: list[int], *, layers: int, experts: int, budget:
 
 def _pin(outside: Outside, layers: list[OutsideExperts], budget: int) -> None:
     """Move experts to pinned memory: codes and scales, not the tables, which are small."""
-    sizes = [tensor.nbytes for matrix in matrices(layers[0][0]) for tensor in large_tensors(matrix)]
+    sizes = [tensor.nbytes for matrix in matrices_of(layers[0][0]) for tensor in large_tensors(matrix)]
     chosen, wanted = choose_pinned(sizes, layers=len(layers), experts=len(layers[0]), budget=budget)
     done = 0
     for layer, expert in chosen:
+        parts = matrices_of(layers[layer][expert])
         try:
-            held = [[tensor.pin_memory() for tensor in large_tensors(part)] for part in matrices(layers[layer][expert])]
+            held = [[tensor.pin_memory() for tensor in large_tensors(part)] for part in parts]
         except RuntimeError:  # the system pins no more: the rest stays where it is, from where copies are slower
             break
-        for matrix, (codes, absmax) in zip(matrices(layers[layer][expert]), held, strict=True):
+        for matrix, (codes, absmax) in zip(parts, held, strict=True):
             exact = matrix.scales_before_packing or matrix.weight.quant_state
             matrix.weight.data, exact.absmax = codes, absmax
         done += 1

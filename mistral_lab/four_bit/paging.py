@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .experts import FourBitExpert, FourBitExperts
-from .slots import matrices
+from .slots import matrices_of
 
 PAGEOUT = 21  # of madvise(2), from Linux 5.4 on: take these pages back now; Python's mmap has no name for it
 RESERVE_BYTES = 2**30  # of the page cache, for experts on their way through
@@ -75,7 +75,7 @@ def _give_back(experts: FourBitExperts, inputs: tuple[torch.Tensor, ...], output
 
 def _mapped(expert: FourBitExpert) -> list[torch.Tensor]:
     """What computing with an expert reads."""
-    return [part for matrix in matrices(expert) for part in (matrix.weight.data, matrix.weight.quant_state.absmax)]
+    return [part for matrix in matrices_of(expert) for part in (matrix.weight.data, matrix.weight.quant_state.absmax)]
 
 
 def _addresses(expert: FourBitExpert) -> tuple[int, ...]:

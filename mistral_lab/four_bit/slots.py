@@ -32,7 +32,7 @@ class Slot:
         self.device = device
         self.filled = self.used = None  # CUDA events: the copy into the slot, the last computation from it
         with torch.inference_mode(False):  # slots outlive a call under inference_mode
-            for target, source in zip(matrices(self.module), matrices(like), strict=True):
+            for target, source in zip(matrices_of(self.module), matrices_of(like), strict=True):
                 codes, state = _as_needed(source, device)
                 room = _map_tensors(state, lambda tensor: torch.empty_like(tensor, device=device))
                 target.fused_kernel = source.fused_kernel
@@ -48,7 +48,7 @@ class Slot:
         """Codes and scales of all matrices."""
         return [
             tensor
-            for matrix in matrices(self.module)
+            for matrix in matrices_of(self.module)
             for tensor in (matrix.weight.data, *_tensors(matrix.weight.quant_state))
         ]
 
@@ -60,7 +60,7 @@ class Slot:
     @torch.no_grad()
     def take(self, expert: FourBitExpert) -> None:
         """Copy an expert into the slot. Whatever stops this, the slot then holds no expert."""
-        for target, source in zip(matrices(self.module), matrices(expert), strict=True):
+        for target, source in zip(matrices_of(self.module), matrices_of(expert), strict=True):
             codes, state = _as_needed(source, self.device)
             # As bytes: copying between dtypes would convert, and other shapes must fail.
             target.weight.data.view(torch.uint8).view(-1).copy_(codes.view(torch.uint8).view(-1), non_blocking=True)
@@ -68,7 +68,7 @@ class Slot:
                 room.copy_(tensor, non_blocking=True)
 
 
-def matrices(expert: FourBitExpert) -> list[ExactLinear4bit]:
+def matrices_of(expert: FourBitExpert) -> list[ExactLinear4bit]:
     """List the 4-bit matrices of an expert, in one order for all experts."""
     return [module for module in expert.modules() if isinstance(module, ExactLinear4bit)]
 

@@ -29,9 +29,9 @@ def quantise(name: str, pause_in: str | None = None, when_told: bool = False) ->
     import torch
 
     from mistral_lab.files import weight_files
-    from mistral_lab.four_bit import checkpoint
+    from mistral_lab.four_bit import checkpoint, shards
 
-    save = checkpoint.save_file
+    save = shards.write_aligned
 
     def stop(tensors, path, metadata):
         if pause_in and pause_in in path.name:
@@ -40,7 +40,7 @@ def quantise(name: str, pause_in: str | None = None, when_told: bool = False) ->
             sys.stdin.readline()
         save(tensors, path, metadata)
 
-    checkpoint.save_file = stop
+    shards.write_aligned = stop
     if when_told:
         sys.stdin.readline()
     source = locate(name)
