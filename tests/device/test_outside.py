@@ -57,7 +57,7 @@ def test_the_answers_are_those_of_the_whole_model(slots_per_layer, packed, sourc
     with watch_experts(model) as uses:
         found = answers(model, device)
     assert all(equal(found, expected))
-    assert any(use.ahead for use in uses)
+    assert any(use.ahead for use in uses) or slots_per_layer == 8  # then nothing is missing after the prompt
     assert any(use.guessed for use in uses) or slots_per_layer == 8
     pinned = [(layer, number) for number in range(8) for layer in range(4) if is_pinned(experts[layer][number])]
     assert pinned == list(shared.pinned)
@@ -68,7 +68,7 @@ def test_the_answers_are_those_of_the_whole_model(slots_per_layer, packed, sourc
 
 
 def is_pinned(expert):
-    return all(matrix.weight.data.is_pinned() for matrix in slots.matrices(expert))
+    return all(matrix.weight.data.is_pinned() for matrix in slots.matrices_of(expert))
 
 
 def test_an_interruption_between_copy_and_computation(source, expected, device, monkeypatch):
