@@ -77,6 +77,18 @@ class FourBitExperts(StayingModuleList):
             uses.append(ExpertUse(layer, len(x), tuple(needed), tuple(needed), (), (), (), (), 0))
 
 
+def experts_by_name(model: nn.Module) -> dict[str, FourBitExperts]:
+    """Find the experts of each layer of a 4-bit Mixtral, in the order of the layers, by the names of the modules.
+
+    Raises:
+        ValueError: a model without experts in 4 bits.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, FourBitExperts)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no experts in 4 bits: expected a Mixtral loaded with bits=4")
+    return found
+
+
 @contextmanager
 def watch_experts(model: nn.Module) -> Iterator[list[ExpertUse]]:
     """Note what the experts of a 4-bit Mixtral do while the context lasts: one `ExpertUse` per layer and forward.
@@ -92,9 +104,7 @@ def watch_experts(model: nn.Module) -> Iterator[list[ExpertUse]]:
     Raises:
         ValueError: a model without experts in 4 bits.
     """
-    layers = [module for module in model.modules() if isinstance(module, FourBitExperts)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no experts in 4 bits: expected a Mixtral loaded with bits=4")
+    layers = list(experts_by_name(model).values())
     before = [layer.watched for layer in layers]
     uses: list[ExpertUse] = []
     try:

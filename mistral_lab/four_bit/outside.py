@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from .experts import ExpertUse, FourBitExpert, FourBitExperts
+from .experts import ExpertUse, FourBitExpert, FourBitExperts, experts_by_name
 from .guess import guess_experts
 from .linear import ExactLinear4bit
 from .slots import Key, Slots, matrices_of
@@ -227,8 +227,7 @@ def keep_experts_outside(
         MemoryError, torch.OutOfMemoryError: from PyTorch, where the slots do not fit on the device; before anything is
             changed.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, FourBitExperts)]
-    A = model.config.num_experts_per_tok if names else 0
+    names, A = list(experts_by_name(model)), model.config.num_experts_per_tok
     _check_arguments(model, names, A, slots_per_layer)
     device = torch.empty(0, device=device).device  # with its index
     if (earlier := experts_outside(model)) is not None:
@@ -257,8 +256,6 @@ def experts_outside(model: torch.nn.Module) -> Outside | None:
 
 
 def _check_arguments(model: PreTrainedModel, names: list[str], A: int, slots_per_layer: int) -> None:
-    if not names:
-        raise ValueError(f"{type(model).__name__} has no experts in 4 bits: expected a Mixtral loaded with bits=4")
     if not isinstance(slots_per_layer, int) or isinstance(slots_per_layer, bool):
         raise TypeError(f"slots_per_layer is {slots_per_layer!r}: expected a whole number")
     if slots_per_layer < A:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .experts import FourBitExpert, FourBitExperts
+from .experts import FourBitExpert, FourBitExperts, experts_by_name
 from .slots import matrices_of
 
 PAGEOUT = 21  # of madvise(2), from Linux 5.4 on: take these pages back now; Python's mmap has no name for it
@@ -47,9 +47,7 @@ def share_page_cache(model: nn.Module, memory_bytes: int) -> int:
     Raises:
         ValueError: a model without experts in 4 bits.
     """
-    layers = [module for module in model.modules() if isinstance(module, FourBitExperts)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no experts in 4 bits: expected a Mixtral loaded with bits=4")
+    layers = list(experts_by_name(model).values())
     each = sum(tensor.nbytes for tensor in _mapped(layers[0][0]))
     fitting = max(0, memory_bytes - RESERVE_BYTES) // each
     # Expert 0 of every layer first, then expert 1, so that all layers have as many, or one more.
