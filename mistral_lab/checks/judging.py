@@ -2,6 +2,7 @@
 
 import contextvars
 import copy
+import functools
 import inspect
 import threading
 import traceback
@@ -11,7 +12,9 @@ from typing import NamedTuple
 from .values import (
     Refusal,
     answers_equal,
+    has_form,
     holds_nan,
+    in_form,
     in_short,
     kind_of,
     read_answer,
@@ -21,7 +24,8 @@ from .values import (
 )
 
 LIMIT_S = 10.0  # for all cases together; a right answer takes milliseconds
-NOT_TRIED = "not tried yet"
+NOT_TRIED = "not tried yet; the lesson goes on with its own"
+PASSED = "passed"
 
 
 class Mistake(NamedTuple):
@@ -43,8 +47,8 @@ def judge(
     cases: Sequence[tuple],
     mistakes: Sequence[Mistake],
     show: Callable | None = None,
-) -> None:
-    """Print one line on a function: not tried yet, passed, or what is wrong with it.
+) -> Callable:
+    """Print one line on a function: not tried yet, passed, or what is wrong with it; return one to go on with.
 
     The function is called with a copy of each case, in a thread that is abandoned after LIMIT_S seconds. Whatever the
     function does, the reader sees one sentence.
@@ -58,8 +62,27 @@ def judge(
             argument is used.
         mistakes: plausible wrong answers, the likeliest first.
         show: puts an answer (NumPy array, number or list) into a few words for the hints; None uses `in_short`.
+
+    Returns:
+        the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
+        with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
-    print(f"{name}: {_verdict(function, answer, cases, mistakes, show or in_short)}")
+    verdict = _verdict(function, answer, cases, mistakes, show or in_short)
+    print(f"{name}: {verdict}")
+    return _to_go_on_with(function, answer, cases[0]) if verdict == PASSED else answer
+
+
+def _to_go_on_with(function: Callable, answer: Callable, case: tuple) -> Callable:
+    """A function that passed; wrapped where it returns other types than `answer`, as NumPy arrays for tensors."""
+    like, value = (given(*copy.deepcopy(case)) for given in (answer, function))
+    if has_form(value, like):
+        return function
+
+    @functools.wraps(function)
+    def formed(*arguments):
+        return in_form(function(*arguments), like, arguments)
+
+    return formed
 
 
 def _verdict(function, answer, cases, mistakes, show) -> str:
@@ -75,7 +98,7 @@ def _verdict(function, answer, cases, mistakes, show) -> str:
 
     wrong = [i for i in range(len(cases)) if not answers_equal(answers[i], expected[i])]
     if not wrong:
-        return "passed"
+        return PASSED
     case, got, wanted = cases[wrong[0]], answers[wrong[0]], expected[wrong[0]]
     guesses = [
         [read_answer(m.answer(*copy.deepcopy(c)), like) for c, like in zip(cases, right, strict=True)] for m in mistakes

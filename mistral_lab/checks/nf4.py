@@ -8,11 +8,11 @@ from .. import nf4
 from .judging import Mistake, judge
 
 
-def unpacked_numbers(function: Callable) -> None:
+def unpacked_numbers(function: Callable) -> Callable:
     """Check `function(packed (n,) uint8) -> (2n,)`: the numbers 0 to 15 in the order in which they were stored.
 
-    >>> unpacked_numbers(lambda packed: NotImplemented)
-    unpacked_numbers: not tried yet
+    >>> my_answer = unpacked_numbers(lambda packed: NotImplemented)
+    unpacked_numbers: not tried yet; the lesson goes on with its own
     """
 
     def halves(first, second):
@@ -24,7 +24,7 @@ def unpacked_numbers(function: Callable) -> None:
     def low(packed):
         return packed & 15
 
-    judge(
+    return judge(
         "unpacked_numbers",
         function,
         answer=halves(high, low),
@@ -56,17 +56,17 @@ def unpacked_numbers(function: Callable) -> None:
     )
 
 
-def bits_per_weight(function: Callable) -> None:
+def bits_per_weight(function: Callable) -> Callable:
     """Check `function(block_size, double)`: the bits that one weight takes in NF4, its share of all scales included.
 
-    >>> bits_per_weight(lambda block_size, double: NotImplemented)
-    bits_per_weight: not tried yet
+    >>> my_answer = bits_per_weight(lambda block_size, double: NotImplemented)
+    bits_per_weight: not tried yet; the lesson goes on with its own
     """
 
     def bits(block_size, double, *, absmax=32, small=8, nested=32 / 256):
         return 4 + (small + nested if double else absmax) / block_size
 
-    judge(
+    return judge(
         "bits_per_weight",
         function,
         answer=lambda block_size, double: bits(block_size, double),
@@ -108,11 +108,11 @@ def bits_per_weight(function: Callable) -> None:
     )
 
 
-def round_trip(function: Callable) -> None:
+def round_trip(function: Callable) -> Callable:
     """Check `function(w, block_size, codebook (16,))`: w quantised to four bits and back, in blocks along its rows.
 
-    >>> round_trip(lambda w, block_size, codebook: NotImplemented)
-    round_trip: not tried yet
+    >>> my_answer = round_trip(lambda w, block_size, codebook: NotImplemented)
+    round_trip: not tried yet; the lesson goes on with its own
     """
 
     def answer(w, block_size, codebook):
@@ -131,7 +131,7 @@ def round_trip(function: Callable) -> None:
         return (values * scale(blocks) if undo else values).reshape(w.shape)
 
     w = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [2.0], [0.1], [0.5]])
-    judge(
+    return judge(
         "round_trip",
         function,
         answer=answer,
