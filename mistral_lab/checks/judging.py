@@ -7,6 +7,7 @@ import inspect
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from .values import (
@@ -47,6 +48,7 @@ def judge(
     cases: Sequence[tuple],
     mistakes: Sequence[Mistake],
     show: Callable | None = None,
+    watch: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Callable:
     """Print one line on a function: not tried yet, passed, or what is wrong with it; return one to go on with.
 
@@ -62,12 +64,14 @@ def judge(
             argument is used.
         mistakes: plausible wrong answers, the likeliest first.
         show: puts an answer (NumPy array, number or list) into a few words for the hints; None uses `in_short`.
+        watch: what each call of the reader's function runs in; it raises `Refusal` on what no answer shows, such as a
+            call of the package's own function.
 
     Returns:
         the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
         with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
-    verdict = _verdict(function, answer, cases, mistakes, show or in_short)
+    verdict = _verdict(function, answer, cases, mistakes, show or in_short, watch)
     print(f"{name}: {verdict}")
     return _to_go_on_with(function, answer, cases[0]) if verdict == PASSED else answer
 
@@ -85,14 +89,14 @@ def _to_go_on_with(function: Callable, answer: Callable, case: tuple) -> Callabl
     return formed
 
 
-def _verdict(function, answer, cases, mistakes, show) -> str:
+def _verdict(function, answer, cases, mistakes, show, watch) -> str:
     """The line that `judge` prints, without the name of the check."""
     parameters = list(inspect.signature(answer).parameters)
     right = [answer(*copy.deepcopy(case)) for case in cases]
     expected = [read_answer(value, value) for value in right]
     try:
         _check_callable(function, parameters, cases[0])
-        answers = _call(function, cases, parameters, right)
+        answers = _call(function, cases, parameters, right, watch)
     except Refusal as refusal:
         return str(refusal)
 
@@ -141,14 +145,15 @@ def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
         raise Refusal(f"your function takes {signature}, but it is called with {wanted}") from None
 
 
-def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence):
+def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence, watch: Callable):
     """What the function returns for each case, read in the form of the right answers."""
     answers, ends = [], []
 
     def work() -> None:
         for case, like in zip(cases, right, strict=True):
             given = copy.deepcopy(case)
-            value = function(*given)
+            with watch():
+                value = function(*given)
             if value is NotImplemented:
                 raise Refusal(NOT_TRIED)
             for parameter, after, before in zip(parameters, given, case, strict=True):
