@@ -58,7 +58,7 @@ def parameter_count(function: Callable) -> Callable:
         mistakes=[
             Mistake(
                 counted(kv=lambda config: config.n_heads),
-                "you get {got}: keys and values have {config.n_kv_heads} heads, not {config.n_heads} as the queries have",
+                "you get {got}: keys and values have {config.n_kv_heads} heads, not {config.n_heads} as queries have",
             ),
             Mistake(counted(tables=1), "you get {got}: a table is missing; the input and the output have one each"),
             Mistake(counted(matrices=2), "you get {got}: the feed-forward network has three matrices, not two"),
