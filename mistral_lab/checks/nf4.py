@@ -130,7 +130,7 @@ def bits_per_weight(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda block_size, double: math.floor(bits(block_size, double)),
-                "you answer {got}: a weight's share of the scales is less than a bit, which `//` drops; divide with `/`",
+                "you answer {got}: `//` drops the fraction of a bit that the scales add; divide with `/`",
             ),
             Mistake(
                 lambda block_size, double: bits(block_size, double, small=32 + 8),
