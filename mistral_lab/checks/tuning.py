@@ -89,7 +89,7 @@ def adapter_bytes(function: Callable) -> Callable:
             ),
             Mistake(
                 counted(parameters, 12),
-                "you take 12 bytes per parameter, 4 too few: each has its value, a gradient and two of AdamW, all float32",
+                "you take 12 bytes per parameter, 4 too few: float32 numbers are its value, a gradient and two of AdamW",
             ),
             Mistake(
                 counted(parameters, 14),
