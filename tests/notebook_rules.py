@@ -166,18 +166,23 @@ def paths(notebook: NotebookNode, name: str) -> Problems:
                 yield f"cell {number}: shows a path of one machine, {match[0]!r}"
 
 
-def alt_sentences(notebook: NotebookNode, name: str) -> Problems:
-    """Each picture has a sentence that says what it shows, both as its alt text and printed beside it."""
+def pictures(notebook: NotebookNode, name: str) -> Problems:
+    """Each picture has an alt text, and another sentence beside it: a caption, or what its explorer says."""
     for number, cell in code_cells(notebook):
-        printed = " ".join(printed_text(cell).split())
-        for output in cell.outputs:
+        for place, output in enumerate(cell.outputs):
             if any(kind.startswith("image/") for kind in output.get("data", {})):
                 alt = " ".join(alt_text(output).split())
-                beside = f"{printed} {' '.join(output.data.get('text/plain', '').split())}"  # an explorer's own text
                 if len(alt.split()) < 5 or not alt.endswith((".", "!", "?")):
-                    yield f"cell {number}: a picture's alt text is no sentence: {alt!r}; use figures.show(figure, alt)"
-                elif alt not in beside:
-                    yield f"cell {number}: a picture's alt text is not printed beside it: {alt!r}"
+                    yield f"cell {number}: a picture's alt text is no sentence: {alt!r}; use figures.show"
+                elif alt != " ".join(output.data.get("text/plain", "").split()):  # an explorer says it below by itself
+                    below = cell.outputs[place + 1].get("data", {}) if place + 1 < len(cell.outputs) else {}
+                    caption = " ".join(below.get("text/markdown", "").split())
+                    if not caption:
+                        yield f"cell {number}: a picture has no caption below it; use figures.show"
+                    elif caption == alt:
+                        yield f"cell {number}: a caption repeats the alt text: {alt!r}"
+                if alt and alt in " ".join(printed_text(cell).split()):
+                    yield f"cell {number}: prints a picture's alt text again: {alt!r}"
 
 
 def views(notebook: NotebookNode, name: str) -> Problems:
@@ -196,15 +201,14 @@ def compared(notebook: NotebookNode, name: str) -> Problems:
 
 
 def own_text(cell: NotebookNode) -> str:
-    """The text that a cell prints or returns, without the alt sentences of its pictures."""
-    text = " ".join(printed_text(cell).split())
-    for output in cell.outputs:
-        data = output.get("data", {})
-        if any(kind.startswith("image/") for kind in data):
-            text = text.replace(" ".join(alt_text(output).split()), "")
-        else:
-            text += data.get("text/plain", "")
-    return text.strip()
+    """The text that a cell prints or returns, without what stands in or below its pictures."""
+    shown = [output.get("data", {}) for output in cell.outputs]
+    returned = [
+        data.get("text/plain", "")
+        for data in shown
+        if "text/markdown" not in data and not any(kind.startswith("image/") for kind in data)
+    ]
+    return "".join([printed_text(cell), *returned]).strip()
 
 
 def names(notebook: NotebookNode, name: str) -> Problems:
@@ -236,7 +240,7 @@ RULES: tuple[Callable[[NotebookNode, str], Problems], ...] = (
     metadata,
     outputs,
     paths,
-    alt_sentences,
+    pictures,
     views,
     compared,
     names,

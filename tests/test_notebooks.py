@@ -30,6 +30,11 @@ def figure() -> NotebookNode:
     return new_output("display_data", data=data, metadata={"image/png": {"alt": ALT}})
 
 
+def caption(text: str = "Look at the third bar.") -> NotebookNode:
+    data = {"text/markdown": text, "text/plain": "<IPython.core.display.Markdown object>"}
+    return new_output("display_data", data=data)
+
+
 def printed(text: str) -> NotebookNode:
     return new_output("stream", name="stdout", text=text)
 
@@ -40,8 +45,8 @@ def lesson() -> NotebookNode:
     notebook = template.new_lesson(NAME, "Grouped-query attention", notebook_files.repository())
     notebook.cells[1].execution_count = 1
     notebook.cells += [new_markdown_cell(f"Prose, paragraph {n}.", id=f"prose-{n}") for n in range(10)]
-    drawing = new_code_cell("figures.show(figure, alt)", id="figure", execution_count=2)
-    drawing.outputs = [figure(), printed(ALT + "\n")]
+    drawing = new_code_cell("figures.show(figure, alt, caption)", id="figure", execution_count=2)
+    drawing.outputs = [figure(), caption()]
     notebook.cells.append(drawing)
     for n in range(7):
         cell = new_code_cell(f"print({n})", id=f"code-{n}", execution_count=n + 3, outputs=[printed(f"{n}\n")])
@@ -162,7 +167,12 @@ BREAKAGES = {
         output(13, bare_figure({"image/png": {"alt": "bars"}}), printed("bars")),
         "cell 13: a picture's alt text is no sentence: 'bars'",
     ),
-    "an alt text that is not printed": (output(13, figure()), "cell 13: a picture's alt text is not printed"),
+    "a picture without a caption": (output(13, figure()), "cell 13: a picture has no caption below it"),
+    "a caption that is the alt text": (output(13, figure(), caption(ALT)), "cell 13: a caption repeats the alt text"),
+    "an alt text that is printed": (
+        output(13, figure(), caption(), printed(ALT)),
+        "cell 13: prints a picture's alt text again",
+    ),
     "most text ignored": (
         lambda lesson: tag(lesson, [14, 15, 16, 17], "nbval-ignore-output"),
         r"notebook: nbval ignores 4 of 7 cells that print text: cells \[14, 15, 16, 17\]",

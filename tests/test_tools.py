@@ -101,7 +101,7 @@ def test_other_lessons_run_after_one_failed(notebook_of, monkeypatch, tmp_path, 
 
 def test_the_page_carries_the_sentence_of_a_picture(notebook_of, monkeypatch, tmp_path):
     alt = "Two bars, the second <twice> as high & wide."
-    source = f"from mistral_lab import figures\nfigures.show(figures.new_figure()[0], {alt!r})"
+    source = f"from mistral_lab import figures\nfigures.show(figures.new_figure()[0], {alt!r}, 'Look at the second.')"
     monkeypatch.setattr(lessons, "BUILD", tmp_path / "build")
     lessons.save(execute(notebook_of(source), environment=bundled_environment()))
     page = (tmp_path / "build" / "01_trial.html").read_text()

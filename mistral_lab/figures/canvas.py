@@ -1,4 +1,4 @@
-"""From a figure to a picture: as wide as the page, drawn twice as fine, encoded as PNG, shown with its sentence."""
+"""From a figure to a picture: as wide as the page, drawn twice as fine, encoded as PNG, shown with its caption."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -86,30 +86,34 @@ def axes_or_new(ax: Axes | None, *, height_in: float) -> Axes:
     return new_figure(height_in=height_in)[1][0, 0] if ax is None else ax
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure once, as PNG, with a sentence that says what it shows; it is the alt text, and it is printed.
+def show(figure: Figure, alt: str, caption: str) -> None:
+    """Display a figure once, as PNG, and below it a caption in the font of the page.
 
-    The sentence stands in the output's metadata under "image/png", where nbconvert and others look for "alt". The
-    figure is closed, so that a notebook does not show it again.
+    The alt text stands in the output's metadata under "image/png", where nbconvert and others look for "alt"; nothing
+    prints it. The figure is closed, so that a notebook does not show it again.
 
     Args:
-        figure: what the sentence describes.
-        alt: one sentence or more, for a reader who does not see the picture.
+        figure: what both describe.
+        alt: one sentence or more that say what the picture shows, for a reader who does not see it.
+        caption: a sentence that says what to see in it, in Markdown, for everyone.
 
     Raises:
-        ValueError: alt is not a sentence.
+        ValueError: alt or caption is not a sentence, or the caption repeats the alt.
     """
-    from IPython.display import Image, display
+    from IPython.display import Image, Markdown, display
 
-    if not alt.rstrip().endswith((".", "!", "?")):
-        raise ValueError(f"alt is {alt!r}: expected a sentence that says what the picture shows, with its full stop")
+    for name, text in (("alt", alt), ("caption", caption)):
+        if not text.rstrip().endswith((".", "!", "?")):
+            raise ValueError(f"{name} is {text!r}: expected a sentence about the picture, with its full stop")
+    if alt.strip() == caption.strip():
+        raise ValueError(f"alt and caption are the same, {alt!r}: alt says what the picture shows, caption what to see")
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=FINENESS * PAGE_DPI, facecolor="white")
     plt.close(figure)
     png = to_png(PIL.Image.open(drawn).convert("RGB"), small=True)
     width = round(figure.get_figwidth() * PAGE_DPI)
     display(Image(png, width=width, metadata={"alt": alt}))  # Colab's IPython 7.34 has no Image(alt=...)
-    print(alt)
+    display(Markdown(caption))
 
 
 def render(figure: Figure) -> PIL.Image.Image:

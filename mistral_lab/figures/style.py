@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
 INK = "#262626"
-MEASURED, PREDICTED = COLOURS[0], COLOURS[1]  # the same in every lesson
+MEASURED = PREDICTED = "#0f6b80"  # the same in every lesson: what is measured is solid, what is predicted is hollow
 FADED = "#d4d4d4"  # what is left out: removed tokens, masked cells
 
 STYLE = {
@@ -61,11 +61,29 @@ def doubling_axis(ax: Axes, places: Sequence[float]) -> None:
 
 
 def decade_axis(axis: Axis) -> None:
-    """Make an axis, such as `ax.yaxis`, logarithmic, with plain numbers at 1, 2 and 5 of every decade."""
+    """Make an axis, such as `ax.yaxis`, logarithmic, with plain numbers: at 1, 2 and 5 of every decade, or at 1 alone.
+
+    A label per decade is enough where the axis spans many: 1, 2 and 5 would touch, below a plot sooner than beside it.
+    """
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(_DecadeLocator(most_decades=1.5 if axis.axis_name == "x" else 3))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,g}")
+
+
+class _DecadeLocator(LogLocator):
+    """Places at 1, 2 and 5 of every decade on an axis of at most so many decades; on a longer one at 1 alone."""
+
+    def __init__(self, *, most_decades: float) -> None:
+        super().__init__(subs=(1, 2, 5))
+        self.most_decades = most_decades
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """Choose the places by how many decades lie between the ends of the axis."""
+        low, high = sorted((vmin, vmax))
+        long = low > 0 and np.log10(high / low) > self.most_decades
+        self.set_params(subs=(1,) if long else (1, 2, 5))
+        return super().tick_values(vmin, vmax)
 
 
 def legend_above(ax: Axes, *, columns: int) -> None:

@@ -1,0 +1,13 @@
+"""What the lessons measure: one documented function per measurement, so that a cell is a call and a picture.
+
+A function here repeats its rounds in turns where it compares, keeps its seeds, and returns plain results: a frozen
+dataclass or an array, which a picture of `figures` takes as it is.
+"""
+
+from ..lazy import lazy_names
+
+STANDS_IN: dict[str, str] = {}  # each function with the module of this folder in which it stands
+
+__all__ = sorted(STANDS_IN)
+
+__getattr__, __dir__ = lazy_names(__name__, STANDS_IN)
