@@ -175,7 +175,8 @@ def plot_format_errors(
     predicted = as_amounts(predicted, (len(names),))
     ax = axes_or_new(ax, height_in=1.4 + 0.45 * len(names))
     rows = np.arange(len(names))
-    ax.plot(100 * predicted, rows, "o", label="predicted (hollow)", markersize=11, zorder=1, **HOLLOW)
+    see_through = HOLLOW | {"markerfacecolor": "none", "markeredgewidth": 2, "zorder": 4}  # many marks lie behind it
+    ax.plot(100 * predicted, rows, "o", label="predicted (hollow)", markersize=12, **see_through)
     spread = np.linspace(-0.22, 0.22, measured.shape[1]) if measured.shape[1] > 1 else np.zeros(1)
     places = rows[:, None] + spread
     ax.plot(100 * measured.ravel(), places.ravel(), "o", color=MEASURED, markersize=4, alpha=0.7, label=what)
