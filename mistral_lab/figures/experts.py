@@ -87,7 +87,7 @@ def plot_way(
         write(ax, expert + outward * 0.14, 0.85, f"× {weight:.2f}", ha="right" if outward < 0 else "left")
     draw_token(ax, middle, 3.55, drawable(token), width=1.3, state="now")
     draw_token(ax, middle, -0.35, "sum", width=1.3)
-    write(ax, middle + 0.8, 3.55, "the router picks for this token", ha="left", colour=QUIET)
+    write(ax, middle + 0.8, 3.55, "the router picks its doors", ha="left", colour=QUIET)
     write(ax, middle + 0.8, -0.35, "of their answers, times the weights", ha="left", colour=QUIET)
     ax.set_xlim(-0.6, experts - 0.4)
     ax.set_ylim(-0.7, 3.9)
