@@ -4,7 +4,7 @@ from .budget import plot_budget, plot_changed
 from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png
 from .experts import (
     plot_balance,
-    plot_expert_traffic,
+    plot_fewer,
     plot_load_bars,
     plot_load_map,
     plot_repeats,
@@ -52,6 +52,7 @@ from .nf4 import (
 )
 from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places
+from .traffic import plot_expert_traffic
 from .tuning import (
     plot_adapter,
     plot_before_after,
@@ -109,6 +110,7 @@ __all__ = [
     "plot_error_map",
     "plot_errors_by_block",
     "plot_expert_traffic",
+    "plot_fewer",
     "plot_load_bars",
     "plot_format_errors",
     "plot_growth",
