@@ -6,7 +6,10 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {}  # each function with the module of this folder in which it stands
+STANDS_IN: dict[str, str] = {
+    "WindowsRecord": "records",
+    "read_windows_record": "records",
+}  # each function with the module of this folder in which it stands
 
 __all__ = sorted(STANDS_IN)
 
