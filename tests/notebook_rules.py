@@ -4,6 +4,7 @@ Cells are numbered from 1, Markdown included.
 """
 
 import ast
+import copy
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,12 +23,19 @@ CELLS = range(20, 46)
 PRACTICE = ("## Explore", "## Exercises")
 PRACTICE_MAX_WORDS = 700
 PRACTICE_MAX_CELLS = 14
+# The second edition, DESIGN.md "Lessons": these lessons are laid out for someone who wants to understand.
+SECOND_EDITION = ("01_", "02_", "03_")
+MAIN_MAX_WORDS, MAIN_MAX_LINES, CELL_MAX_LINES, DEEPER_MAX_WORDS = 1_500, 250, 20, 800
+FIRST_PICTURE_BY, LEAST_CHECKS = 4, 3
+ARTICLE = "《Mistral AI：欧洲AI新贵如何用开源挑战OpenAI？》"
 TAGS = {template.SETUP_TAG, "nbval-ignore-output", "nbval-check-output", "raises-exception"}
 
 # Paths that are true on one machine only. No URL matches, because in a URL a letter or a slash precedes the path.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/~-])/(?:root|home|Users|tmp|work|opt|usr|var|mnt|private|content|kaggle)/[\w.-]+|\b[A-Z]:\\\w+"
 )
+
+CHECK = re.compile(r"^\w+ = checks\.\w+\(\w+\)$", re.MULTILINE)
 
 Problems = Iterator[str]
 
@@ -79,7 +87,16 @@ def opening(notebook: NotebookNode, name: str) -> Problems:
 
 
 def length(notebook: NotebookNode, name: str) -> Problems:
-    """One sitting: 20 to 45 cells, 1,800 words of prose, 1 MB. Exploring and exercises are a second, shorter one."""
+    """A lesson stays below 1 MB, and is read in one sitting."""
+    size = len(nbformat.writes(notebook).encode())
+    if size >= MAX_BYTES:
+        number, _ = max(enumerate(notebook.cells, 1), key=lambda pair: len(str(pair[1])))
+        yield f"notebook: {size:,} bytes, expected fewer than {MAX_BYTES:,}; the largest is cell {number}"
+    yield from layout(notebook) if name.startswith(SECOND_EDITION) else first_edition(notebook)
+
+
+def first_edition(notebook: NotebookNode) -> Problems:
+    """20 to 45 cells and 1,800 words of prose. Exploring and exercises are a second, shorter sitting."""
     practice = practice_cells(notebook)
     reading = [cell for cell in notebook.cells if not any(cell is other for other in practice)]
     if len(reading) not in CELLS:
@@ -90,10 +107,63 @@ def length(notebook: NotebookNode, name: str) -> Problems:
         yield f"notebook: {len(practice)} cells to explore and practise, expected at most {PRACTICE_MAX_CELLS}"
     if (words := words_in(practice)) > PRACTICE_MAX_WORDS:
         yield f"notebook: {words} words to explore and practise, expected at most {PRACTICE_MAX_WORDS}"
-    size = len(nbformat.writes(notebook).encode())
-    if size >= MAX_BYTES:
-        number, _ = max(enumerate(notebook.cells, 1), key=lambda pair: len(str(pair[1])))
-        yield f"notebook: {size:,} bytes, expected fewer than {MAX_BYTES:,}; the largest is cell {number}"
+
+
+def layout(notebook: NotebookNode) -> Problems:
+    """A short main path on which the reader sees, moves, builds and measures; what is for later is folded."""
+    deeper = notebook_files.deeper_cells(notebook)
+    main = main_path(notebook)
+    if (words := words_in(main)) > MAIN_MAX_WORDS:
+        yield f"notebook: {words} words on the main path, expected at most {MAIN_MAX_WORDS}"
+    code = [cell for cell in main if cell.cell_type == "code"][1:]  # without the set-up cell
+    if (lines := sum(map(code_lines, code))) > MAIN_MAX_LINES:
+        yield f"notebook: {lines} lines of code on the main path, expected at most {MAIN_MAX_LINES}"
+    for number, cell in code_cells(notebook)[1:]:
+        if (lines := code_lines(cell)) > CELL_MAX_LINES:
+            yield f"cell {number}: {lines} lines of code, expected at most {CELL_MAX_LINES}"
+
+    pictured = [number for number, cell in code_cells(notebook) if any(map(is_picture, cell.get("outputs", [])))]
+    if not pictured or pictured[0] > FIRST_PICTURE_BY:
+        yield f"notebook: the first picture is in cell {pictured[:1]}, expected by cell {FIRST_PICTURE_BY}"
+    moving = [place for place, cell in enumerate(main, 1) if is_explorer(cell)]
+    if not moving or moving[0] > len(main) / 3:
+        yield f"notebook: the first explorer is cell {moving[:1]} of {len(main)}, expected within the first third"
+    checked = [place for place, cell in enumerate(main, 1) if CHECK.search(cell.source) and cell.cell_type == "code"]
+    if len(checked) < LEAST_CHECKS or checked[0] > len(main) / 2:
+        yield f"notebook: checks in cells {checked} of {len(main)}, expected {LEAST_CHECKS}, one in the first half"
+
+    if not deeper:
+        yield f"notebook: no section {notebook_files.DEEPER!r}"
+    elif (words := words_in(deeper)) > DEEPER_MAX_WORDS:
+        yield f"notebook: {words} words to dig deeper, expected at most {DEEPER_MAX_WORDS}"
+    for cell in deeper:
+        if cell.source.startswith("### ") and cell.cell_type == "markdown" and "\n" in cell.source.strip():
+            yield f"cell {cell.id!r}: holds more than the heading, and only what is below its cell is folded"
+    if ARTICLE not in "".join(cell.source for cell in notebook.cells):
+        yield f"notebook: does not name the article, {ARTICLE}"
+
+
+def main_path(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells before "Dig deeper"; the references after it are looked up, not read."""
+    deeper = notebook_files.deeper_cells(notebook)
+    return notebook.cells[: notebook.cells.index(deeper[0])] if deeper else notebook.cells
+
+
+def code_lines(cell: NotebookNode) -> int:
+    """How many lines of a cell are not blank."""
+    return sum(bool(line.strip()) for line in cell.source.splitlines())
+
+
+def is_picture(output: NotebookNode) -> bool:
+    """Whether an output shows a picture."""
+    return any(kind.startswith("image/") for kind in output.get("data", {}))
+
+
+def is_explorer(cell: NotebookNode) -> bool:
+    """Whether a cell's last line is an explorer: a picture that is returned, which `figures.show` displays."""
+    return cell.cell_type == "code" and any(
+        output.output_type == "execute_result" and is_picture(output) for output in cell.get("outputs", [])
+    )
 
 
 def practice_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -133,10 +203,12 @@ def metadata(notebook: NotebookNode, name: str) -> Problems:
     """Nothing depends on who saved the file: metadata as every lesson has it, and tags that nbval knows."""
     if "widgets" in notebook.metadata:
         yield "notebook: keeps widget state in metadata.widgets; run `make outputs`"
-    elif notebook.metadata != notebook_files.METADATA:
-        yield f"notebook: metadata {dict(notebook.metadata)}, expected {notebook_files.METADATA}; run `make outputs`"
+    folded = copy.deepcopy(notebook)
+    notebook_files.fold_deeper(folded)
+    if folded != notebook:
+        yield f"notebook: metadata {dict(notebook.metadata)}, expected {dict(folded.metadata)}; run `make outputs`"
     for number, cell in enumerate(notebook.cells, 1):
-        if extra := cell.metadata.keys() - {"tags"}:
+        if extra := cell.metadata.keys() - {"tags", notebook_files.FOLDED, "id"}:
             yield f"cell {number}: metadata has {sorted(extra)}, expected nothing but tags"
         if unknown := set(cell.metadata.get("tags", [])) - TAGS:
             yield f"cell {number}: unknown tags {sorted(unknown)}, expected some of {sorted(TAGS)}"

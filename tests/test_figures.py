@@ -187,3 +187,20 @@ def test_show_wants_two_different_sentences(missing, displayed):
     with pytest.raises(ValueError, match="are the same"):
         figures.show(figure, "An empty frame.", "An empty frame.\n")
     assert displayed == []
+
+
+@pytest.mark.parametrize(
+    ("axis", "ends", "labelled"),
+    [
+        ("x", (1, 20), [1, 2, 5, 10, 20]),
+        ("x", (1, 1000), [1, 10, 100, 1000]),
+        ("y", (1, 200), [1, 2, 5, 10, 20, 50, 100, 200]),
+        ("y", (0.01, 1000), [0.01, 0.1, 1, 10, 100, 1000]),
+    ],
+)
+def test_a_long_logarithmic_axis_has_a_label_per_decade(axis, ends, labelled):
+    ax = figures.new_figure()[1][0, 0]
+    style.decade_axis(getattr(ax, f"{axis}axis"))
+    getattr(ax, f"set_{axis}lim")(ends)
+    places = getattr(ax, f"get_{axis}ticks")()
+    assert [place for place in places if ends[0] <= place <= ends[1]] == pytest.approx(labelled)

@@ -42,7 +42,7 @@ GROUPS = {
     },
     "teaching": {
         "figures": set(),
-        "checks": {"masks", "attention", "sampling", "cache", "moe", "nf4"},
+        "checks": {"config", "masks", "attention", "sampling", "cache", "moe", "nf4", "memory"},
         "explorers": {"figures", "config", "masks", "attention", "sampling", "cache", "moe", "transformer", "nf4"}
         | {"memory", "finetune"},  # of finetune the arithmetic of its cost alone
         "training": {"arguments", "files", "checkpoints", "config", "measure", "finetune", "loading", "moe"},

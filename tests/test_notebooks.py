@@ -12,6 +12,7 @@ import notebook_files
 import template
 
 NAME = "02_grouped_query_attention"
+FIRST = "04_mixture_of_experts"  # a lesson whose second edition is still to come
 ALT = "Bars of four heights, the third one the tallest."
 
 
@@ -42,7 +43,7 @@ def printed(text: str) -> NotebookNode:
 @pytest.fixture
 def lesson() -> NotebookNode:
     """A lesson of 20 cells that keeps every rule: cells 3 to 12 are prose, 13 draws, 14 to 20 print."""
-    notebook = template.new_lesson(NAME, "Grouped-query attention", notebook_files.repository())
+    notebook = template.new_lesson(FIRST, "Mixture of experts", notebook_files.repository())
     notebook.cells[1].execution_count = 1
     notebook.cells += [new_markdown_cell(f"Prose, paragraph {n}.", id=f"prose-{n}") for n in range(10)]
     drawing = new_code_cell("figures.show(figure, alt, caption)", id="figure", execution_count=2)
@@ -55,7 +56,7 @@ def lesson() -> NotebookNode:
 
 
 def test_a_good_lesson_has_no_problem(lesson):
-    assert notebook_rules.problems(lesson, NAME) == []
+    assert notebook_rules.problems(lesson, FIRST) == []
 
 
 def tag(lesson: NotebookNode, numbers: list[int], *tags: str) -> None:
@@ -74,13 +75,92 @@ def output(number: int, *outputs: NotebookNode):
 
 
 def from_another_repository(lesson: NotebookNode) -> None:
-    elsewhere = template.new_lesson(NAME, "Grouped-query attention", "https://github.com/someone/else")
+    elsewhere = template.new_lesson(FIRST, "Mixture of experts", "https://github.com/someone/else")
     lesson.cells[0].source = elsewhere.cells[0].source
     lesson.cells[1].source = elsewhere.cells[1].source
 
 
 def bare_figure(metadata: dict) -> NotebookNode:
     return new_output("display_data", data={"image/png": "iVBORw0KGgo="}, metadata=metadata)
+
+
+@pytest.fixture
+def second() -> NotebookNode:
+    """A lesson of the second edition that keeps every rule: 4 draws, 6 explores, 8, 10 and 12 check, 20 is folded."""
+    notebook = template.new_lesson(NAME, "Grouped-query attention", notebook_files.repository())
+    notebook.cells[1].execution_count = 1
+
+    def add(cell: NotebookNode) -> None:
+        cell.id = f"cell-{len(notebook.cells) + 1}"
+        if cell.cell_type == "code":
+            cell.execution_count = sum(other.cell_type == "code" for other in notebook.cells) + 1
+        notebook.cells.append(cell)
+
+    add(new_markdown_cell(f"How many? The article is {notebook_rules.ARTICLE}."))
+    add(new_code_cell("figures.show(figure, alt, caption)", outputs=[figure(), caption()]))
+    add(new_markdown_cell("Move it."))
+    add(new_code_cell("explorers.heads()", outputs=[explorer()]))
+    for _ in range(3):
+        add(new_markdown_cell("### Build it (5 minutes)"))
+        add(new_code_cell("my_x = checks.x(my_x)", outputs=[printed("x: not tried yet\n")]))
+    for n in range(6):
+        add(new_markdown_cell(f"Prose, paragraph {n}."))
+    add(new_markdown_cell("## Dig deeper"))
+    add(new_markdown_cell("### Rotary positions"))
+    add(new_markdown_cell("Each pair turns."))
+    add(new_code_cell("print(0)", outputs=[printed("0\n")]))
+    add(new_markdown_cell("## References"))
+    notebook_files.fold_deeper(notebook)
+    return notebook
+
+
+def explorer() -> NotebookNode:
+    data = {"image/png": "iVBORw0KGgo=", "text/plain": ALT}
+    return new_output("execute_result", data=data, metadata={"image/png": {"alt": ALT}})
+
+
+def test_a_good_lesson_of_the_second_edition_has_no_problem(second):
+    assert notebook_rules.problems(second, NAME) == []
+
+
+SECOND_BREAKAGES = {
+    "too many words": (rewrite(5, "word " * 1500), r"notebook: 15\d\d words on the main path, expected at most 1500"),
+    "too much code": (
+        lambda lesson: [lesson.cells[n].update(source="x = 1\n" * 90) for n in (3, 5, 7)],
+        r"notebook: 27\d lines of code on the main path, expected at most 250",
+    ),
+    "a long cell": (rewrite(22, "print(0)\n" * 21), "cell 22: 21 lines of code, expected at most 20"),
+    "a late picture": (output(4, printed("2\n")), r"notebook: the first picture is in cell \[6\]"),
+    "no picture": (
+        lambda lesson: [lesson.cells[n].update(outputs=[printed("2\n")]) for n in (3, 5)],
+        r"notebook: the first picture is in cell \[\]",
+    ),
+    "no explorer": (output(6, printed("2\n")), r"notebook: the first explorer is cell \[\] of 18"),
+    "a late explorer": (
+        lambda lesson: lesson.cells.insert(5, lesson.cells.pop(17)),
+        r"notebook: the first explorer is cell \[7\] of 18",
+    ),
+    "two checks": (rewrite(8, "print(1)"), r"notebook: checks in cells \[10, 12\] of 18, expected 3"),
+    "nothing to dig": (rewrite(19, "## More"), "notebook: no section '## Dig deeper'"),
+    "too much to dig": (rewrite(21, "word " * 800), r"notebook: 80\d words to dig deeper, expected at most 800"),
+    "text beside a folded heading": (
+        rewrite(20, "### Rotary positions\n\nEach pair turns."),
+        "cell 'cell-20': holds more than the heading",
+    ),
+    "a heading that is not folded": (lambda lesson: lesson.cells[19].update(metadata={}), "run `make outputs`"),
+    "a folded cell elsewhere": (
+        lambda lesson: lesson.cells[6].metadata.update({notebook_files.FOLDED: True}),
+        "run `make outputs`",
+    ),
+    "no article": (rewrite(3, "How many?"), "notebook: does not name the article"),
+}
+
+
+@pytest.mark.parametrize("breakage", SECOND_BREAKAGES)
+def test_a_rule_of_the_second_edition_notices_when_it_is_broken(breakage, second):
+    breaks, message = SECOND_BREAKAGES[breakage]
+    breaks(second)
+    assert any(re.search(message, problem) for problem in notebook_rules.problems(second, NAME))
 
 
 BREAKAGES = {
@@ -93,7 +173,7 @@ BREAKAGES = {
     ),
     "an old format": (lambda lesson: lesson.update(nbformat_minor=4), r"format 4\.4, expected 4\.5"),
     "no title": (rewrite(1, "Welcome."), "cell 1: expected Markdown that starts with the title"),
-    "no badge": (rewrite(1, "# 2 · Grouped-query attention"), "cell 1: expected one line with this badge"),
+    "no badge": (rewrite(1, "# 4 · Mixture of experts"), "cell 1: expected one line with this badge"),
     "badge of another repository": (from_another_repository, "cell 1: expected one line with this badge"),
     "set-up of another repository": (from_another_repository, "cell 2: expected the set-up cell"),
     "set-up replaces torch": (rewrite(2, "%pip install torch"), "cell 2: expected the set-up cell"),
@@ -195,19 +275,19 @@ BREAKAGES = {
 def test_a_breakage_is_caught(lesson, breakage, message):
     broken = from_dict(copy.deepcopy(lesson))
     breakage(broken)
-    found = "\n".join(notebook_rules.problems(broken, NAME))
+    found = "\n".join(notebook_rules.problems(broken, FIRST))
     assert re.search(message, found), f"expected {message!r} among:\n{found}"
 
 
 def test_an_expected_error_is_allowed(lesson):
     output(17, new_output("error", ename="ValueError", evalue="bits=3", traceback=[]))(lesson)
     tag(lesson, [17], "raises-exception")
-    assert notebook_rules.problems(lesson, NAME) == []
+    assert notebook_rules.problems(lesson, FIRST) == []
 
 
 def test_importing_from_the_package_is_allowed(lesson):
     rewrite(18, "from mistral_lab import load\nfrom mistral_lab.config import PRESETS\nprint(PRESETS)")(lesson)
-    assert notebook_rules.problems(lesson, NAME) == []
+    assert notebook_rules.problems(lesson, FIRST) == []
 
 
 def test_code_and_addresses_are_no_words():

@@ -20,6 +20,9 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 
+DEEPER = "## Dig deeper"
+FOLDED = "jp-MarkdownHeadingCollapsed"
+
 
 def lessons() -> list[Path]:
     """All lessons, in order."""
@@ -34,3 +37,31 @@ def repository() -> str:
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
     write_whole(path, nbformat.writes(notebook) + "\n")
+
+
+def deeper_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The cells of the section "Dig deeper", from its heading to the next one of its level."""
+    found, inside = [], False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            inside = cell.source.startswith(DEEPER)
+        if inside:
+            found.append(cell)
+    return found
+
+
+def fold_deeper(notebook: NotebookNode) -> None:
+    """Give a notebook the lessons' metadata, in which each part of "Dig deeper" is folded until a reader opens it.
+
+    JupyterLab reads `jp-MarkdownHeadingCollapsed` at the heading's cell. Colab reads a list of the headings' ids in
+    `metadata.colab`, and looks for an id in a cell's metadata.
+    """
+    headings = [
+        cell for cell in deeper_cells(notebook) if cell.cell_type == "markdown" and cell.source.startswith("### ")
+    ]
+    for cell in notebook.cells:
+        kept = {key: value for key, value in cell.metadata.items() if key not in (FOLDED, "id")}
+        folding = {FOLDED: True, "id": cell.id} if any(cell is heading for heading in headings) else {}
+        cell.metadata = nbformat.from_dict(kept | folding)
+    folded = {"colab": {"collapsed_sections": [cell.id for cell in headings]}} if headings else {}
+    notebook.metadata = nbformat.from_dict(METADATA | folded)

@@ -16,7 +16,7 @@ def refresh(path: Path) -> str | None:
     run = execute(path, environment=bundled_environment())
     if run.error:
         return run.error
-    run.notebook.metadata = nbformat.from_dict(notebook_files.METADATA)
+    notebook_files.fold_deeper(run.notebook)
     for cell in run.notebook.cells:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(notebook_files.WIDGET_VIEW, None)  # it means nothing without this kernel

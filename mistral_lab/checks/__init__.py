@@ -1,14 +1,17 @@
-"""Answer checks for the exercises: `checks.x(my_function)` says in one line what is wrong with a reader's function."""
+"""Answer checks: `my_x = checks.x(my_x)` says in one line what is wrong with a reader's function.
+
+It returns the function that the lesson goes on with: the reader's if it passed, the package's own otherwise.
+"""
 
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
 from .experts import balance_by_layer, chosen_experts, tokens_to_touch
-from .heads import grouped_attention, longest_text, shared_heads
+from .heads import grouped_attention, longest_text, shared_heads, token_bytes
 from .layers import fused_feed_forward, layer_output, rms_normed
 from .machines import all_reduce_bytes, fullest_device, partial_output
 from .nf4 import bits_per_weight, round_trip, unpacked_numbers
-from .sampling import draw_probabilities, least_time, whole_characters
+from .sampling import draw_probabilities, least_time, parameter_count, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight
-from .windows import prefill_in_chunks, ring_slots, window_mask
+from .windows import prefill_in_chunks, ring_order, ring_slots, window_mask
 
 __all__ = [
     "adapter_bytes",
@@ -26,14 +29,17 @@ __all__ = [
     "least_time",
     "longest_text",
     "merged_weight",
+    "parameter_count",
     "partial_output",
     "plain_call_bytes",
     "prefill_in_chunks",
+    "ring_order",
     "ring_slots",
     "rms_normed",
     "round_trip",
     "share_in_four_bits",
     "shared_heads",
+    "token_bytes",
     "tokens_to_touch",
     "unpacked_numbers",
     "whole_characters",

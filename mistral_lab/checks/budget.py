@@ -7,14 +7,14 @@ import torch
 from .judging import Mistake, judge
 
 
-def plain_call_bytes(function: Callable) -> None:
+def plain_call_bytes(function: Callable) -> Callable:
     """Check `function(linear, other)`: bytes after `load_in_4bit=True`, from parameters in nn.Linear and all others.
 
-    >>> plain_call_bytes(lambda linear, other: NotImplemented)
-    plain_call_bytes: not tried yet
+    >>> my_answer = plain_call_bytes(lambda linear, other: NotImplemented)
+    plain_call_bytes: not tried yet; the lesson goes on with its own
     """
     per_weight = 0.5 + 4 / 64  # bytes: four bits, and a share of a float32 absmax
-    judge(
+    return judge(
         "plain_call_bytes",
         function,
         answer=lambda linear, other: linear * per_weight + other * 2,
@@ -52,11 +52,11 @@ def plain_call_bytes(function: Callable) -> None:
     )
 
 
-def share_in_four_bits(function: Callable) -> None:
+def share_in_four_bits(function: Callable) -> Callable:
     """Check `function(tensors)`: the share of all parameters that is in four bits, from pairs (elements, dtype name).
 
-    >>> share_in_four_bits(lambda tensors: NotImplemented)
-    share_in_four_bits: not tried yet
+    >>> my_answer = share_in_four_bits(lambda tensors: NotImplemented)
+    share_in_four_bits: not tried yet; the lesson goes on with its own
     """
     sizes = {"uint8": 1, "bfloat16": 2, "float32": 4}
 
@@ -68,7 +68,7 @@ def share_in_four_bits(function: Callable) -> None:
         return of
 
     answer = share(lambda count, dtype: 2 * count if dtype == "uint8" else count)
-    judge(
+    return judge(
         "share_in_four_bits",
         function,
         answer=answer,
@@ -97,11 +97,11 @@ def share_in_four_bits(function: Callable) -> None:
     )
 
 
-def kept_sets(function: Callable) -> None:
+def kept_sets(function: Callable) -> Callable:
     """Check `function(before (N, A), after (N, A))`: the share of tokens that go to the same set of experts.
 
-    >>> kept_sets(lambda before, after: NotImplemented)
-    kept_sets: not tried yet
+    >>> my_answer = kept_sets(lambda before, after: NotImplemented)
+    kept_sets: not tried yet; the lesson goes on with its own
     """
 
     def ordered(indices):
@@ -114,7 +114,7 @@ def kept_sets(function: Callable) -> None:
     after = torch.tensor([[0, 1], [3, 2], [4, 6], [0, 1], [3, 1]])
     three = torch.tensor([[0, 1, 2], [3, 4, 5], [5, 4, 3], [6, 7, 0]])
     single_choices = "you get {got}: you count single choices; a token counts once, if all of its experts are the same"
-    judge(
+    return judge(
         "kept_sets",
         function,
         answer=lambda before, after: share((ordered(before) == ordered(after)).all(1)),

@@ -9,11 +9,11 @@ from ..moe import load_balancing_loss, route_top_k
 from .judging import Mistake, judge
 
 
-def chosen_experts(function: Callable) -> None:
+def chosen_experts(function: Callable) -> Callable:
     """Check `function(logits (N, E), experts_per_token) -> indices (N, A), weights (N, A)`, the heaviest first.
 
-    >>> chosen_experts(lambda logits, experts_per_token: NotImplemented)
-    chosen_experts: not tried yet
+    >>> my_answer = chosen_experts(lambda logits, experts_per_token: NotImplemented)
+    chosen_experts: not tried yet; the lesson goes on with its own
     """
 
     def answer(logits, experts_per_token):
@@ -37,7 +37,7 @@ def chosen_experts(function: Callable) -> None:
         "your first token's weights add to {got}: the softmax runs over the tokens, and it must run over the experts "
         "of one token"
     )
-    judge(
+    return judge(
         "chosen_experts",
         function,
         answer=answer,
@@ -87,11 +87,11 @@ def chosen_experts(function: Callable) -> None:
     )
 
 
-def tokens_to_touch(function: Callable) -> None:
+def tokens_to_touch(function: Callable) -> Callable:
     """Check `function(num_experts, experts_per_token, share)`: the fewest tokens expected to touch that share.
 
-    >>> tokens_to_touch(lambda num_experts, experts_per_token, share: NotImplemented)
-    tokens_to_touch: not tried yet
+    >>> my_answer = tokens_to_touch(lambda num_experts, experts_per_token, share: NotImplemented)
+    tokens_to_touch: not tried yet; the lesson goes on with its own
     """
 
     def tokens(missed, share):
@@ -100,7 +100,7 @@ def tokens_to_touch(function: Callable) -> None:
     def answer(num_experts, experts_per_token, share):
         return math.ceil(tokens(1 - experts_per_token / num_experts, share))
 
-    judge(
+    return judge(
         "tokens_to_touch",
         function,
         answer=answer,
@@ -134,11 +134,11 @@ def tokens_to_touch(function: Callable) -> None:
     )
 
 
-def balance_by_layer(function: Callable) -> None:
+def balance_by_layer(function: Callable) -> Callable:
     """Check `function(logits, experts_per_token)`: the balancing loss of each layer (N, E), averaged over layers.
 
-    >>> balance_by_layer(lambda logits, experts_per_token: NotImplemented)
-    balance_by_layer: not tried yet
+    >>> my_answer = balance_by_layer(lambda logits, experts_per_token: NotImplemented)
+    balance_by_layer: not tried yet; the lesson goes on with its own
     """
 
     def mean(layer_loss):
@@ -166,7 +166,7 @@ def balance_by_layer(function: Callable) -> None:
     for token in range(4):
         half[token, [token, (token + 1) % 4]] = torch.tensor([9.0, 8.0])
     layers = [2 * torch.randn(12, 8, generator=generator) for _ in range(3)]
-    judge(
+    return judge(
         "balance_by_layer",
         function,
         answer=answer,

@@ -1,5 +1,6 @@
-"""Lesson 2: which key and value head a query head reads, the longest text that fits, and attention in groups."""
+"""Lesson 2: which KV head a query head reads, the cache in bytes, the longest text that fits, attention in groups."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -10,17 +11,17 @@ from ..masks import causal_mask, sliding_window_mask
 from .judging import Mistake, judge
 
 
-def shared_heads(function: Callable) -> None:
+def shared_heads(function: Callable) -> Callable:
     """Check `function(n_heads, n_kv_heads)`: for each query head, the number of the KV head that it reads.
 
-    >>> shared_heads(lambda n_heads, n_kv_heads: NotImplemented)
-    shared_heads: not tried yet
+    >>> my_answer = shared_heads(lambda n_heads, n_kv_heads: NotImplemented)
+    shared_heads: not tried yet; the lesson goes on with its own
     """
 
     def answer(n_heads, n_kv_heads):
         return [h // (n_heads // n_kv_heads) for h in range(n_heads)]
 
-    judge(
+    return judge(
         "shared_heads",
         function,
         answer=answer,
@@ -50,11 +51,48 @@ def shared_heads(function: Callable) -> None:
     )
 
 
-def longest_text(function: Callable) -> None:
+def token_bytes(function: Callable) -> Callable:
+    """Check `function(n_layers, n_kv_heads, head_dim, bytes_per_value)`: bytes of the cache per token of the text.
+
+    >>> my_answer = token_bytes(lambda n_layers, n_kv_heads, head_dim, bytes_per_value: NotImplemented)
+    token_bytes: not tried yet; the lesson goes on with its own
+    """
+
+    def answer(n_layers, n_kv_heads, head_dim, bytes_per_value):
+        return 2 * n_layers * n_kv_heads * head_dim * bytes_per_value
+
+    def without(*left_out, factor=1):
+        def wrong(**sizes):
+            return factor * answer(**(sizes | dict.fromkeys(left_out, 1)))
+
+        return lambda *sizes: wrong(**dict(zip(inspect.signature(answer).parameters, sizes, strict=True)))
+
+    return judge(
+        "token_bytes",
+        function,
+        answer=answer,
+        cases=[(32, 8, 128, 2), (32, 8, 128, 4), (32, 8, 64, 2), (32, 4, 128, 2), (40, 8, 128, 2), (5, 3, 7, 1)],
+        mistakes=[
+            Mistake(without(factor=0.5), "you get {got}, half of it: both a key and a value are kept"),
+            Mistake(without("n_layers"), "you get {got}, which is one layer: each of the {n_layers} keeps its own"),
+            Mistake(
+                without("bytes_per_value"), "you get {got}, the number of values: each takes {bytes_per_value} bytes"
+            ),
+            Mistake(
+                without("bytes_per_value", factor=2), "you take 2 bytes for every value: here it is {bytes_per_value}"
+            ),
+            Mistake(without(factor=8), "you get {got}, which is bits: bytes are asked for"),
+            Mistake(without("n_kv_heads"), "you get {got}, which is one KV head: each of the {n_kv_heads} is kept"),
+            Mistake(without("head_dim"), "you get {got}, one value per head: a head's key has {head_dim}"),
+        ],
+    )
+
+
+def longest_text(function: Callable) -> Callable:
     """Check `function(free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value)`: tokens that fit.
 
-    >>> longest_text(lambda free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value: NotImplemented)
-    longest_text: not tried yet
+    >>> my_answer = longest_text(lambda *sizes: NotImplemented)
+    longest_text: not tried yet; the lesson goes on with its own
     """
 
     def tokens(free_bytes, n_layers, n_kv_heads, head_dim, bytes_per_value, kinds=2):
@@ -63,7 +101,7 @@ def longest_text(function: Callable) -> None:
     def answer(free_bytes, n_layers, n_heads, group_size, head_dim, bytes_per_value):
         return math.floor(tokens(free_bytes, n_layers, n_heads // group_size, head_dim, bytes_per_value))
 
-    judge(
+    return judge(
         "longest_text",
         function,
         answer=answer,
@@ -116,11 +154,11 @@ def longest_text(function: Callable) -> None:
     )
 
 
-def grouped_attention(function: Callable) -> None:
+def grouped_attention(function: Callable) -> Callable:
     """Check `function(q (B, H, T, D), k (B, K, S, D), v (B, K, S, D), mask (T, S)) -> (B, H, T, D)`.
 
-    >>> grouped_attention(lambda q, k, v, mask: NotImplemented)
-    grouped_attention: not tried yet
+    >>> my_answer = grouped_attention(lambda q, k, v, mask: NotImplemented)
+    grouped_attention: not tried yet; the lesson goes on with its own
     """
 
     def answer(q, k, v, mask):
@@ -139,7 +177,7 @@ def grouped_attention(function: Callable) -> None:
     q = torch.randn(2, 6, 5, 8, generator=generator, dtype=torch.float64)
     k, v = torch.randn(2, 2, 2, 5, 8, generator=generator, dtype=torch.float64)
     causal, window = causal_mask(5), sliding_window_mask(5, 2)
-    judge(
+    return judge(
         "grouped_attention",
         function,
         answer=answer,

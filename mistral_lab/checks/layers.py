@@ -16,11 +16,11 @@ WRONG_SWITCHES = (
 )
 
 
-def rms_normed(function: Callable) -> None:
+def rms_normed(function: Callable) -> Callable:
     """Check `function(x (T, d), weight (d,), eps) -> (T, d)`: RMSNorm.
 
-    >>> rms_normed(lambda x, weight, eps: NotImplemented)
-    rms_normed: not tried yet
+    >>> my_answer = rms_normed(lambda x, weight, eps: NotImplemented)
+    rms_normed: not tried yet; the lesson goes on with its own
     """
 
     def answer(x, weight, eps):
@@ -29,7 +29,7 @@ def rms_normed(function: Callable) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, generator=generator, dtype=torch.float64) * torch.tensor([[3.0], [1.0], [0.3], [0.1]]) + 0.2
     weight = torch.rand(6, generator=generator, dtype=torch.float64) + 0.5
-    judge(
+    return judge(
         "rms_normed",
         function,
         answer=answer,
@@ -75,11 +75,11 @@ def rms_normed(function: Callable) -> None:
     )
 
 
-def fused_feed_forward(function: Callable) -> None:
+def fused_feed_forward(function: Callable) -> Callable:
     """Check `function(x (T, d), gate_up (2h, d), down (d, h)) -> (T, d)`: SwiGLU, the rows of gate first.
 
-    >>> fused_feed_forward(lambda x, gate_up, down: NotImplemented)
-    fused_feed_forward: not tried yet
+    >>> my_answer = fused_feed_forward(lambda x, gate_up, down: NotImplemented)
+    fused_feed_forward: not tried yet; the lesson goes on with its own
     """
 
     def answer(x, gate_up, down):
@@ -96,7 +96,7 @@ def fused_feed_forward(function: Callable) -> None:
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     gate_up = torch.randn(10, 3, generator=generator, dtype=torch.float64)
     down = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    judge(
+    return judge(
         "fused_feed_forward",
         function,
         answer=answer,
@@ -124,11 +124,11 @@ def fused_feed_forward(function: Callable) -> None:
     )
 
 
-def layer_output(function: Callable) -> None:
+def layer_output(function: Callable) -> Callable:
     """Check `function(x, attention, feed_forward, first_norm, second_norm)`: a layer, built from its four parts.
 
-    >>> layer_output(lambda x, attention, feed_forward, first_norm, second_norm: NotImplemented)
-    layer_output: not tried yet
+    >>> my_answer = layer_output(lambda x, attention, feed_forward, first_norm, second_norm: NotImplemented)
+    layer_output: not tried yet; the lesson goes on with its own
     """
 
     def answer(x, attention, feed_forward, first_norm, second_norm):
@@ -173,7 +173,7 @@ def layer_output(function: Callable) -> None:
     parts = looks_back, torch.tanh, norm(1.0), norm(0.5)
     others = (lambda x: looks_back(x.flip(1)), torch.sin, norm(2.0), norm(0.3))
     replaced = [parts[:place] + (other,) + parts[place + 1 :] for place, other in enumerate(others)]
-    judge(
+    return judge(
         "layer_output",
         function,
         answer=answer,

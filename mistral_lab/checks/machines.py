@@ -11,17 +11,17 @@ from .judging import Mistake, judge
 from .layers import WRONG_SWITCHES
 
 
-def all_reduce_bytes(function: Callable) -> None:
+def all_reduce_bytes(function: Callable) -> Callable:
     """Check `function(nbytes, ranks)`: bytes that one rank receives while a ring of ranks adds up tensors of nbytes.
 
-    >>> all_reduce_bytes(lambda nbytes, ranks: NotImplemented)
-    all_reduce_bytes: not tried yet
+    >>> my_answer = all_reduce_bytes(lambda nbytes, ranks: NotImplemented)
+    all_reduce_bytes: not tried yet; the lesson goes on with its own
     """
 
     def answer(nbytes, ranks):
         return 2 * (ranks - 1) * nbytes / ranks
 
-    judge(
+    return judge(
         "all_reduce_bytes",
         function,
         answer=answer,
@@ -66,17 +66,17 @@ def all_reduce_bytes(function: Callable) -> None:
     )
 
 
-def fullest_device(function: Callable) -> None:
+def fullest_device(function: Callable) -> Callable:
     """Check `function(shared_bytes, num_experts, expert_bytes, ranks)`: bytes of weights on the fullest device.
 
-    >>> fullest_device(lambda shared_bytes, num_experts, expert_bytes, ranks: NotImplemented)
-    fullest_device: not tried yet
+    >>> my_answer = fullest_device(lambda shared_bytes, num_experts, expert_bytes, ranks: NotImplemented)
+    fullest_device: not tried yet; the lesson goes on with its own
     """
 
     def held(experts):
         return lambda shared, count, each, ranks: shared + experts(count, ranks) * each
 
-    judge(
+    return judge(
         "fullest_device",
         function,
         answer=lambda shared_bytes, num_experts, expert_bytes, ranks: (
@@ -138,11 +138,11 @@ def fullest_device(function: Callable) -> None:
     )
 
 
-def partial_output(function: Callable) -> None:
+def partial_output(function: Callable) -> Callable:
     """Check `function(x (T, d), gate (h, d), up (h, d), down (d, h), rank, ranks) -> (T, d)`: a rank's part of SwiGLU.
 
-    >>> partial_output(lambda x, gate, up, down, rank, ranks: NotImplemented)
-    partial_output: not tried yet
+    >>> my_answer = partial_output(lambda x, gate, up, down, rank, ranks: NotImplemented)
+    partial_output: not tried yet; the lesson goes on with its own
     """
 
     def of(hidden, switch=None):
@@ -177,7 +177,7 @@ def partial_output(function: Callable) -> None:
     x = torch.randn(4, 4, generator=generator, dtype=torch.float64)
     gate, up = torch.randn(2, 12, 4, generator=generator, dtype=torch.float64)
     down = torch.randn(4, 12, generator=generator, dtype=torch.float64)
-    judge(
+    return judge(
         "partial_output",
         function,
         answer=lambda x, gate, up, down, rank, ranks: of(run)(x, gate, up, down, rank, ranks),

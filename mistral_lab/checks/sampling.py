@@ -1,25 +1,93 @@
-"""Lesson 1: the least time of a token, the distribution that is drawn from, and characters that come in pieces."""
+"""Lesson 1: the parameters of a model, the least time of a token, the draw, and characters that come in pieces."""
 
 import codecs
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
+from ..config import PRESETS, ModelConfig
+from ..memory import parameter_counts
 from ..sampling import kept_by_top_p, token_probabilities
 from .judging import Mistake, judge
 
 
-def least_time(function: Callable) -> None:
+def parameter_count(function: Callable) -> Callable:
+    """Check `function(config)`: the parameters of a dense model whose input and output tables are two.
+
+    >>> my_answer = parameter_count(lambda config: NotImplemented)
+    parameter_count: not tried yet; the lesson goes on with its own
+    """
+
+    def answer(config):
+        return parameter_counts(config).total
+
+    def counted(tables=2, matrices=3, norms=2, last_norm=1, kv=None, width=None, layers=None):
+        def wrong(config):
+            width_of_heads = config.n_heads * config.head_dim if width is None else width(config)
+            kv_heads = config.n_kv_heads if kv is None else kv(config)
+            layer = (
+                config.dim * (2 * width_of_heads + 2 * kv_heads * config.head_dim)
+                + matrices * config.dim * config.hidden_dim
+                + norms * config.dim
+            )
+            layers_counted = config.n_layers if layers is None else layers
+            return tables * config.vocab_size * config.dim + layers_counted * layer + last_norm * config.dim
+
+        return wrong
+
+    config = ModelConfig(
+        vocab_size=50,
+        dim=12,
+        n_layers=3,
+        n_heads=6,
+        n_kv_heads=2,
+        head_dim=4,
+        hidden_dim=20,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        max_positions=64,
+    )
+    changes = ("vocab_size", 70), ("dim", 16), ("n_layers", 5), ("n_heads", 8), ("n_kv_heads", 1), ("head_dim", 6)
+    return judge(
+        "parameter_count",
+        function,
+        answer=answer,
+        cases=[(PRESETS["mistral-7b-v0.1"],), (config,)]
+        + [(replace(config, **{name: size}),) for name, size in (*changes, ("hidden_dim", 28))],
+        mistakes=[
+            Mistake(
+                counted(kv=lambda config: config.n_heads),
+                "you get {got}: keys and values have {config.n_kv_heads} heads, not {config.n_heads} as queries have",
+            ),
+            Mistake(counted(tables=1), "you get {got}: a table is missing; the input and the output have one each"),
+            Mistake(counted(matrices=2), "you get {got}: the feed-forward network has three matrices, not two"),
+            Mistake(counted(layers=1), "you get {got}, with one layer: there are {config.n_layers}"),
+            Mistake(
+                counted(norms=0, last_norm=0), "you get {got}: the norms are missing, 2 in each layer and 1 at the end"
+            ),
+            Mistake(counted(last_norm=0), "you get {got}: the last norm is missing, after all layers"),
+            Mistake(counted(norms=1), "you get {got}: each layer has two norms"),
+            Mistake(counted(tables=0), "you get {got}: the tables are missing, at the input and at the output"),
+            Mistake(
+                counted(width=lambda config: config.dim),
+                "you get {got}: the query heads are together n_heads times head_dim wide, which need not be dim",
+            ),
+        ],
+    )
+
+
+def least_time(function: Callable) -> Callable:
     """Check `function(parameters, bits, bytes_per_s)`: the least seconds in which memory delivers the weights.
 
-    >>> least_time(lambda parameters, bits, bytes_per_s: NotImplemented)
-    least_time: not tried yet
+    >>> my_answer = least_time(lambda parameters, bits, bytes_per_s: NotImplemented)
+    least_time: not tried yet; the lesson goes on with its own
     """
 
     def answer(parameters, bits, bytes_per_s):
         return parameters * bits / 8 / bytes_per_s
 
-    judge(
+    return judge(
         "least_time",
         function,
         answer=answer,
@@ -45,11 +113,11 @@ def least_time(function: Callable) -> None:
     )
 
 
-def draw_probabilities(function: Callable) -> None:
+def draw_probabilities(function: Callable) -> Callable:
     """Check `function(logits (V,), temperature, top_p) -> (V,)`: the probabilities that a token is drawn with.
 
-    >>> draw_probabilities(lambda logits, temperature, top_p: NotImplemented)
-    draw_probabilities: not tried yet
+    >>> my_answer = draw_probabilities(lambda logits, temperature, top_p: NotImplemented)
+    draw_probabilities: not tried yet; the lesson goes on with its own
     """
 
     def answer(logits, temperature, top_p):
@@ -82,7 +150,7 @@ def draw_probabilities(function: Callable) -> None:
         return scaled(p * (p >= 1 - top_p))
 
     logits = torch.tensor([0.10, 0.45, 0.05, 0.25, 0.15], dtype=torch.float64).log()
-    judge(
+    return judge(
         "draw_probabilities",
         function,
         answer=answer,
@@ -103,11 +171,11 @@ def draw_probabilities(function: Callable) -> None:
     )
 
 
-def whole_characters(function: Callable) -> None:
+def whole_characters(function: Callable) -> Callable:
     """Check `function(pieces)`: for each piece of UTF-8, the text that can be printed once it has come.
 
-    >>> whole_characters(lambda pieces: NotImplemented)
-    whole_characters: not tried yet
+    >>> my_answer = whole_characters(lambda pieces: NotImplemented)
+    whole_characters: not tried yet; the lesson goes on with its own
     """
 
     def answer(pieces):
@@ -130,7 +198,7 @@ def whole_characters(function: Callable) -> None:
     def at_the_end(pieces):
         return [""] * (len(pieces) - 1) + [b"".join(pieces).decode(errors="ignore")]
 
-    judge(
+    return judge(
         "whole_characters",
         function,
         answer=answer,

@@ -7,11 +7,11 @@ import torch
 from .judging import Mistake, judge
 
 
-def adapter_bytes(function: Callable) -> None:
+def adapter_bytes(function: Callable) -> Callable:
     """Check `function(rank, shapes)`: bytes of adapter, gradients and AdamW, for matrices of these shapes (out, in).
 
-    >>> adapter_bytes(lambda rank, shapes: NotImplemented)
-    adapter_bytes: not tried yet
+    >>> my_answer = adapter_bytes(lambda rank, shapes: NotImplemented)
+    adapter_bytes: not tried yet; the lesson goes on with its own
     """
 
     def counted(each, bytes_each=16):
@@ -20,7 +20,7 @@ def adapter_bytes(function: Callable) -> None:
     def parameters(rank, rows, columns):
         return rank * (rows + columns)
 
-    judge(
+    return judge(
         "adapter_bytes",
         function,
         answer=counted(parameters),
@@ -93,11 +93,11 @@ def adapter_bytes(function: Callable) -> None:
     )
 
 
-def answer_labels(function: Callable) -> None:
+def answer_labels(function: Callable) -> Callable:
     """Check `function(prompt, answer, end)`: the input ids and the labels of an example, as two lists of tokens.
 
-    >>> answer_labels(lambda prompt, answer, end: NotImplemented)
-    answer_labels: not tried yet
+    >>> my_answer = answer_labels(lambda prompt, answer, end: NotImplemented)
+    answer_labels: not tried yet; the lesson goes on with its own
     """
     ignored = -100  # by PyTorch's cross-entropy
 
@@ -112,7 +112,7 @@ def answer_labels(function: Callable) -> None:
 
     too_far = "your labels are one place too far to the {}: each belongs where its token is; the model shifts them"
     all_count = "your prompt counts too: the model would learn to write prompts"
-    judge(
+    return judge(
         "answer_labels",
         function,
         answer=lambda prompt, answer, end: labelled(right)(prompt, answer, end),
@@ -190,11 +190,11 @@ def answer_labels(function: Callable) -> None:
     )
 
 
-def merged_weight(function: Callable) -> None:
+def merged_weight(function: Callable) -> Callable:
     """Check `function(W (out, in), A (r, in), B (out, r), alpha) -> (out, in)`: the weight with its adapter added.
 
-    >>> merged_weight(lambda W, A, B, alpha: NotImplemented)
-    merged_weight: not tried yet
+    >>> my_answer = merged_weight(lambda W, A, B, alpha: NotImplemented)
+    merged_weight: not tried yet; the lesson goes on with its own
     """
 
     def added(scale):
@@ -206,7 +206,7 @@ def merged_weight(function: Callable) -> None:
     A = torch.randn(3, 6, generator=generator, dtype=torch.float64)
     B = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     transposed = "your change is transposed: it is B times A, outputs by inputs"
-    judge(
+    return judge(
         "merged_weight",
         function,
         answer=added(lambda A, alpha: alpha / len(A)),

@@ -46,6 +46,30 @@ def read_answer(value: object, like: object) -> np.ndarray | list | float | tupl
     return float(value)
 
 
+def has_form(value: object, like: object) -> bool:
+    """Whether a value is of the same kind as `like`, so that a lesson can use one for the other."""
+    if isinstance(like, tuple):
+        return isinstance(value, tuple) and all(map(has_form, value, like))
+    if isinstance(like, torch.Tensor | list):
+        return isinstance(value, torch.Tensor if isinstance(like, torch.Tensor) else list)
+    return _is(numbers.Real, value) and not isinstance(value, torch.Tensor)
+
+
+def in_form(value: object, like: object, arguments: Sequence) -> torch.Tensor | list | float | tuple:
+    """Turn a value that `read_answer` takes into one of the kind of `like`; tensors as the arguments' tensors are."""
+    if has_form(value, like):
+        return value
+    if isinstance(like, tuple):
+        return tuple(in_form(x, y, arguments) for x, y in zip(value, like, strict=True))
+    if isinstance(like, torch.Tensor):
+        given = [x for x in arguments if isinstance(x, torch.Tensor)]
+        value = torch.as_tensor(value, device=given[0].device if given else None)
+        floating = [x.dtype for x in given if x.is_floating_point()]
+        return value.to(floating[0]) if floating and value.is_floating_point() else value
+    value = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+    return list(value) if isinstance(like, list) else value
+
+
 def answers_equal(one: object, other: object) -> bool:
     """Whether two values that `read_answer` returned agree up to rounding; NaN agrees with NaN."""
     if isinstance(one, tuple):

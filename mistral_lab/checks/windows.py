@@ -1,4 +1,4 @@
-"""Lesson 3: what a window shows, what a ring holds, and a prompt read in chunks."""
+"""Lesson 3: what a window shows, what a ring holds and in which order, and a prompt read in chunks."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from ..masks import position_mask
 from .judging import Mistake, judge
 
 
-def window_mask(function: Callable) -> None:
+def window_mask(function: Callable) -> Callable:
     """Check `function(queries (T,), keys (S,), window) -> (T, S) bool`, True where a query sees a key, by position.
 
-    >>> window_mask(lambda queries, keys, window: NotImplemented)
-    window_mask: not tried yet
+    >>> my_answer = window_mask(lambda queries, keys, window: NotImplemented)
+    window_mask: not tried yet; the lesson goes on with its own
     """
 
     def answer(queries, keys, window):
@@ -31,7 +31,7 @@ def window_mask(function: Callable) -> None:
         return position_mask(queries, keys, window=window).T
 
     positions = torch.arange(8)
-    judge(
+    return judge(
         "window_mask",
         function,
         answer=answer,
@@ -81,11 +81,11 @@ def window_mask(function: Callable) -> None:
     )
 
 
-def ring_slots(function: Callable) -> None:
+def ring_slots(function: Callable) -> Callable:
     """Check `function(seen, window)`: the position that each of W slots holds after `seen` tokens, -1 if empty.
 
-    >>> ring_slots(lambda seen, window: NotImplemented)
-    ring_slots: not tried yet
+    >>> my_answer = ring_slots(lambda seen, window: NotImplemented)
+    ring_slots: not tried yet; the lesson goes on with its own
     """
 
     def answer(seen, window):
@@ -100,7 +100,7 @@ def ring_slots(function: Callable) -> None:
             held[slot(position)] = position
         return held
 
-    judge(
+    return judge(
         "ring_slots",
         function,
         answer=answer,
@@ -140,18 +140,61 @@ def ring_slots(function: Callable) -> None:
     )
 
 
-def prefill_in_chunks(function: Callable) -> None:
+def ring_order(function: Callable) -> Callable:
+    """Check `function(seen, window)`: the slots that hold a token, that of the oldest position first.
+
+    >>> my_answer = ring_order(lambda seen, window: NotImplemented)
+    ring_order: not tried yet; the lesson goes on with its own
+    """
+
+    def answer(seen, window):
+        return [position % window for position in range(max(0, seen - window), seen)]
+
+    return judge(
+        "ring_order",
+        function,
+        answer=answer,
+        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (7, 1)],
+        mistakes=[
+            Mistake(
+                lambda seen, window: answer(seen, window)[::-1],
+                "you give {got}: that is the newest first; begin with the oldest",
+            ),
+            Mistake(
+                lambda seen, window: list(range(min(seen, window))),
+                "after {seen} tokens you give {got}: that is the order of the slots; the oldest token of a full ring "
+                "is in the slot that is written next",
+            ),
+            Mistake(
+                lambda seen, window: list(range(max(0, seen - window), seen)),
+                "after {seen} tokens you give {got}: those are positions; name the slots that hold them",
+            ),
+            Mistake(
+                lambda seen, window: [(seen + i) % window for i in range(window)],
+                "after {seen} tokens you give {got}: some of these slots are still empty; leave those out",
+            ),
+            Mistake(
+                lambda seen, window: [(seen - 1 + i) % window for i in range(min(seen, window))],
+                "after {seen} tokens you give {got}: you begin with the newest; the oldest is one slot further",
+            ),
+        ],
+        show=lambda slots: f"[{', '.join(f'{slot:g}' for slot in slots)}]",
+    )
+
+
+def prefill_in_chunks(function: Callable) -> Callable:
     """Check `function(q, k, v (T, D), window, chunk) -> (T, D)`: windowed attention, `chunk` queries at a time.
 
-    >>> prefill_in_chunks(lambda q, k, v, window, chunk: NotImplemented)
-    prefill_in_chunks: not tried yet
+    >>> my_answer = prefill_in_chunks(lambda q, k, v, window, chunk: NotImplemented)
+    prefill_in_chunks: not tried yet; the lesson goes on with its own
     """
 
     def chunks(q, k, v, window, chunk, *, before=None, visible=None, root=None):
         out = torch.zeros_like(v)
         for start in range(0, len(q), chunk):
-            rows = torch.arange(start, min(start + chunk, len(q)))
-            columns = torch.arange(max(0, start - (window - 1 if before is None else before)), int(rows[-1]) + 1)
+            end = min(start + chunk, len(q))
+            rows = torch.arange(start, end, device=q.device)
+            columns = torch.arange(max(0, start - (window - 1 if before is None else before)), end, device=q.device)
             scores = q[rows] @ k[columns].T / math.sqrt(root or q.shape[1])
             seen = position_mask(rows, columns, window=window) if visible is None else visible(rows, columns)
             out[rows] = scores.masked_fill(~seen, -math.inf).softmax(1) @ v[columns]
@@ -165,7 +208,7 @@ def prefill_in_chunks(function: Callable) -> None:
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 11, 4, generator=generator, dtype=torch.float64)
-    judge(
+    return judge(
         "prefill_in_chunks",
         function,
         answer=lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk),
