@@ -170,7 +170,7 @@ def time_passes(loaded: Loaded, *, tokens: Sequence[int] = (1, 8, 32, 128), roun
 
 
 def operations_per_s(device: str | torch.device, dtype: torch.dtype, *, repeats: int = 5) -> float:
-    """Measure the multiplications and additions per second of a large matrix product, the most that a pass can reach."""
+    """Measure multiplications and additions per second in a large matrix product, the most that a pass can reach."""
     left, right = (torch.ones(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
     return 2 * SIDE**3 / time_callable(partial(torch.mm, left, right), repeats=repeats, device=device).median_s
 
@@ -224,7 +224,7 @@ def time_layers(
     """
     if len(set(layers)) < 2 or not all(1 <= count <= loaded.config.n_layers for count in layers):
         raise ValueError(
-            f"layers is {tuple(layers)}: expected two or more counts from 1 to {loaded.config.n_layers}, the model's own"
+            f"layers is {tuple(layers)}: expected two or more counts from 1 to {loaded.config.n_layers}, as it has"
         )
     model = loaded.model
     prompt = random_tokens(model, prompt_tokens)
