@@ -189,14 +189,13 @@ class LayerTimes:
     pass_s: np.ndarray
     token_s: np.ndarray
 
-    def line(self, which: str) -> tuple[float, float]:
-        """Fit a line to the medians: the seconds without a layer, and those that each layer adds.
+    def median_s(self, which: str) -> np.ndarray:
+        """(counts,) the median over the rounds, of a "pass" or a "token"."""
+        return np.median({"pass": self.pass_s, "token": self.token_s}[which], axis=0)
 
-        Args:
-            which: "pass" or "token".
-        """
-        seconds = np.median({"pass": self.pass_s, "token": self.token_s}[which], axis=0)
-        each, fixed = np.polyfit(self.layers, seconds, 1)
+    def line(self, which: str) -> tuple[float, float]:
+        """Fit a line to the medians of a "pass" or a "token": the seconds without a layer, and those per layer."""
+        each, fixed = np.polyfit(self.layers, self.median_s(which), 1)
         return float(fixed), float(each)
 
 

@@ -91,7 +91,7 @@ def plot_read(
         for number, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
             face = IDLE if number == skipped else pale(WEIGHTS, 0.15 + 0.15 * (number % 2))
             ax.barh(row, amount, left=start, height=0.42, color=face, edgecolor="white", linewidth=0.8)
-            named = f"{part} {amount:.0f} %" if amount >= 9.5 else f"{part} {amount:.1f} %"
+            named = f"{part} {amount:.0f} %" if amount >= 9.5 else f"{part} {amount:.2g} %"
             if amount >= 2.1 + 0.95 * len(named):
                 tone = QUIET if number == skipped else readable_on(face)
                 write(ax, start + amount / 2, row, named, colour=tone)

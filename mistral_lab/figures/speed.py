@@ -1,4 +1,4 @@
-"""Pictures of times: of a token beside what it takes at least, of passes with more tokens, of models with fewer layers."""
+"""Pictures of times: a token beside what it takes at least, passes with more tokens, models with fewer layers."""
 
 from collections.abc import Sequence
 
@@ -58,6 +58,8 @@ def plot_times(
     ax.margins(x=0.12)
     label_rows(ax, tasks, room=0.6)
     if guessed:
+        low, high = ax.get_xlim()
+        ax.set_xlim(min(low, guess_s * 1e3 / 1.5), max(high, guess_s * 1e3 * 10))  # room for its label
         ax.set_ylim(len(tasks) - 0.4, -1.0)
         draw_guess(ax, guess_s * 1e3, 0, label=guess_label)
     ax.set_xlabel("milliseconds (logarithmic axis)")
@@ -121,10 +123,9 @@ def plot_layer_times(
     seconds = as_positive("seconds", seconds, (len(names), len(layers)))
     ax = axes_or_new(ax, height_in=3.2)
     ends = np.array([0, max(layers)])
-    for number, (name, values, (fixed, each)) in enumerate(zip(names, seconds, lines, strict=True)):
-        face = MEASURED if number == 0 else "white"
+    for name, values, (fixed, each) in zip(names, seconds, lines, strict=True):
         ax.plot(ends, (fixed + each * ends) * 1e3, color=MEASURED, linewidth=1, linestyle="--")
-        ax.plot(layers, values * 1e3, "o", markerfacecolor=face, markeredgecolor=MEASURED, markersize=8)
+        ax.plot(layers, values * 1e3, "o", color=MEASURED, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
         write_beside(ax, milliseconds(max(fixed, 0)), (0, fixed * 1e3), shift=(4, 4), ha="left", va="bottom")
     ax.set_xlim(0, max(layers) * 1.4)
