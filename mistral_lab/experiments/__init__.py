@@ -9,6 +9,13 @@ from ..lazy import lazy_names
 STANDS_IN: dict[str, str] = {
     "WindowsRecord": "records",
     "read_windows_record": "records",
+    "bytes_of_tokens": "pieces",
+    "follow_tokens": "loop",
+    "held_precision": "speed",
+    "pass_bytes": "speed",
+    "time_layers": "speed",
+    "time_passes": "speed",
+    "time_tokens": "speed",
 }  # each function with the module of this folder in which it stands
 
 __all__ = sorted(STANDS_IN)

@@ -38,8 +38,9 @@ from .language import (
     write,
 )
 from .layers import plot_added, plot_beside, plot_block, plot_part_times, plot_stream
+from .loop import plot_loop, plot_pieces
 from .machines import plot_placement, plot_received, plot_traffic
-from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_times
+from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_read
 from .nf4 import (
     plot_code_shares,
     plot_codebooks,
@@ -50,6 +51,7 @@ from .nf4 import (
     plot_quantiles,
     plot_rounded_block,
 )
+from .speed import plot_layer_times, plot_passes, plot_times
 from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places
 from .traffic import plot_expert_traffic
@@ -120,17 +122,22 @@ __all__ = [
     "plot_influence",
     "plot_intervals",
     "plot_labels",
+    "plot_layer_times",
     "plot_load_map",
     "plot_loss_changes",
+    "plot_loop",
     "plot_mask",
     "plot_next_tokens",
     "plot_parameters",
     "plot_part_times",
+    "plot_passes",
+    "plot_pieces",
     "plot_placement",
     "plot_positions",
     "plot_quantiles",
     "plot_rank_choice",
     "plot_ranks",
+    "plot_read",
     "plot_received",
     "plot_repeats",
     "plot_ring",
