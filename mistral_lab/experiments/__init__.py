@@ -6,7 +6,13 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {}  # each function with the module of this folder in which it stands
+STANDS_IN: dict[str, str] = {
+    **dict.fromkeys(
+        ["WayTimes", "differences", "extra_memory", "repeat_and_attend", "time_heads", "time_rows", "time_ways"],
+        "heads",
+    ),
+    **dict.fromkeys(["count_arithmetic", "fewer_heads"], "merged_heads"),
+}  # each function with the module of this folder in which it stands
 
 __all__ = sorted(STANDS_IN)
 
