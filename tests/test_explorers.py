@@ -220,6 +220,36 @@ def test_the_first_state_must_be_drawable_and_each_control_described():
         Explorer({"value": widgets.IntSlider()}, number)
 
 
+def test_a_still_stands_for_the_explorer_where_no_kernel_runs():
+    def still():
+        figure, axes = figures.bare_figure(1, 4, height_in=1.5)
+        for moment, ax in enumerate(axes[0]):
+            ax.set_title(str(moment))
+        return figure, "The number at four moments."
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, number, still)
+    data, metadata = explorer._repr_mimebundle_()
+    assert data["text/plain"] == metadata["image/png"]["alt"] == "The number at four moments."
+    assert pixels(data["image/png"]).shape == (300, 1600, 3)
+    assert explorer.sentence == "The number is 1."
+    assert pixels(explorer.png).shape == (200, 1600, 3)
+    explorer.controls["value"].value = 2
+    assert explorer._repr_mimebundle_() == (data, metadata)
+
+
+def test_a_moving_slider_runs_with_its_play_button_and_stays_within_its_ends():
+    slider = base.moving_slider("value", 1, 0, 3, interval_ms=400)
+    explorer = Explorer({"value": slider}, number)
+    assert list(explorer.widget.children[0].children) == [slider, slider.play]
+    assert slider.play.interval == 400
+    slider.play.value = 2
+    assert explorer.sentence == "The number is 2."
+    slider.value = 3
+    assert slider.play.value == 3
+    slider.max = 2
+    assert (slider.play.max, slider.play.value, explorer.sentence) == (2, 2, "The number is 2.")
+
+
 def test_what_adapts_a_control_draws_once():
     calls = []
 

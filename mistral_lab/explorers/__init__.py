@@ -1,7 +1,8 @@
 """Pictures that a reader moves: controls around a figure. Where no kernel runs, a picture and its sentence remain."""
 
-from .base import Explorer
+from .base import Explorer, moving_slider
 from .experts import routed_text
+from .guess import Guess
 from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
@@ -11,12 +12,14 @@ from .windows import mask_and_reach, ring_cache
 
 __all__ = [
     "Explorer",
+    "Guess",
     "adapter_rank",
     "four_bits",
     "guesses_by_layer",
     "head_groups",
     "mask_and_reach",
     "memory_plan",
+    "moving_slider",
     "next_token",
     "ring_cache",
     "routed_text",

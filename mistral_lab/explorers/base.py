@@ -16,13 +16,14 @@ CSS_CLASS = "mistral-lab-explorer"  # the browser test finds explorers by it
 
 
 class Explorer:
-    """Controls over a picture and its sentence. Where no kernel runs, the first picture and sentence stand for it.
+    """Controls over a picture and its sentence. Where no kernel runs, one picture and its sentence stand for it.
 
     Args:
-        controls: name -> widget with a description and a value; shown in this order.
+        controls: name -> widget with a description and a value; shown in this order, `moving_slider` with its buttons.
         view: called with the controls' values under their names; returns the figure and the sentence.
+        still: called once, without arguments; returns the figure and the sentence that stand for the explorer where no
+            kernel runs, such as a strip of four moments. None takes those of the first state.
         adapt: called with the controls before each drawing, to stop offering what the other values no longer allow.
-        beside: widgets that are shown after the controls and hold no value of their own.
 
     Raises:
         ValueError: a control has no description, or the first state cannot be drawn.
@@ -32,9 +33,9 @@ class Explorer:
         self,
         controls: Mapping[str, widgets.DOMWidget],
         view: Callable[..., tuple[Figure, str]],
+        still: Callable[[], tuple[Figure, str]] | None = None,
         *,
         adapt: Callable[[Mapping[str, widgets.DOMWidget]], None] | None = None,
-        beside: Sequence[widgets.DOMWidget] = (),
     ):
         if unnamed := [name for name, control in controls.items() if not control.description]:
             raise ValueError(f"controls without a description: {', '.join(unnamed)}")
@@ -43,14 +44,20 @@ class Explorer:
         self._places: dict[tuple[float, float], list] = {}  # size of a figure -> where its Axes are
         figure, self.sentence = self._drawn()
         picture = render(figure)
-        self._first_png, self._first_sentence = to_png(picture, small=True), self.sentence
+        self._kept_png, self._kept_sentence = to_png(picture, small=True), self.sentence
+        if still:
+            with mpl.rc_context(STYLE):
+                figure, self._kept_sentence = still()
+                self._kept_png = to_png(render(figure), small=True)
         self._image = widgets.Image(
             value=to_png(picture, small=False),
             format="png",
             layout={"width": f"{_page_width()}px", "max_width": "100%"},
         )
         self._text = widgets.HTML(_as_html(self.sentence))
-        row = widgets.Box([*self.controls.values(), *beside], layout={"flex_flow": "row wrap"})
+        row = widgets.Box(layout={"flex_flow": "row wrap"})
+        for control in self.controls.values():
+            row.children += (control, control.play) if isinstance(control, MovingSlider) else (control,)
         self.widget = widgets.VBox([row, self._image, self._text])
         self.widget.add_class(CSS_CLASS)
         for control in self.controls.values():
@@ -65,10 +72,10 @@ class Explorer:
         """One bundle for every reader: the live view, a picture with its alt text, the sentence."""
         data = {
             VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
-            "image/png": self._first_png,
-            "text/plain": self._first_sentence,
+            "image/png": self._kept_png,
+            "text/plain": self._kept_sentence,
         }
-        return data, {"image/png": {"width": _page_width(), "alt": self._first_sentence}}
+        return data, {"image/png": {"width": _page_width(), "alt": self._kept_sentence}}
 
     def _changed(self, change) -> None:
         """Draw again. An error is reported in the view, because a reader would not see its traceback."""
@@ -108,6 +115,33 @@ class Explorer:
 def count_slider(description: str, value: int, least: int, most: int) -> widgets.IntSlider:
     """Make a slider over whole numbers, with its whole description."""
     return widgets.IntSlider(value, least, most, description=description, style=FULL, layout=WIDE)
+
+
+class MovingSlider(widgets.IntSlider):
+    """A slider over moments in time, and `play`, the buttons that move it; `moving_slider` makes them."""
+
+    play: widgets.Play
+
+
+def moving_slider(description: str, value: int, least: int, most: int, interval_ms: int = 700) -> MovingSlider:
+    """Make a slider over moments: arrow keys step through them, a Play button beside it runs through them.
+
+    Nothing moves before the reader presses Play, and it stops at the last moment. A reader who asked for reduced motion
+    therefore sees none, and no setting of hers has to be asked for.
+
+    Args:
+        description: what is counted, such as "token".
+        value: the moment that is shown first.
+        least, most: the first and the last moment.
+        interval_ms: time between two moments while it plays. Moments are left out where drawing takes longer: a browser
+            sends the next value of a widget after the last one was handled, and keeps only the newest until then.
+    """
+    slider = MovingSlider(value, least, most, description=description, style=FULL, layout=WIDE)
+    slider.play = widgets.Play(value=value, min=least, max=most, interval=interval_ms, description="play")
+    for end in ("min", "max"):  # an explorer may change them
+        widgets.dlink((slider, end), (slider.play, end))
+    widgets.link((slider.play, "value"), (slider, "value"))
+    return slider
 
 
 def choice_slider(description: str, value, options: Sequence) -> widgets.SelectionSlider:

@@ -2,19 +2,17 @@
 
 from functools import lru_cache
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 
 from ..cache import KVRing
 from ..figures import bare_figure, plot_mask, plot_positions, plot_ring
 from ..masks import causal_mask, receptive_field, sliding_window_mask
-from .base import Explorer, count_slider
+from .base import Explorer, count_slider, moving_slider
 
 LEAST_TOKENS, MOST_TOKENS, MOST_LAYERS = 2, 24, 8
 STEPS = 24  # tokens that the ring is given
 MOST_SLOTS = 8
-PLAY_MS = 700  # per step
 
 
 def mask_and_reach() -> Explorer:
@@ -74,11 +72,8 @@ def ring_cache() -> Explorer:
             f"{_keys(step, int(visible[step].sum()))}; {gone} earlier token{'s are' if gone != 1 else ' is'} gone."
         )
 
-    controls = {"window": count_slider("window W", 4, 1, MOST_SLOTS), "step": count_slider("token", 6, 0, STEPS - 1)}
-    play = widgets.Play(value=6, min=0, max=STEPS - 1, interval=PLAY_MS, description="play")
-    explorer = Explorer(controls, view, beside=[play])
-    widgets.link((play, "value"), (controls["step"], "value"))
-    return explorer
+    controls = {"window": count_slider("window W", 4, 1, MOST_SLOTS), "step": moving_slider("token", 6, 0, STEPS - 1)}
+    return Explorer(controls, view)
 
 
 @lru_cache(MOST_SLOTS)
