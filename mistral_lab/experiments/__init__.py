@@ -8,7 +8,16 @@ from ..lazy import lazy_names
 
 STANDS_IN: dict[str, str] = {
     **dict.fromkeys(
-        ["WayTimes", "differences", "extra_memory", "repeat_and_attend", "time_heads", "time_rows", "time_ways"],
+        [
+            "WayTimes",
+            "differences",
+            "extra_memory",
+            "in_rows",
+            "repeat_and_attend",
+            "time_heads",
+            "time_rows",
+            "time_ways",
+        ],
         "heads",
     ),
     **dict.fromkeys(["count_arithmetic", "fewer_heads"], "merged_heads"),

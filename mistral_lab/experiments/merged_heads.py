@@ -19,7 +19,6 @@ LEARNING_RATE = 1e-3
 MERGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "averaged": lambda groups: groups.mean(dim=1),
     "first kept": lambda groups: groups[:, 0],
-    "last kept": lambda groups: groups[:, -1],
 }
 
 
@@ -31,7 +30,7 @@ def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedMod
     Args:
         model: small, unquantised.
         n_kv_heads: of the copy; a divisor of the model's own number.
-        merge: "averaged", "first kept" or "last kept", within each group.
+        merge: "averaged" or "first kept", within each group.
 
     Raises:
         ValueError: another merge, or a number that does not divide.
@@ -53,7 +52,7 @@ def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedMod
     return fewer.eval()
 
 
-def fewer_heads(lab: Loaded, *, documents: int = 36, steps: int = 10) -> dict[str, evaluation.Interval]:
+def fewer_heads(lab: Loaded, *, documents: int = 24, steps: int = 10) -> dict[str, evaluation.Interval]:
     """Merge all KV heads of a small model into one, train it on for a few steps, and measure the loss on unseen texts.
 
     Args:

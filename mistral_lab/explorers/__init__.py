@@ -3,6 +3,7 @@
 from .base import Explorer, moving_slider
 from .experts import routed_text
 from .guess import Guess
+from .heads import kept_squares
 from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
@@ -17,6 +18,7 @@ __all__ = [
     "four_bits",
     "guesses_by_layer",
     "head_groups",
+    "kept_squares",
     "mask_and_reach",
     "memory_plan",
     "moving_slider",

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..figures import draw_kept, new_stage
 from ..figures.heads import PAGE, STRIP
-from .base import Explorer, count_slider
+from .base import Explorer, moving_slider
 
 # As the bundled models' tokenizer cuts it.
 TOKENS = ("My", "favourite", "condiment", "is", "mu", "st", "ard")
@@ -38,10 +38,10 @@ def kept_squares() -> Explorer:
         )
 
     controls = {
-        "tokens": count_slider("tokens so far", 2, 1, len(TOKENS)),
-        "merged": count_slider("merge columns", 0, 0, 2 * STEPS),
+        "tokens": moving_slider("tokens so far", 2, 1, len(TOKENS)),
+        "merged": moving_slider("merge columns", 0, 0, 2 * STEPS, interval_ms=250),
     }
-    return Explorer(controls, view)
+    return Explorer(controls, view, still)
 
 
 def columns_at(merged: int) -> tuple[np.ndarray, float]:

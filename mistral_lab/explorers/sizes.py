@@ -33,7 +33,7 @@ def head_groups() -> Explorer:
         caches = [kv_cache_bytes(replace(shape, n_kv_heads=heads), context) for heads in (K, H, 1)]
         scheme = "multi-head" if K == H else "multi-query" if K == 1 else "grouped-query"
         figure, axes = bare_figure(2, 1, height_in=4.0, heights=[1, 1])
-        plot_head_groups(np.repeat(np.arange(K), H // K), scheme=scheme, ax=axes[0, 0])
+        plot_head_groups(np.repeat(np.arange(K), H // K), title=scheme, ax=axes[0, 0])
         unit, size = binary_unit(max(caches))
         halves = [[cache / 2 / size] * 2 for cache in caches]
         plot_parameters(halves, models=BARS, parts=["keys", "values"], unit=f"cache, {unit}", ax=axes[1, 0])

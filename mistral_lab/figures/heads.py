@@ -33,15 +33,14 @@ MOST_NAMED = 16  # heads of which each has room for its number
 
 
 @mpl.rc_context(STYLE)
-def draw_wall(tokens: Sequence[str], *, n_heads: int, weights_bytes: float, cache_bytes: float, text: str) -> Figure:
+def draw_wall(tokens: Sequence[str], *, n_heads: int, sizes_bytes: tuple[float, float], text: str) -> Figure:
     """Draw what one layer keeps if every query head remembers for itself: a wall of keys and values.
 
     Args:
         tokens: the text so far, the newest last; it asks.
         n_heads: query heads, each with keys and values of its own.
-        weights_bytes: of the model, a bar below the wall.
-        cache_bytes: of all layers' keys and values for a long text, a bar to the same scale.
-        text: what the second bar is, as in "kept for 32,768 tokens".
+        sizes_bytes: of the whole model's weights, and of all its keys and values for a long text: two bars to one scale.
+        text: how long that text is, as in "32,768 tokens".
     """
     pitch, left, top = 0.43, 2.1, 5.2
     figure, [ax] = new_stage(16, 6.6)
@@ -63,8 +62,9 @@ def draw_wall(tokens: Sequence[str], *, n_heads: int, weights_bytes: float, cach
             draw_key(ax, x - 0.095, y, size=0.19, state=state)
             draw_value(ax, x + 0.095, y, size=0.19, state=state)
         write(ax, left - 0.25, y, token, ha="right", colour=INK if state == "now" else QUIET)
-    scale = (n_heads * pitch - 0.4) / max(weights_bytes, cache_bytes)
-    for y, amount, colour, name in ((1.75, weights_bytes, WEIGHTS, "weights"), (0.8, cache_bytes, KEY, text)):
+    scale = (n_heads * pitch - 0.4) / max(sizes_bytes)
+    names = ("its weights", f"keys and values of {text}, if every head remembers for itself")
+    for y, amount, colour, name in zip((1.75, 0.8), sizes_bytes, (WEIGHTS, KEY), names, strict=True):
         draw_bytes(ax, left, y, amount, scale=scale, colour=colour, text=f"{name}: {amount / 2**30:.1f} GiB")
     write(ax, left - 0.25, 1.75, "Mistral 7B", ha="right")
     return figure
