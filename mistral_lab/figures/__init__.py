@@ -12,7 +12,7 @@ from .experts import (
     plot_touched,
     plot_way,
 )
-from .head_costs import plot_head_times, plot_intervals, plot_longest, plot_row_times, plot_token_bytes, plot_ways
+from .head_costs import plot_head_times, plot_intervals, plot_kept_bytes, plot_longest, plot_row_times, plot_ways
 from .heads import draw_clocks, draw_kept, draw_rows, draw_wall, plot_head_groups
 from .language import (
     EXPERTS,
@@ -142,7 +142,7 @@ __all__ = [
     "plot_slots",
     "plot_stream",
     "plot_times",
-    "plot_token_bytes",
+    "plot_kept_bytes",
     "plot_touched",
     "plot_traffic",
     "plot_training",

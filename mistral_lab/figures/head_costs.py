@@ -17,28 +17,37 @@ UNKNOWN = "?"  # of a way whose time is not shown yet
 
 
 @mpl.rc_context(STYLE)
-def plot_token_bytes(
-    as_built: np.ndarray, multi_head: np.ndarray, *, models: Sequence[str], ax: Axes | None = None
+def plot_kept_bytes(
+    kept: np.ndarray,
+    multi_head: np.ndarray,
+    *,
+    names: Sequence[str],
+    unit: str,
+    unit_bytes: int,
+    of: str,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Draw the keys and values that one token leaves in each model, and how many it would leave with a head each.
+    """Draw bytes of keys and values, half orange and half green, inside the outline of what a head each would take.
 
     Args:
-        as_built: (models,) bytes per token.
-        multi_head: (models,) bytes per token if every query head had its own keys and values.
-        models: name of each model, the first on top.
+        kept: (rows,) bytes.
+        multi_head: (rows,) bytes if every query head had its own keys and values.
+        names: of the rows, the first on top.
+        unit, unit_bytes: of the axis, such as "KiB" and 1,024.
+        of: what the bytes are for, as in "per token".
     """
-    as_built, multi_head = as_amounts(as_built, (len(models),)), as_amounts(multi_head, (len(models),))
-    ax = axes_or_new(ax, height_in=0.9 + 0.5 * len(models))
-    rows, kib = np.arange(len(models)), 2**10
-    ax.barh(rows, multi_head / kib, height=0.56, facecolor="white", edgecolor=QUIET, linestyle=":")
-    ax.barh(rows, as_built / kib / 2, height=0.56, color=KEY)
-    ax.barh(rows, as_built / kib / 2, height=0.56, left=as_built / kib / 2, color=VALUE)
-    for row, kept, without in zip(rows, as_built / kib, multi_head / kib, strict=True):
-        text = f"{kept:,.0f} KiB" if kept == without else f"{kept:,.0f} KiB, with a head each {without:,.0f}"
-        write_beside(ax, text, (without, row), shift=(6, 0), ha="left")
-    label_rows(ax, models)
+    kept, multi_head = (as_amounts(amounts, (len(names),)) / unit_bytes for amounts in (kept, multi_head))
+    ax = axes_or_new(ax, height_in=0.9 + 0.45 * len(names))
+    rows = np.arange(len(names))
+    ax.barh(rows, multi_head, height=0.56, facecolor="white", edgecolor=QUIET, linestyle=":", zorder=1)
+    for left, colour in ((0 * kept, KEY), (kept / 2, VALUE)):
+        ax.barh(rows, kept / 2, height=0.56, left=left, color=colour, zorder=2)
+    for row, mine, alone in zip(rows, kept, multi_head, strict=True):
+        text = f"{mine:,.4g} {unit}" if mine == alone else f"{mine:,.4g} {unit}, with a head each {alone:,.4g}"
+        write_beside(ax, text, (alone, row), shift=(6, 0), ha="left")
+    label_rows(ax, names)
     ax.set_xlim(0, 1.42 * multi_head.max())
-    ax.set_xlabel("KiB of keys (orange) and values (green) per token, 16 bits per value")
+    ax.set_xlabel(f"{unit} of keys (orange) and values (green) {of}, 16 bits per value")
     ax.grid(axis="x")
     return ax
 
@@ -53,29 +62,23 @@ def plot_longest(
         tokens: (cards, heads), the most tokens that fit.
         declared: the longest text that the model was made for, an upright line.
     """
-    tokens = as_positive("tokens", tokens, (len(cards), len(heads)))
+    thousands = as_positive("tokens", tokens, (len(cards), len(heads))) / 1e3
     ax = axes_or_new(ax, height_in=1.2 + 0.62 * len(cards))
+    ax.axvline(declared / 1e3, color=INK, linewidth=1.2, linestyle=":", zorder=1)
+    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+    ax.annotate(f"declared: {declared:,}", (declared / 1e3, 1), (0, 3), **above)
     for place, count in enumerate(heads):
         rows = np.arange(len(cards)) + 0.26 * (place - (len(heads) - 1) / 2)
         share = 0.6 * place / max(1, len(heads) - 1)
-        ax.barh(rows, tokens[:, place], height=0.22, color=pale(KEY, share))
-        for row, most in zip(rows, tokens[:, place], strict=True):
-            text = f"{count} KV head{'s' * (count > 1)}: {most:,.0f}"
-            write_beside(ax, text, (most, row), shift=(5, 0), ha="left")
+        ax.barh(rows, thousands[:, place], height=0.22, color=pale(KEY, share), zorder=2)
+        for row, most in zip(rows, thousands[:, place], strict=True):
+            text = f"{count} KV head{'s' * (count > 1)}: {1e3 * most:,.0f} tokens"
+            written = write_beside(ax, text, (most, row), shift=(5, 0), ha="left")
+            written.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     label_rows(ax, cards)
     decade_axis(ax.xaxis)
-    ax.set_xlim(tokens.min() / 3, 8 * tokens.max())
-    ax.axvline(declared, color=INK, linewidth=1.2, linestyle=":", zorder=0)
-    ax.annotate(
-        f"declared: {declared:,}",
-        (declared, 1),
-        (0, 3),
-        xycoords=("data", "axes fraction"),
-        ha="center",
-        textcoords="offset points",
-        fontsize=9,
-    )
-    ax.set_xlabel("tokens of text that fit beside the weights (logarithmic axis)")
+    ax.set_xlim(thousands.min() / 3, 6 * thousands.max())
+    ax.set_xlabel("thousand tokens of text that fit beside the weights (logarithmic axis)")
     return ax
 
 
@@ -125,7 +128,7 @@ def plot_ways(
         runs_s: format -> way -> (rounds,) seconds; a bar ends at the median, a line runs from fastest to slowest.
         floor_s: format -> the least that any way can take.
         shown: the ways whose times are drawn; the others keep their row.
-        guess_s: in the first panel, where a flag stands; None draws none.
+        guess_s: where a flag stands over the first shown way of the first panel; None draws none.
         guess_label: beside the flag.
     """
     ways = list(next(iter(runs_s.values())))
@@ -141,11 +144,14 @@ def plot_ways(
             ax.plot([low, high], [row, row], color=INK, linewidth=1)
             write_beside(ax, f"{middle:.1f} ms", (max(high, middle), row), shift=(5, 0), ha="left")
         if guess_s is not None and ax is axes[0, 0]:
-            draw_guess(ax, 1e3 * guess_s, ways.index(shown[-1]) - 0.3, label=guess_label)
+            draw_guess(ax, 1e3 * guess_s, ways.index(shown[0]) - 0.27, label=guess_label)
             most = max(most, guess_s)
-        draw_floor(ax, 1e3 * floor_s[dtype])
-        label_rows(ax, ways, room=0.9)
-        ax.set_xlim(0, 1.25 * 1e3 * most)
+        draw_floor(
+            ax, 1e3 * floor_s[dtype], text=f"at least {1e3 * floor_s[dtype]:.1f} ms: reading the keys and values once"
+        )
+        label_rows(ax, ways, room=1.35)
+        ax.set_ylim(len(ways) - 0.5, -1.35)
+        ax.set_xlim(0, 1.4 * 1e3 * most)
         ax.set_xlabel(f"ms per layer, {dtype}")
         ax.grid(axis="x")
     return figure
@@ -160,13 +166,17 @@ def plot_row_times(rows: Sequence[int], runs_s: Mapping[str, np.ndarray], *, ax:
         runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest.
     """
     ax = axes_or_new(ax, height_in=2.8)
+    medians = {dtype: 1e3 * np.median(runs, axis=1)[-1] for dtype, runs in runs_s.items()}
     for number, (dtype, runs) in enumerate(runs_s.items()):
         runs = as_positive("runs_s", runs, (len(rows), np.shape(runs)[1]))
         bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
-        draw_intervals(ax, np.asarray(rows) * 1.03**number, bounds, look="o-s-"[2 * number :][:2], colour=MEASURED)
-        write_beside(ax, dtype, (rows[-1], bounds[1, -1]), shift=(10, 0), ha="left")
+        colour, look = (MEASURED, "o-") if number == 0 else (QUIET, "s:")
+        places = np.asarray(rows) * 1.04**number  # side by side, so that their bars do not cover each other
+        draw_intervals(ax, places, bounds, look=look, colour=colour)
+        up = 7 if medians[dtype] == max(medians.values()) else -7
+        write_beside(ax, dtype, (rows[-1], medians[dtype]), shift=(22, up), ha="left").set_color(colour)
     doubling_axis(ax, rows)
-    ax.set_xlim(0.85 * min(rows), 1.5 * max(rows))
+    ax.set_xlim(0.85 * min(rows), 1.45 * max(rows))
     ax.set_ylim(0, None)
     ax.set_xlabel("queries that PyTorch's attention is given per KV head")
     ax.set_ylabel("ms per layer")

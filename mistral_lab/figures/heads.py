@@ -39,11 +39,11 @@ def draw_wall(tokens: Sequence[str], *, n_heads: int, sizes_bytes: tuple[float, 
     Args:
         tokens: the text so far, the newest last; it asks.
         n_heads: query heads, each with keys and values of its own.
-        sizes_bytes: of the whole model's weights, and of all its keys and values for a long text: two bars to one scale.
+        sizes_bytes: of the model's weights, and of all its keys and values for a long text: two bars to one scale.
         text: how long that text is, as in "32,768 tokens".
     """
     pitch, left, top = 0.43, 2.1, 5.2
-    figure, [ax] = new_stage(16, 6.6)
+    figure, [ax] = new_stage(16, 6.75)
     xs = left + pitch * (np.arange(n_heads) + 0.5)
     place = 0.0
     for token in tokens:
@@ -151,11 +151,11 @@ def draw_kept(
 @mpl.rc_context(STYLE)
 def draw_rows(group_size: int = 4, *, keys: int = 7) -> Figure:
     """Draw one group's product twice: its queries one by one, each reading all keys, and as the rows of one block."""
-    figure, stages = new_stage(8, 5.1, columns=2)
+    figure, stages = new_stage(8, 4.3, columns=2)
     titles = (f"one by one: the keys are read {group_size} times", "as rows of one block: they are read once")
     for ax, title, together in zip(stages, titles, (False, True), strict=True):
-        write(ax, 0.4, 4.75, title, ha="left", fontsize=10)
-        heights = 1.2 + 0.55 * (np.arange(group_size)[::-1] + (0 if together else 0.45 * np.arange(group_size)[::-1]))
+        write(ax, 0.4, 3.95, title, ha="left", fontsize=10)
+        heights = 0.5 + 0.55 * (np.arange(group_size)[::-1] + (0 if together else 0.45 * np.arange(group_size)[::-1]))
         for head, y in enumerate(heights):
             draw_query(ax, 0.75, y, f"q{head}", size=0.5)
             for key in range(keys):
@@ -226,10 +226,10 @@ def draw_clocks(angles: np.ndarray, *, tokens: Sequence[str], pairs: Sequence[in
         raise ValueError(f"angles has shape {angles.shape}: expected ({len(pairs)}, {len(tokens)}), pairs by tokens")
     rows = len(pairs)
     figure, [ax] = new_stage(16, 1.35 + 1.5 * rows)
-    pitch = 10.4 / len(tokens)
+    pitch = 11.2 / len(tokens)
     for column, token in enumerate(tokens):
         x = 2.6 + pitch * column
-        draw_token(ax, x, 1.5 * rows + 0.85, token, width=min(pitch - 0.1, 1.45))
+        draw_token(ax, x, 1.5 * rows + 0.85, token, width=pitch - 0.06)
         for row in range(rows):
             y, angle = 1.5 * (rows - row) - 0.6, angles[row, column]
             draw_query(ax, x, y, size=1.15, state="past")
@@ -239,5 +239,5 @@ def draw_clocks(angles: np.ndarray, *, tokens: Sequence[str], pairs: Sequence[in
     for row, (pair, step) in enumerate(zip(pairs, steps, strict=True)):
         y = 1.5 * (rows - row) - 0.6
         write(ax, 1.6, y, f"pair {pair}", ha="right")
-        write(ax, 13.0, y, step, ha="left", colour=QUIET)
+        write(ax, 13.4, y, step, ha="left", colour=QUIET)
     return figure
