@@ -16,6 +16,20 @@ STANDS_IN: dict[str, str] = {
     "time_layers": "speed",
     "time_passes": "speed",
     "time_tokens": "speed",
+    **dict.fromkeys(
+        [
+            "WayTimes",
+            "differences",
+            "extra_memory",
+            "in_rows",
+            "repeat_and_attend",
+            "time_heads",
+            "time_rows",
+            "time_ways",
+        ],
+        "heads",
+    ),
+    **dict.fromkeys(["count_arithmetic", "fewer_heads"], "merged_heads"),
 }  # each function with the module of this folder in which it stands
 
 __all__ = sorted(STANDS_IN)

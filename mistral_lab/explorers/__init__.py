@@ -3,6 +3,7 @@
 from .base import Explorer, moving_slider
 from .experts import routed_text
 from .guess import Guess
+from .heads import kept_squares
 from .loop import loop_picture, token_loop
 from .machines import split_model
 from .nf4 import four_bits
@@ -19,6 +20,7 @@ __all__ = [
     "guesses_by_layer",
     "head_groups",
     "loop_picture",
+    "kept_squares",
     "mask_and_reach",
     "memory_plan",
     "moving_slider",
