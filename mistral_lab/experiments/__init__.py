@@ -6,7 +6,29 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {}  # each function with the module of this folder in which it stands
+STANDS_IN: dict[str, str] = {  # each function with the module of this folder in which it stands
+    "SlotOrderCache": "windows",
+    "answer": "windows",
+    "by_position": "window_limits",
+    "compare_windows": "windows",
+    "evict_first_tokens": "window_limits",
+    "first_token_share": "window_limits",
+    "generate_padded": "windows",
+    "interleaved_cache_bytes": "window_costs",
+    "joined_blocks": "window_limits",
+    "measure_influence": "windows",
+    "one_thread": "window_costs",
+    "only_layers": "windows",
+    "reaction": "windows",
+    "read_story": "windows",
+    "recall_by_distance": "windows",
+    "recall_when_cut": "window_limits",
+    "time_next_token": "window_costs",
+    "time_prompts": "window_costs",
+    "times_as_long": "window_costs",
+    "token_losses": "window_limits",
+    "with_window": "windows",
+}
 
 __all__ = sorted(STANDS_IN)
 

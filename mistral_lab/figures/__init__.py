@@ -50,6 +50,8 @@ from .nf4 import (
     plot_quantiles,
     plot_rounded_block,
 )
+from .relay import plot_lost_name, plot_relay, relay_height
+from .rings import plot_double_write, plot_padded_ring, plot_ring, plot_ring_text
 from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places
 from .tuning import (
@@ -61,7 +63,7 @@ from .tuning import (
     plot_ranks,
     plot_training,
 )
-from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_positions, plot_ring, plot_slots
+from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_mask, plot_recall
 
 __all__ = [
     "COLOURS",
@@ -101,6 +103,11 @@ __all__ = [
     "plot_by_range",
     "plot_bytes",
     "plot_changed",
+    "plot_ring_text",
+    "plot_recall",
+    "plot_padded_ring",
+    "plot_double_write",
+    "plot_cache_bytes",
     "plot_code_shares",
     "plot_codebooks",
     "plot_coloured_tokens",
@@ -119,22 +126,22 @@ __all__ = [
     "plot_intervals",
     "plot_labels",
     "plot_load_map",
+    "plot_lost_name",
     "plot_loss_changes",
     "plot_mask",
     "plot_next_tokens",
     "plot_parameters",
     "plot_part_times",
     "plot_placement",
-    "plot_positions",
     "plot_quantiles",
     "plot_rank_choice",
     "plot_ranks",
     "plot_received",
+    "plot_relay",
     "plot_repeats",
     "plot_ring",
     "plot_rounded_block",
     "plot_route",
-    "plot_slots",
     "plot_stream",
     "plot_times",
     "plot_token_bytes",
@@ -142,6 +149,7 @@ __all__ = [
     "plot_traffic",
     "plot_training",
     "plot_way",
+    "relay_height",
     "render",
     "show",
     "to_png",
