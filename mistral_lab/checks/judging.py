@@ -7,6 +7,7 @@ import inspect
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from .values import (
@@ -28,9 +29,14 @@ NOT_TRIED = "not tried yet; the lesson goes on with its own"
 PASSED = "passed"
 
 
+class Raised(Refusal):
+    """The reader's function raises an exception."""
+
+
 class Mistake(NamedTuple):
     """A plausible wrong answer, and what to say to a reader whose function gives it.
 
+    The answer may raise where the shapes of a case do not suit it: it then explains a function that raises there too.
     The hint is filled in for the first case that is wrong: `{window}` is the argument of that name, `{got}` and
     `{expected}` are the reader's answer and the right one, in short.
     """
@@ -47,6 +53,7 @@ def judge(
     cases: Sequence[tuple],
     mistakes: Sequence[Mistake],
     show: Callable | None = None,
+    watch: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Callable:
     """Print one line on a function: not tried yet, passed, or what is wrong with it; return one to go on with.
 
@@ -62,12 +69,14 @@ def judge(
             argument is used.
         mistakes: plausible wrong answers, the likeliest first.
         show: puts an answer (NumPy array, number or list) into a few words for the hints; None uses `in_short`.
+        watch: what each call of the reader's function runs in; it raises `Refusal` on what no answer shows, such as a
+            call of the package's own function.
 
     Returns:
         the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
         with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
-    verdict = _verdict(function, answer, cases, mistakes, show or in_short)
+    verdict = _verdict(function, answer, cases, mistakes, show or in_short, watch)
     print(f"{name}: {verdict}")
     return _to_go_on_with(function, answer, cases[0]) if verdict == PASSED else answer
 
@@ -85,44 +94,57 @@ def _to_go_on_with(function: Callable, answer: Callable, case: tuple) -> Callabl
     return formed
 
 
-def _verdict(function, answer, cases, mistakes, show) -> str:
+def _verdict(function, answer, cases, mistakes, show, watch) -> str:
     """The line that `judge` prints, without the name of the check."""
     parameters = list(inspect.signature(answer).parameters)
     right = [answer(*copy.deepcopy(case)) for case in cases]
     expected = [read_answer(value, value) for value in right]
     try:
         _check_callable(function, parameters, cases[0])
-        answers = _call(function, cases, parameters, right)
+        answers, end = _call(function, cases, parameters, right, watch)
     except Refusal as refusal:
         return str(refusal)
 
-    wrong = [i for i in range(len(cases)) if not answers_equal(answers[i], expected[i])]
+    wrong = [i for i in range(len(answers)) if not answers_equal(answers[i], expected[i])]
     if not wrong:
-        return PASSED
+        return str(end) if end else PASSED
     case, got, wanted = cases[wrong[0]], answers[wrong[0]], expected[wrong[0]]
-    guesses = [
-        [read_answer(m.answer(*copy.deepcopy(c)), like) for c, like in zip(cases, right, strict=True)] for m in mistakes
-    ]
+    guesses = [_until_it_raises(mistake.answer, cases, right) for mistake in mistakes]
     said = dict(zip(parameters, case, strict=True))
 
     def fill(mistake: Mistake) -> str:
         return mistake.hint.format(**said, got=show(got), expected=show(wanted))
 
     for mistake, guess in zip(mistakes, guesses, strict=True):
-        if all(map(answers_equal, answers, guess)):
+        raises_there_too = not isinstance(end, Raised) or len(guess) == len(answers)
+        if raises_there_too and len(guess) >= len(answers) and all(map(answers_equal, answers, guess)):
             return fill(mistake)
+    if end:
+        return str(end)
     if holds_nan(got) and not holds_nan(wanted):
         return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
     if unused := _unused(parameters, cases, answers, expected):
         return f"your answer stays the same whatever `{unused}` is: is that argument used?"
     # Two mistakes at once, or other rounding: take the mistake that explains the first wrong answer and most others.
     explained = [
-        sum(answers_equal(answers[i], guess[i]) for i in wrong) * answers_equal(got, guess[wrong[0]])
+        sum(answers_equal(answers[i], guess[i]) for i in wrong if i < len(guess))
+        * (wrong[0] < len(guess) and answers_equal(got, guess[wrong[0]]))
         for guess in guesses
     ]
     if explained and 2 * max(explained) > len(wrong):
         return fill(mistakes[explained.index(max(explained))])
     return say_difference(got, wanted, say_arguments(parameters, case))
+
+
+def _until_it_raises(function: Callable, cases: Sequence[tuple], right: Sequence) -> list:
+    """The answers of a known mistake: a wrong product, say, fits square matrices alone, and raises on the others."""
+    answers: list = []
+    for case, like in zip(cases, right, strict=True):
+        try:
+            answers.append(read_answer(function(*copy.deepcopy(case)), like))
+        except Exception:
+            break
+    return answers
 
 
 def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
@@ -141,14 +163,15 @@ def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
         raise Refusal(f"your function takes {signature}, but it is called with {wanted}") from None
 
 
-def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence):
-    """What the function returns for each case, read in the form of the right answers."""
+def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence, watch: Callable):
+    """What the function returns for each case, as the right answers are; and the Refusal that ended it, or None."""
     answers, ends = [], []
 
     def work() -> None:
         for case, like in zip(cases, right, strict=True):
             given = copy.deepcopy(case)
-            value = function(*given)
+            with watch():
+                value = function(*given)
             if value is NotImplemented:
                 raise Refusal(NOT_TRIED)
             for parameter, after, before in zip(parameters, given, case, strict=True):
@@ -171,13 +194,12 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
             f"your function gave no answer within {LIMIT_S:g} s: does a loop never end? "
             "It still runs, until you restart the kernel"
         )
-    for error in ends:
-        if isinstance(error, Refusal):
-            raise error
-        if type(error) is NotImplementedError and not error.args:  # PyTorch raises it too, with a message
-            raise Refusal(NOT_TRIED)
-        raise Refusal(_raised(error, say_arguments(parameters, cases[len(answers)])))
-    return answers
+    end = ends[0] if ends else None
+    if end is None or isinstance(end, Refusal):
+        return answers, end
+    if type(end) is NotImplementedError and not end.args:  # PyTorch raises it too, with a message
+        return answers, Refusal(NOT_TRIED)
+    return answers, Raised(_raised(end, say_arguments(parameters, cases[len(answers)])))
 
 
 def _raised(error: BaseException, said: str) -> str:

@@ -8,6 +8,7 @@ from ..lazy import lazy_names
 
 STANDS_IN: dict[str, str] = {  # each function with the module of this folder in which it stands
     "SlotOrderCache": "windows",
+    "WindowsRecord": "records",
     "answer": "windows",
     "by_position": "window_limits",
     "compare_windows": "windows",
@@ -21,6 +22,7 @@ STANDS_IN: dict[str, str] = {  # each function with the module of this folder in
     "only_layers": "windows",
     "reaction": "windows",
     "read_story": "windows",
+    "read_windows_record": "records",
     "recall_by_distance": "windows",
     "recall_when_cut": "window_limits",
     "time_next_token": "window_costs",

@@ -53,7 +53,7 @@ def recall_when_cut(
 
 
 def joined_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Encoded], *, count: int) -> torch.Tensor:
-    """Join texts one after another, as in training, and cut off blocks of 512 tokens, each from new texts: (count, 512).
+    """Join texts one after another, as in training, and cut off blocks, each from new texts: (count, 512).
 
     Raises:
         ValueError: too few texts.

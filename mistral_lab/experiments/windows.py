@@ -24,6 +24,7 @@ class Story:
 
     Args:
         tokens: of the text up to the last token before the name is due again.
+        words: the same tokens as text.
         name: the name.
         source: the position of its first token where it is told.
         size: tokens of the name.
@@ -31,6 +32,7 @@ class Story:
     """
 
     tokens: list[int]
+    words: list[str]
     name: str
     source: int
     size: int
@@ -55,8 +57,9 @@ def read_story(tokenizer: PreTrainedTokenizerBase, number: int = STORY) -> Story
         raise ValueError(f"document {number} has {len(mentions)} mention of its name: expected two or more")
     (source, size), (target, _) = mentions[:2]
     tokens = encoded.tokens[:target]
-    ends = [at for at in range(source + size, target) if tokenizer.decode([tokens[at]]).endswith((".", "”"))]
-    return Story(tokens, text.name, source, size, ends)
+    words = [tokenizer.decode([token]).strip() for token in tokens]
+    ends = [at for at in range(source + size, target) if words[at].endswith((".", "”"))]
+    return Story(tokens, words, text.name, source, size, ends)
 
 
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, size: int) -> str:

@@ -1,4 +1,4 @@
-"""The relay: a name hops from floor to floor, at most W - 1 tokens at a time, and each floor keeps its keys in a ring."""
+"""The relay: a name hops from floor to floor, at most W - 1 tokens at a time; each floor keeps its keys in a ring."""
 
 from collections.abc import Sequence
 
@@ -135,56 +135,41 @@ def _draw_ring(ax: Axes, centre, held, knows, *, now: int) -> None:
 
 
 @mpl.rc_context(STYLE)
-def plot_lost_name(
-    opening: Sequence[str],
-    question: Sequence[str],
-    *,
-    marked: Sequence[int],
-    source: int,
-    tokens: int,
-    window: int,
-    told: str,
-    answered: str,
-    ax: Axes,
-) -> Axes:
+def plot_lost_name(words: Sequence[str], *, source: int, size: int, window: int, answered: str, ax: Axes) -> Axes:
     """Draw a whole text as a line of tokens to scale: where a name was told, what one layer sees, and the answer.
 
     Args:
-        opening: the tokens around the name.
-        question: the last tokens.
-        marked: which tokens of `opening` are the name.
-        source: the position of the name in the text.
-        tokens: of the whole text.
+        words: all tokens up to the question.
+        source: which of them begins the name.
+        size: tokens of the name.
         window: W, which is shaded at the end.
-        told: the name that the text said.
         answered: what the model said.
         ax: a stage of 16 by 5 units.
     """
+    if not 0 <= source < source + size < len(words):
+        raise ValueError(f"the name is at {source}, of {size} tokens, in a text of {len(words)}: expected it to fit")
     as_stage(ax, 16, 5)
-    left, right, line = 0.3, 15.7, 2.55
+    left, right, line, tokens = 0.3, 15.7, 2.55, len(words)
     step = (right - left) / tokens
     boxes = [Rectangle((left + step * at, line), 0.72 * step, 0.42) for at in range(tokens)]
     faces = [IDLE_EDGE if at < tokens - window else pale(QUERY, 0.35) for at in range(tokens)]
-    faces[source : source + len(marked)] = [KEY] * len(marked)
+    faces[source : source + size] = [KEY] * size
     faces[-1] = QUERY
     ax.add_collection(PatchCollection(boxes, facecolor=faces, edgecolor="none"))
-    name, last, first_seen = left + step * (source + 1), right - step / 2, left + step * (tokens - window)
-    ax.annotate(
-        "",
-        (name, line + 0.85),
-        (last, line + 0.85),
-        arrowprops={"arrowstyle": "<->", "color": QUIET, "linewidth": 1, "shrinkA": 0, "shrinkB": 0},
-    )
-    back = tokens - 1 - source
-    write(ax, (name + last) / 2, line + 1.12, f"{back} tokens between the name and the question", colour=QUIET)
+    name, last, first_seen = left + step * (source + 0.5), right - step / 2, left + step * max(0, tokens - window)
+    arrow = {"arrowstyle": "<->", "color": QUIET, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (name, line + 0.85), (last, line + 0.85), arrowprops=arrow)
+    write(ax, (name + last) / 2, line + 1.12, f"{tokens - 1 - source} tokens", colour=QUIET)
     write(ax, first_seen, line - 0.3, f"what one layer sees: {window} tokens", colour=QUERY, ha="left")
-    _draw_phrase(ax, 0.3, 1.1, opening, marked, KEY, towards=(name, line))
+    opening = range(max(0, source - 3), source + size)
+    marked = [at for at, place in enumerate(opening) if place >= source]
+    _draw_phrase(ax, 0.3, 1.1, [words[at] for at in opening], marked, KEY, towards=(name, line))
+    question = words[-5:]
     _draw_phrase(ax, 9.6, 1.1, question, [len(question) - 1], QUERY, towards=(last, line))
-    ax.add_patch(
-        FancyBboxPatch(
-            (13.2, 3.95), 2.5, 0.72, boxstyle="round,pad=0,rounding_size=0.15", facecolor="white", edgecolor=QUERY, lw=2
-        )
-    )
+    told = " ".join(words[source : source + size])
+    shape = FancyBboxPatch((13.2, 3.95), 2.5, 0.72, boxstyle="round,pad=0,rounding_size=0.15")
+    shape.set(facecolor="white", edgecolor=QUERY, linewidth=2)
+    ax.add_patch(shape)
     write(ax, 14.45, 4.31, answered, fontsize=12, weight="bold")
     write(ax, 13.0, 4.31, f"The text said {told}. The model answers", fontsize=11, ha="right")
     return ax

@@ -107,8 +107,7 @@ def plot_double_write(moments: Sequence[tuple[int, np.ndarray]], *, window: int,
             text = str(position) if position >= 0 else ""
             write(ax, left + size * (slot + 0.5), y, text, weight="bold" if position == now else "normal", fontsize=10)
             if position == now:
-                frame = (left + size * slot + 0.05, y - 0.32)
-                ax.add_patch(Rectangle(frame, size - 0.1, 0.64, fill=False, edgecolor=QUERY, linewidth=2.2))
+                ax.add_patch(Rectangle(corner, size - 0.1, 0.64, fill=False, edgecolor=QUERY, linewidth=2.2))
         span = (left + size * begin, size * (end - begin + 1))
         ax.add_patch(
             Rectangle((span[0] - 0.03, y - 0.42), span[1] + 0.06, 0.84, fill=False, edgecolor=INK, linewidth=1.4)
