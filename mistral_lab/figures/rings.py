@@ -100,10 +100,8 @@ def plot_double_write(moments: Sequence[tuple[int, np.ndarray]], *, window: int,
         begin = end - min(now, window - 1)
         for slot, position in enumerate(held):
             face = "white" if position < 0 else pale(KEY, 0.45) if begin <= slot <= end else IDLE
-            box = Rectangle(
-                (left + size * slot + 0.05, y - 0.32), size - 0.1, 0.64, facecolor=face, edgecolor=IDLE_EDGE
-            )
-            ax.add_patch(box)
+            corner = (left + size * slot + 0.05, y - 0.32)
+            ax.add_patch(Rectangle(corner, size - 0.1, 0.64, facecolor=face, edgecolor=IDLE_EDGE))
             text = str(position) if position >= 0 else ""
             write(ax, left + size * (slot + 0.5), y, text, weight="bold" if position == now else "normal", fontsize=10)
             if position == now:
