@@ -116,9 +116,15 @@ def fullest_device(function: Callable) -> Callable:
                 held(lambda count, ranks: count / ranks),
                 "you get {got}, the mean over devices: experts are whole, so one of {ranks} devices holds more",
             ),
-            Mistake(
-                held(lambda count, ranks: round(count / ranks)),
-                "you get {got} for {num_experts} experts on {ranks} devices: round up, not to the nearest",
+            *(
+                Mistake(
+                    held(nearest),
+                    "you get {got} for {num_experts} experts on {ranks} devices: round up, not to the nearest",
+                )
+                for nearest in (
+                    lambda count, ranks: round(count / ranks),
+                    lambda count, ranks: int(count / ranks + 0.5),
+                )
             ),
             Mistake(
                 held(lambda count, ranks: count // ranks + 1),

@@ -116,9 +116,9 @@ def partial_output(function: Callable) -> Callable:
             (x, gate.flip(0), up, down, 0, 2),
             (x, gate, up.flip(0), down, 0, 2),
             (x, gate, up, down.flip(0), 0, 2),
-            (x[:1], gate[:10], up[:10], down[:, :10], 2, 5),
-            (x, *held_by(1, 3), 1, 3),
-            (x[:3], *held_by(5, 6), 5, 6),
+            (x[:1], gate[:8], up[:8], down[:, :8], 2, 4),
+            (x, *held_by(1, 2), 1, 2),
+            (x[:3], *held_by(2, 4), 2, 4),
         ],
         mistakes=[
             Mistake(masked, ALL_COMPUTED),
