@@ -84,7 +84,8 @@ def answers_equal(one: object, other: object) -> bool:
 def times_larger(answers: Sequence, expected: Sequence) -> float | None:
     """The factor by which all answers, numbers or arrays, are too large; None where they share none."""
     if not all(
-        isinstance(x, int | float | np.ndarray) and np.shape(x) == np.shape(y) for x, y in zip(answers, expected, strict=True)
+        isinstance(x, int | float | np.ndarray) and np.shape(x) == np.shape(y)
+        for x, y in zip(answers, expected, strict=True)
     ):
         return None
     got, wanted = (np.concatenate([np.ravel(x).astype(float) for x in values]) for values in (answers, expected))
