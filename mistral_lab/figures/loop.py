@@ -15,6 +15,7 @@ from .tokens import drawable, text_width
 
 GAP, PADDING = 0.07, 0.13  # inches, between boxes and around their text
 BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
+MOST_BARS = 5  # for which the scores have room; fewer are no thicker
 ON_WAY = "#cfdcf7"  # the beam of a token that is on its way
 MARKS_BELOW = -1  # the floor of a token that still waits in its box
 
@@ -177,12 +178,12 @@ def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
 def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -> tuple[float, float]:
     """The likeliest next tokens as bars; what top-p cuts is grey. Returns the place beside the drawn one's number."""
     names = [_short(text) for text in candidates]
-    high = (_scores_height(labelled) - 0.1) / max(len(names), 1)
+    high = (_scores_height(labelled) - 0.1) / max(len(names), MOST_BARS)
     start = left + max((text_width(name) / 72 for name in names), default=0) + 0.2
     scale = (ax.get_xlim()[1] - start - (2.6 if labelled else 0.75)) / max(chances.max(initial=0), 0.25)
     beside = (0.0, 0.0)
     for row, (name, chance) in enumerate(zip(names, chances, strict=True)):
-        y = top + 0.02 + (len(names) - row - 0.5) * high
+        y = top + 0.02 + (max(len(names), MOST_BARS) - row - 0.5) * high
         chosen, stays = row == drawn, not len(kept) or kept[row]
         face = QUERY if chosen else pale(QUERY, 0.55) if stays else IDLE
         ax.add_patch(
