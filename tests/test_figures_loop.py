@@ -1,5 +1,7 @@
 """The pictures of lesson 1: the loop and its moments, the file that is read, times above floors, bytes of tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from figure_checks import (
@@ -129,10 +131,13 @@ def test_the_explorer_says_what_it_draws_and_stands_still_as_four_moments():
 
 
 def test_long_tokens_and_many_share_the_room():
-    many = TRIP.__class__(**vars(TRIP) | {"texts": tuple(f" word{n}" * 3 for n in range(7))})
+    many = replace(TRIP, texts=tuple(f" word{n}" * 3 for n in range(7)))
     figure, (ax,) = language.new_stage(4.0, 3.2, kept=False)
-    explorers.loop._draw_moment(ax, many, Moment(7, 6, 2, drawn=False))
+    explorers.loop._draw_moment(ax, many, Moment(6, 5, 2, drawn=False))
+    figure.draw_without_rendering()
     assert max(patch.get_window_extent().x1 for patch in ax.patches) <= figure.bbox.x1
+    check_apart([text for text in ax.texts if "…" in text.get_text()])
+    assert sum("…" in text.get_text() for text in ax.texts) == 6
 
 
 def test_the_part_that_is_not_read_is_grey_and_thin_parts_are_named_below():

@@ -84,7 +84,8 @@ def plot_loop(
     _draw_table(ax, columns, rows, first, floor, at=table)
     for number, (x, wide) in enumerate(places):
         new = number >= first if not appended else number == count
-        draw_token(ax, x, base, names[number], width=wide, height=BOX, state="now" if new else "past")
+        name = _fitting(names[number], wide)
+        draw_token(ax, x, base, name, width=wide, height=BOX, state="now" if new else "past")
         if number < count:
             write(ax, x, base - BOX / 2 - 0.1, str(ids[number]), fontsize=9, colour=QUIET)
     if floor > layers:
@@ -102,6 +103,13 @@ def plot_loop(
 def _short(text: str) -> str:
     """A token without the space before it, so that its box is narrow; a space alone is a sign."""
     return drawable(text.strip()) or "␣"
+
+
+def _fitting(name: str, wide: float) -> str:
+    """As much of a name as its box has room for."""
+    while len(name) > 1 and text_width(name) / 72 > wide - 0.05:
+        name = name[:-2] + "…"
+    return name
 
 
 def _columns(names: Sequence[str], *, left: float, right: float) -> list[tuple[float, float]]:
@@ -243,7 +251,7 @@ def plot_pieces(pieces: Sequence[bytes], *, printed: Sequence[str], ax: Axes | N
     columns = _columns(names, left=1.6, right=ax.get_xlim()[1] - 0.1)
     for (x, wide), name, text, came in zip(columns, names, alone, printed, strict=True):
         broken = "\ufffd" in text
-        draw_token(ax, x, lines[0], name, width=wide, height=BOX, state="now" if broken else "past")
+        draw_token(ax, x, lines[0], _fitting(name, wide), width=wide, height=BOX, state="now" if broken else "past")
         write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=12, colour=INK if broken else QUIET)
         shown = drawable(came) if came.strip() else "␣" if came else "·"
         write(ax, x, lines[2], shown, fontsize=12, colour=INK if came else QUIET)
