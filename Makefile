@@ -68,7 +68,7 @@ bench: $(INSTALLED) ## Time the lab beside transformers and llama.cpp on Mistral
 outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 	@$(BIN)/python tools/outputs.py
 
-train: $(INSTALLED) ## Train the two bundled models again, with the records beside them
+train: $(INSTALLED) ## Train the bundled models again, and the others that lessons show as records
 	$(BIN)/python -m mistral_lab.training
 
 picture: $(INSTALLED) ## Draw the README's picture again

@@ -1,6 +1,7 @@
 """The shipped checkpoints are real: plain to load, small, trained, and better than counting five tokens at a time."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,9 @@ import torch
 
 from mistral_lab.config import ModelConfig
 from mistral_lab.loading import load
-from mistral_lab.training import evaluation
+from mistral_lab.training import evaluation, windows
 from mistral_lab.training.__main__ import BUNDLED
-from mistral_lab.training.recipes import RECIPES
+from mistral_lab.training.recipes import INTERLEAVED, RECIPES
 from mistral_lab.training.trainer import export
 
 NAMES = list(RECIPES)
@@ -124,3 +125,13 @@ def test_the_card_speaks_of_these_files():
         parameters = sum(tensor.numel() for tensor in load(name).model.state_dict().values())
         assert f"| `{name}` | {parameters:,} | {recipe.steps:,} |" in card
         assert runs[name]["seconds"] > 0
+    # The third is recorded and not shipped.
+    record = windows.read_card(json.loads((BUNDLED / "traces" / "windows.json").read_text(encoding="utf-8")))
+    name = INTERLEAVED.name
+    assert not (BUNDLED / name).exists()
+    assert f"| `{name}` | {record['parameters']:,} | {INTERLEAVED.steps:,} |" in card
+    assert runs[name]["seconds"] > 0
+    for label, row in record["recall"].items():
+        assert f"| `{name}` | {label} | {row.asked} | {row.right.mean:.1%} (" in card
+    for kind, loss in record["loss"].items():
+        assert re.search(rf"^\| {kind} \|.* {loss.mean:.2f} \|$", card, re.MULTILINE), kind

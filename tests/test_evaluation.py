@@ -53,6 +53,22 @@ def test_bootstrap_weighs_documents():
     assert evaluation.bootstrap(np.array([0.0, 1.0]), np.array([3, 1])).mean == 0.25
 
 
+def test_wilson_is_the_interval_that_the_literature_prints():
+    """Newcombe, Statistics in Medicine 17, 1998, table I, method 3, in four places."""
+    for right, asked, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (1, 29, 0.0061, 0.1718)):
+        interval = evaluation.wilson(right, asked)
+        assert interval.mean == right / asked
+        assert (round(interval.low, 4), round(interval.high, 4)) == (low, high)
+    for asked in (1, 23, 1745):
+        none, every = evaluation.wilson(0, asked), evaluation.wilson(asked, asked)
+        assert (none.mean, none.low, every.mean, every.high) == (0, 0, 1, 1)
+        # Solved by hand where nothing is right: high = z² / (n + z²).
+        assert none.high == 1 - every.low == pytest.approx(1.959964**2 / (asked + 1.959964**2))
+    for right, asked in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=f"{right} of {asked} right: expected at least one"):
+            evaluation.wilson(right, asked)
+
+
 def test_losses_are_those_of_transformers(tokenizer):
     model, text = load("tiny-mistral").model, called(tokenizer, "Ada Bell", [3])
     tokens = torch.tensor([text.tokens])
@@ -82,6 +98,16 @@ def test_recall_of_a_perfect_and_of_a_deaf_model(tokenizer):
         table = evaluation.recall(Fixed(answer, len(tokenizer)), tokenizer, [ada, vera])
         assert list(table) == list(evaluation.RANGES)
         assert {(row.asked, row.right.mean, row.chance) for row in table.values()} == {(2, right, chance)}
+        assert {row.hits for row in table.values()} == {2 * right}
+        # Two of two are no certainty: resampling them would have no width.
+        assert right != 1 or {row.right for row in table.values()} == {evaluation.wilson(2, 2)}
+
+
+def test_recall_takes_other_ranges(tokenizer):
+    text = called(tokenizer, "Ada Bell", [5, 90])
+    model = Fixed(lambda tokens: 0, len(tokenizer))
+    table = evaluation.recall(model, tokenizer, [text], ranges={"near": (1, 20), "far": (21, 200), "none": (201, 300)})
+    assert {label: (row.asked, row.hits) for label, row in table.items()} == {"near": (1, 0), "far": (1, 0)}
 
 
 def test_recall_counts_distance_from_the_predicting_token(tokenizer):

@@ -6,15 +6,63 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {
-    "bytes_of_tokens": "pieces",
-    "follow_tokens": "loop",
-    "held_precision": "speed",
-    "pass_bytes": "speed",
-    "time_layers": "speed",
-    "time_passes": "speed",
-    "time_tokens": "speed",
-}  # each function with the module of this folder in which it stands
+NAMES = {  # of each module of this folder
+    "loop": ("follow_tokens",),
+    "pieces": ("bytes_of_tokens",),
+    "speed": (
+        "held_precision",
+        "pass_bytes",
+        "time_layers",
+        "time_passes",
+        "time_tokens",
+    ),
+    "heads": (
+        "WayTimes",
+        "differences",
+        "extra_memory",
+        "in_rows",
+        "repeat_and_attend",
+        "time_heads",
+        "time_rows",
+        "time_ways",
+    ),
+    "merged_heads": (
+        "count_arithmetic",
+        "fewer_heads",
+    ),
+    "windows": (
+        "SlotOrderCache",
+        "answer",
+        "compare_windows",
+        "generate_padded",
+        "measure_influence",
+        "only_layers",
+        "reaction",
+        "read_story",
+        "recall_by_distance",
+        "with_window",
+    ),
+    "window_costs": (
+        "interleaved_cache_bytes",
+        "one_thread",
+        "time_next_token",
+        "time_prompts",
+        "times_as_long",
+    ),
+    "window_limits": (
+        "by_position",
+        "evict_first_tokens",
+        "first_token_share",
+        "joined_blocks",
+        "recall_when_cut",
+        "token_losses",
+    ),
+    "records": (
+        "WindowsRecord",
+        "read_windows_record",
+    ),
+}
+STANDS_IN = {name: module for module, names in NAMES.items() for name in names}
 
 __all__ = sorted(STANDS_IN)
 

@@ -3,13 +3,15 @@
 from .base import Explorer, moving_slider
 from .experts import routed_text
 from .guess import Guess
+from .heads import kept_squares
 from .loop import loop_picture, token_loop
 from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
+from .relay import relay
 from .sizes import head_groups, memory_plan
 from .tuning import adapter_rank
-from .windows import mask_and_reach, ring_cache
+from .windows import ring_cache
 
 __all__ = [
     "Explorer",
@@ -18,11 +20,12 @@ __all__ = [
     "four_bits",
     "guesses_by_layer",
     "head_groups",
+    "kept_squares",
     "loop_picture",
-    "mask_and_reach",
     "memory_plan",
     "moving_slider",
     "next_token",
+    "relay",
     "ring_cache",
     "routed_text",
     "split_model",

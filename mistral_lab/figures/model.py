@@ -186,5 +186,6 @@ def plot_guesses(
     label_rows(ax, names, room=0.6)
     ax.set_xlim(0, 1.45)  # room for the text beside the longest bar
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.spines["bottom"].set_bounds(0, 1)  # a probability is never more
     ax.set_xlabel("probability of the likeliest next token (grey: not the final answer)")
     return ax

@@ -1,4 +1,7 @@
-"""`python -m mistral_lab.training`: train the bundled models, trace the router, try ranks, measure, write the card."""
+"""`python -m mistral_lab.training`: train the bundled models, record what lessons show of others, write the card.
+
+Recorded are a model with interleaved windows, the router while it trains, and adapters of many ranks.
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -22,11 +26,11 @@ from transformers import (
 from .. import checkpoints
 from ..files import write_json, write_whole
 from ..measure import processor
-from . import card
+from . import card, windows
 from .adapter_ranks import as_json, measure_ranks
 from .corpus import KINDS
 from .evaluation import held_out
-from .recipes import RECIPES, SHAPE, TRACES, Recipe
+from .recipes import INTERLEAVED, RECIPES, SHAPE, TRACES, Recipe
 from .tokenizer import train_tokenizer
 from .traces import LoadTrace
 from .trainer import Blocks, export, train
@@ -69,10 +73,48 @@ def prepare(folder: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) ->
         raise ValueError(f"{folder} holds checkpoints of another recipe: delete it to train {recipe.name} as it is now")
 
 
+def train_and_export(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, folder: Path, exported: Path, runs: Path
+) -> None:
+    """Train a recipe, or go on where its run stopped; write the model, and the run's facts among those in `runs`.
+
+    Args:
+        recipe: what to train.
+        tokenizer: the tokenizer of the model.
+        folder: where checkpoints go.
+        exported: where the model goes.
+        runs: the file with the facts of all runs, as `card.render` takes them.
+    """
+    prepare(folder, recipe, tokenizer)
+    clock = Clock(folder / "run.json")
+    export(train(recipe, tokenizer, folder, callbacks=[clock]), tokenizer, exported)
+    known = json.loads(runs.read_text()) if runs.exists() else {}
+    write_json(runs, known | {recipe.name: json.loads(clock.path.read_text())})
+
+
+def record_windows(bundled: Path, interleaved: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Measure the model with interleaved windows beside the shipped ones, and return the record as JSON.
+
+    Args:
+        bundled: the folder of the shipped models.
+        interleaved: the model that is recorded.
+        tokenizer: the tokenizer of all of them.
+    """
+    folders = {name: bundled / name for name in RECIPES} | {INTERLEAVED.name: interleaved}
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval() for name, folder in folders.items()
+    }
+    encoded, asked = (held_out(tokenizer, count) for count in (card.DOCUMENTS, card.RECALL_DOCUMENTS))
+    for_the_card = card.measure_model(models[INTERLEAVED.name], tokenizer, encoded, asked)
+    found = windows.measure_windows(models, tokenizer, documents=card.DOCUMENTS, asked=card.RECALL_DOCUMENTS)
+    return windows.as_json(found, for_the_card=for_the_card)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Train what the command line names, then measure both models and write the card."""
+    """Train what the command line names, then measure the models and write the card."""
     parser = argparse.ArgumentParser(prog="python -m mistral_lab.training", description=__doc__)
-    parser.add_argument("--only", choices=[*RECIPES, "traces", "ranks", "card"], help="do one part (default: all)")
+    parts = [*RECIPES, INTERLEAVED.name, "traces", "ranks", "card"]
+    parser.add_argument("--only", choices=parts, help="do one part (default: all)")
     parser.add_argument(
         "--work", type=Path, default=Path("build/training"), help="where checkpoints go (default: %(default)s)"
     )
@@ -82,12 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
     runs = BUNDLED / "runs.json"
     for name, recipe in RECIPES.items():
         if options.only in (None, name):
-            folder = options.work / name
-            prepare(folder, recipe, tokenizer)
-            clock = Clock(folder / "run.json")
-            export(train(recipe, tokenizer, folder, callbacks=[clock]), tokenizer, BUNDLED / name)
-            known = json.loads(runs.read_text()) if runs.exists() else {}
-            write_json(runs, known | {name: json.loads(clock.path.read_text())})
+            train_and_export(recipe, tokenizer, options.work / name, BUNDLED / name, runs)
+    if options.only in (None, INTERLEAVED.name):  # its weights stay in the working folder; the record is shipped
+        folder = options.work / INTERLEAVED.name
+        train_and_export(INTERLEAVED, tokenizer, folder, folder / "model", runs)
+        (BUNDLED / "traces").mkdir(exist_ok=True)
+        write_whole(BUNDLED / "traces" / "windows.json", record_windows(BUNDLED, folder / "model", tokenizer))
     if options.only in (None, "traces"):
         (BUNDLED / "traces").mkdir(exist_ok=True)
         for name, recipe in TRACES.items():

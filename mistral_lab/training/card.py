@@ -1,4 +1,7 @@
-"""The model card: every number in it is measured here, on the checkpoints as they are shipped."""
+"""The model card: its numbers are measured here, on the checkpoints as they are shipped.
+
+What it says of the model that is not shipped stands in the record of the run that trained it.
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import evaluation
+from . import evaluation, windows
 from .corpus import KINDS
-from .recipes import RECIPES
+from .evaluation import Encoded
+from .recipes import INTERLEAVED, RECIPES
 
 PROMPTS = (
     "My favourite condiment is",
@@ -21,8 +25,26 @@ DOCUMENTS, RECALL_DOCUMENTS, SUMS = 600, 1_800, 300
 BASELINES, BASELINE_DOCUMENTS = {"unigram": 1, "5-gram": 5}, 32_000
 
 
+def measure_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], asked: list[Encoded]
+) -> dict:
+    """Measure what the card says of every model: its loss on some documents, and the names that it recalls in others.
+
+    With its sight cut to 64 tokens a model can only guess a name that lies further back.
+    """
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": evaluation.by_kind(encoded, evaluation.losses(model, encoded)),
+        "recall": evaluation.recall(model, tokenizer, asked),
+        "blind recall": evaluation.recall(model, tokenizer, asked, context=64),
+    }
+
+
 def measure(folder: Path) -> dict:
-    """Measure everything that the card says of both models, as nested dicts for `render`."""
+    """Measure everything that the card says of the shipped models, as nested dicts for `render`.
+
+    What it says of the model that is not shipped is read from the record in `folder`.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny-mistral")
     encoded = evaluation.held_out(tokenizer, DOCUMENTS)
     asked = evaluation.held_out(tokenizer, RECALL_DOCUMENTS)
@@ -32,19 +54,16 @@ def measure(folder: Path) -> dict:
         "baseline tokens": counted.tokens_counted,
         "baselines": {label: evaluation.by_kind(encoded, nats) for label, nats in baselines.items()},
         "models": {},
+        "not shipped": windows.read_card(json.loads((folder / "traces" / "windows.json").read_text(encoding="utf-8"))),
     }
     for name in RECIPES:
         model = AutoModelForCausalLM.from_pretrained(folder / name, dtype="float32").eval()
         nats = evaluation.losses(model, encoded)
-        results["models"][name] = {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "loss": evaluation.by_kind(encoded, nats),
+        results["models"][name] = measure_model(model, tokenizer, encoded, asked) | {
             "gain": {
                 label: evaluation.by_kind(encoded, [b - n for b, n in zip(values, nats, strict=True)])
                 for label, values in baselines.items()
             },
-            "recall": evaluation.recall(model, tokenizer, asked),
-            "blind recall": evaluation.recall(model, tokenizer, asked, context=64),
             "sums": evaluation.right_sums(model, tokenizer, SUMS),
             "texts": {prompt: complete(model, tokenizer, prompt) for prompt in PROMPTS},
         }
@@ -72,16 +91,17 @@ def render(results: dict, runs: dict[str, dict]) -> str:
         runs: for each model what its training wrote to `run.json`: seconds, threads, processor, torch.
     """
     models = results["models"]
+    everyone = models | {INTERLEAVED.name: results["not shipped"]}
     training = [
-        [f"`{name}`", f"{models[name]['parameters']:,}", f"{recipe.steps:,}"]
+        [f"`{name}`", f"{everyone[name]['parameters']:,}", f"{recipe.steps:,}"]
         + [f"{recipe.steps * recipe.batch_size * recipe.length:,}", str(recipe.seed)]
         + [f"{runs[name]['seconds'] / 60:.0f}", str(runs[name]["threads"])]
         + [f"{runs[name]['processor']}, torch {runs[name]['torch']}"]
-        for name, recipe in RECIPES.items()
+        for name, recipe in (RECIPES | {INTERLEAVED.name: INTERLEAVED}).items()
     ]
     losses = [
         [kind, *(f"{results['baselines'][label][kind].mean:.2f}" for label in BASELINES)]
-        + [f"{model['loss'][kind].mean:.2f}" for model in models.values()]
+        + [f"{model['loss'][kind].mean:.2f}" for model in everyone.values()]
         for kind in KINDS
     ]
     gains = [
@@ -92,7 +112,7 @@ def render(results: dict, runs: dict[str, dict]) -> str:
     recalls = [
         [f"`{name}`", label, str(row.asked), _percent(row.right)]
         + [_percent(model["blind recall"][label].right), f"{row.chance:.3%}"]
-        for name, model in models.items()
+        for name, model in everyone.items()
         for label, row in model["recall"].items()
     ]
     routing = results["routing"]
@@ -117,8 +137,8 @@ def render(results: dict, runs: dict[str, dict]) -> str:
                 LOSS_TEXT.format(
                     documents=DOCUMENTS, counted=BASELINE_DOCUMENTS, millions=results["baseline tokens"] / 1e6
                 ).strip(),
-                _table("|".join(["kind", *BASELINES, *(f"`{name}`" for name in models)]), losses),
-                "What each model gains on each baseline, in nats per token, with the interval.",
+                _table("|".join(["kind", *BASELINES, *(f"`{name}`" for name in everyone)]), losses),
+                "What each shipped model gains on each baseline, in nats per token, with the interval.",
                 _table("|".join(["model", "gain on", *KINDS]), gains),
                 "## Recall of unseen names",
                 RECALL_TEXT.format(documents=RECALL_DOCUMENTS).strip(),
@@ -156,6 +176,12 @@ per token, no window) are real checkpoints in Hugging Face format, in bfloat16, 
 2,560 pieces. They were trained from scratch by `mistral_lab/training`; `make train` does it again. This page is
 written by the same command, from measurements of the files beside it.
 
+A third model, `tiny-interleaved` (`MinistralForCausalLM`), is measured beside them. It was trained as `tiny-mistral`
+was, with the same recipe, seed and texts; but the last of its four layers has no window, as every fourth has in
+Ministral. No lesson loads it, so its weights are not here: what was measured on them is in `traces/windows.json`. A
+model of one size with `tiny-mistral` and no window at all was not trained: `tiny-mixtral`, the only one without, is a
+mixture of experts, and differs in more than that.
+
 **Data.** An endless corpus written by a seeded program, in six kinds: English, French, Chinese, Python, arithmetic and
 JSON. Nobody's text was copied. In every document a name comes back, often far beyond the window. In each form of
 sentence about one pair of words in eight (given and family name, thing and place, the two numbers of a sum) is kept
@@ -164,14 +190,15 @@ out of training; the held-out split takes its pairs from those alone.
 LOSS_TEXT = """
 Nats per token on {documents} held-out documents. The baselines (Witten-Bell smoothing) counted {counted:,} training
 documents, {millions:.1f} million tokens. Intervals here and below are the middle 95 % of bootstrap resamples over
-documents.
+documents; where all answers are right, or none, resampling would have no width, and they are Wilson's.
 """
 RECALL_TEXT = """
 How often the whole name of a person, whose two words never stood together in training, is the first choice when it is
 due, on {documents:,} held-out documents. Distance is counted from the predicting token back to the nearest mention; the
 few beyond 252 are left out. A layer of `tiny-mistral` sees 63 tokens back; a name further away reached it through
-several layers. Two columns compare: the same questions with all but the last 64 tokens removed, and chance, where each
-answer is compared with the names of all other documents.
+several layers. In `tiny-interleaved` the last layer sees all of the text by itself. Two columns compare: the same
+questions with all but the last 64 tokens removed, and chance, where each answer is compared with the names of all other
+documents.
 """
 ROUTING_TEXT = """
 The least used expert of any layer carries {least} of the held-out assignments (an even share is 12.5 %). How far each

@@ -1,8 +1,11 @@
 """What the bundled models can do on held-out text, measured as the model card states it."""
 
+import math
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from .ngram import NGram
 from .scribe import Scribe
 
 RESAMPLES = 2000
+Z = NormalDist().inv_cdf(0.975)  # 95 % of a normal distribution lies within so many standard deviations
 RANGES = {"1 to 63": (1, 63), "64 to 128": (64, 128), "129 to 252": (129, 252)}
 
 
@@ -26,7 +30,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the bounds of the middle 95 % of its bootstrap resamples."""
+    """A mean, and the bounds between which 95 % of its uncertainty lies, from `bootstrap` or from `wilson`."""
 
     mean: float
     low: float
@@ -48,6 +52,36 @@ def bootstrap(values: np.ndarray, weights: np.ndarray | None = None) -> Interval
     means = (values * weights)[drawn].sum(1) / weights[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.average(values, weights=weights)), float(low), float(high))
+
+
+def wilson(right: int, asked: int) -> Interval:
+    """Estimate how uncertain a share of right answers is, with a width even where all or none are right.
+
+    Resampling 23 right answers can only give 23 right ones, so a bootstrap of them has no width, and that is false.
+
+    Equation: with p = right / asked, n = asked and z = 1.96, the bounds are
+    (p + z²/2n ± z · √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+
+    Args:
+        right: how many answers were right.
+        asked: of how many that do not depend on each other.
+
+    Returns:
+        the share, and its interval of 95 %.
+
+    Raises:
+        ValueError: nothing was asked, or `right` is not a part of it.
+
+    >>> str(wilson(23, 23)), str(wilson(0, 23)), str(wilson(5, 10))
+    ('1.00 (0.86 to 1.00)', '0.00 (0.00 to 0.14)', '0.50 (0.24 to 0.76)')
+    """
+    if not 0 <= right <= asked or asked < 1:
+        raise ValueError(f"{right} of {asked} right: expected at least one answer, and no more right than asked")
+    share = right / asked
+    middle, half = share + Z**2 / (2 * asked), Z * math.sqrt(share * (1 - share) / asked + (Z / (2 * asked)) ** 2)
+    low, high = ((middle + sign * half) / (1 + Z**2 / asked) for sign in (-1, 1))
+    return Interval(share, min(low, share), max(high, share))  # at 0 and 1 a bound may miss the share by a rounding
 
 
 def held_out(tokenizer: PreTrainedTokenizerBase, documents: int) -> list[Encoded]:
@@ -111,31 +145,39 @@ class Recall:
 
     Args:
         asked: the number of places where the name was due.
-        right: the share of these where the model predicted it.
+        hits: the number of these where the model predicted it.
+        right: their share.
         chance: the share where each prediction is compared with the names of all other documents instead.
     """
 
     asked: int
+    hits: int
     right: Interval
     chance: float
 
 
 def recall(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: list[Encoded], *, context: int | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[Encoded],
+    *,
+    context: int | None = None,
+    ranges: Mapping[str, tuple[int, int]] = RANGES,
 ) -> dict[str, Recall]:
     """Measure how often the model predicts the document's name, by the distance to its nearest earlier mention.
 
     A name counts only if all of its tokens are the model's first choice. The distance is counted from the token that
-    predicts the name; distances beyond the last of `RANGES` are left out. With `context`, the model sees only that many
+    predicts the name; distances outside all of `ranges` are left out. With `context`, the model sees only that many
     tokens before the answer: with 64 a name further back is out of sight, which shows what guessing alone achieves. The
-    intervals come from resampling documents.
+    intervals come from resampling documents; where all answers are right, or none, resampling cannot tell one from
+    certainty, and they are Wilson's.
     """
-    asked: dict[str, list[tuple[int, tuple, tuple]]] = {label: [] for label in RANGES}
+    asked: dict[str, list[tuple[int, tuple, tuple]]] = {label: [] for label in ranges}
     for number, text in enumerate(encoded):
         places = mentions(tokenizer, text)
         choice = None if context else next_token_logits(model, text.tokens).argmax(-1).tolist()
         for (source, _), (target, size) in pairwise(places):
-            label = next((key for key, (low, high) in RANGES.items() if low <= target - 1 - source <= high), None)
+            label = next((key for key, (low, high) in ranges.items() if low <= target - 1 - source <= high), None)
             if label is None:
                 continue
             if context:
@@ -159,7 +201,9 @@ def _score(questions: list[tuple[int, tuple, tuple]]) -> Recall:
     for number, guess, _ in questions:
         pairs += len(questions) - len(hits[number])
         matches += answers[guess] - own[number, guess]
-    return Recall(len(questions), bootstrap(shares, sizes), matches / pairs if pairs else 0.0)
+    right = sum(sum(h) for h in hits.values())
+    interval = wilson(right, len(questions)) if right in (0, len(questions)) else bootstrap(shares, sizes)
+    return Recall(len(questions), right, interval, matches / pairs if pairs else 0.0)
 
 
 @torch.inference_mode()

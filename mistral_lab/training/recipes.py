@@ -1,9 +1,17 @@
-"""What is trained, and for how long: all numbers that shape the two bundled models."""
+"""What is trained, and for how long: all numbers that shape the bundled models, and those that are only recorded."""
 
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    MinistralConfig,
+    MinistralForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from .tokenizer import VOCAB_SIZE
 
@@ -28,10 +36,11 @@ SHAPE = dict(
 class Recipe:
     """One training run.
 
-    A step takes `batch_size` blocks of `length` tokens. In the first `ramp` steps names come back sooner than they do
-    in the corpus, and the difference shrinks with every step (see `Blocks`). `balance` multiplies the router's
-    balancing loss, averaged over layers; that loss is 2 where every token goes to two experts and all are used evenly.
-    With a `balance` of 0 nothing balances the router.
+    The architecture is "mistral" (a window of 64 in each layer), "ministral" (the same, but the last of the four layers
+    has no window) or "mixtral" (no window, eight experts). A step takes `batch_size` blocks of `length` tokens. In the
+    first `ramp` steps names come back sooner than they do in the corpus, and the difference shrinks with every step
+    (see `Blocks`). `balance` multiplies the router's balancing loss, averaged over layers; that loss is 2 where every
+    token goes to two experts and all are used evenly. With a `balance` of 0 nothing balances the router.
     """
 
     name: str
@@ -51,6 +60,10 @@ class Recipe:
         torch.manual_seed(self.seed)
         if self.architecture == "mistral":
             model = MistralForCausalLM(MistralConfig(**SHAPE, intermediate_size=384, sliding_window=64))
+        elif self.architecture == "ministral":
+            layers = 3 * ["sliding_attention"] + ["full_attention"]
+            config = MinistralConfig(**SHAPE, intermediate_size=384, sliding_window=64, layer_types=layers)
+            model = MinistralForCausalLM(config)
         else:
             model = MixtralForCausalLM(
                 MixtralConfig(
@@ -91,6 +104,8 @@ RECIPES = {
     "tiny-mistral": Recipe("tiny-mistral", "mistral", steps=4600),
     "tiny-mixtral": Recipe("tiny-mixtral", "mixtral", steps=3200, balance=0.02),
 }
+# For the lesson on windows: it differs from tiny-mistral in the sight of its last layer alone. It is not shipped.
+INTERLEAVED = replace(RECIPES["tiny-mistral"], name="tiny-interleaved", architecture="ministral")
 # Two runs for the lesson on experts, on the corpus as it is. They differ in the balancing loss alone.
 SHORT = Recipe("trace-balanced", "mixtral", steps=300, batch_size=4, warmup_steps=30, ramp=1, balance=0.02)
 TRACES = {"balanced": SHORT, "unbalanced": replace(SHORT, name="trace-unbalanced", balance=0.0)}
