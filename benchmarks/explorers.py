@@ -23,7 +23,7 @@ from importlib.resources import files
 import ipywidgets as widgets
 import torch
 
-from mistral_lab import explorers, load
+from mistral_lab import experiments, explorers, load
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
 TEXTS = tuple(STORY[:end] for end in range(4, len(STORY), 3))
@@ -53,7 +53,13 @@ def adapter_rank() -> explorers.Explorer:
     return explorers.adapter_rank(json.loads(record.read_text(encoding="utf-8")))
 
 
+def token_loop() -> explorers.Explorer:
+    """The loop of lesson 1, with the prompt that it has there."""
+    return explorers.token_loop(experiments.follow_tokens(loaded("tiny-mistral"), "My favourite condiment is"))
+
+
 MAKERS: dict[str, Callable[[], explorers.Explorer]] = {
+    "token_loop": token_loop,
     "next_token": next_token,
     "guesses_by_layer": guesses_by_layer,
     "head_groups": explorers.head_groups,

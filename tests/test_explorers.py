@@ -16,7 +16,7 @@ import torch
 from figure_checks import check_whole
 from matplotlib.colors import to_hex
 
-from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
+from mistral_lab import PRESETS, experiments, explorers, figures, load, memory, moe, nf4
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
 from mistral_lab.explorers.windows import STEPS
@@ -62,6 +62,7 @@ MAKERS = {
     "memory_plan": lambda get: explorers.memory_plan(),
     "adapter_rank": lambda get: explorers.adapter_rank(get("record")),
     "split_model": lambda get: explorers.split_model(),
+    "token_loop": lambda get: explorers.token_loop(experiments.follow_tokens(get("dense"), "My name is")),
 }
 
 
