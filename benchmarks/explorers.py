@@ -54,8 +54,8 @@ def adapter_rank() -> explorers.Explorer:
 
 
 def token_loop() -> explorers.Explorer:
-    """The loop of a model, as lesson 1 shows it."""
-    return explorers.token_loop(experiments.follow_tokens(loaded("tiny-mistral"), STORY[:26]))
+    """The loop of lesson 1, with the prompt that it has there."""
+    return explorers.token_loop(experiments.follow_tokens(loaded("tiny-mistral"), "My favourite condiment is"))
 
 
 MAKERS: dict[str, Callable[[], explorers.Explorer]] = {

@@ -73,6 +73,7 @@ MAKERS = {
     "memory_plan": lambda get: explorers.memory_plan(),
     "adapter_rank": lambda get: explorers.adapter_rank(get("record")),
     "split_model": lambda get: explorers.split_model(),
+    "token_loop": lambda get: explorers.token_loop(experiments.follow_tokens(get("dense"), "My name is")),
 }
 
 
