@@ -55,6 +55,7 @@ MAKERS = {
     "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
     "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
     "head_groups": lambda get: explorers.head_groups(),
+    "kept_squares": lambda get: explorers.kept_squares(),
     "mask_and_reach": lambda get: explorers.mask_and_reach(),
     "ring_cache": lambda get: explorers.ring_cache(),
     "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),

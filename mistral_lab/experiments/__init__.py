@@ -16,20 +16,16 @@ STANDS_IN: dict[str, str] = {
     "time_layers": "speed",
     "time_passes": "speed",
     "time_tokens": "speed",
-    **dict.fromkeys(
-        [
-            "WayTimes",
-            "differences",
-            "extra_memory",
-            "in_rows",
-            "repeat_and_attend",
-            "time_heads",
-            "time_rows",
-            "time_ways",
-        ],
-        "heads",
-    ),
-    **dict.fromkeys(["count_arithmetic", "fewer_heads"], "merged_heads"),
+    "WayTimes": "heads",
+    "count_arithmetic": "merged_heads",
+    "differences": "plugged_in",
+    "extra_memory": "heads",
+    "fewer_heads": "merged_heads",
+    "in_rows": "heads",
+    "repeat_and_attend": "heads",
+    "time_heads": "heads",
+    "time_rows": "heads",
+    "time_ways": "heads",
 }  # each function with the module of this folder in which it stands
 
 __all__ = sorted(STANDS_IN)

@@ -33,14 +33,20 @@ MOST_NAMED = 16  # heads of which each has room for its number
 
 
 @mpl.rc_context(STYLE)
-def draw_wall(tokens: Sequence[str], *, n_heads: int, sizes_bytes: tuple[float, float], text: str) -> Figure:
+def draw_wall(
+    *,
+    sizes_bytes: Sequence[float],
+    text: str,
+    tokens: Sequence[str] = ("My", "favourite", "condiment", "is", "mu"),
+    n_heads: int = 32,
+) -> Figure:
     """Draw what one layer keeps if every query head remembers for itself: a wall of keys and values.
 
     Args:
+        sizes_bytes: of the model's weights, and of all keys and values of a long text: two bars to one scale.
+        text: how long that text is, as in "32,768 tokens".
         tokens: the text so far, the newest last; it asks.
         n_heads: query heads, each with keys and values of its own.
-        sizes_bytes: of the model's weights, and of all its keys and values for a long text: two bars to one scale.
-        text: how long that text is, as in "32,768 tokens".
     """
     pitch, left, top = 0.43, 2.1, 5.2
     figure, [ax] = new_stage(16, 6.75)
