@@ -162,10 +162,10 @@ def plot_row_times(rows: Sequence[int], runs_s: Mapping[str, np.ndarray], *, ax:
         rows: (n,) queries per head.
         runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest.
     """
+    runs_s = {name: as_positive("runs_s", runs, (len(rows), np.shape(runs)[1])) for name, runs in runs_s.items()}
     ax = axes_or_new(ax, height_in=2.8)
     medians = {dtype: 1e3 * np.median(runs, axis=1)[-1] for dtype, runs in runs_s.items()}
     for number, (dtype, runs) in enumerate(runs_s.items()):
-        runs = as_positive("runs_s", runs, (len(rows), np.shape(runs)[1]))
         bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
         colour, look = (MEASURED, "o-") if number == 0 else (QUIET, "s:")
         places = np.asarray(rows) * 1.04**number  # side by side, so that their bars do not cover each other
