@@ -109,6 +109,8 @@ def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
 
 
 def test_the_picture_that_is_kept_is_the_one_on_the_screen(untouched):
+    if untouched._repr_mimebundle_()[0]["text/plain"] != untouched.sentence:
+        pytest.skip("a still of its own stands for it")
     kept, live = pixels(untouched._repr_mimebundle_()[0]["image/png"]), pixels(untouched.png)
     assert kept.shape == live.shape
     assert np.abs(kept.astype(int) - live).mean() < 1  # of 255: 256 colours are kept
