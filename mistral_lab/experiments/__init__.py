@@ -6,27 +6,63 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {
-    "WindowsRecord": "records",
-    "read_windows_record": "records",
-    "bytes_of_tokens": "pieces",
-    "follow_tokens": "loop",
-    "held_precision": "speed",
-    "pass_bytes": "speed",
-    "time_layers": "speed",
-    "time_passes": "speed",
-    "time_tokens": "speed",
-    "WayTimes": "heads",
-    "count_arithmetic": "merged_heads",
-    "differences": "plugged_in",
-    "extra_memory": "heads",
-    "fewer_heads": "merged_heads",
-    "in_rows": "heads",
-    "repeat_and_attend": "heads",
-    "time_heads": "heads",
-    "time_rows": "heads",
-    "time_ways": "heads",
-}  # each function with the module of this folder in which it stands
+NAMES = {  # of each module of this folder
+    "loop": ("follow_tokens",),
+    "pieces": ("bytes_of_tokens",),
+    "speed": (
+        "held_precision",
+        "pass_bytes",
+        "time_layers",
+        "time_passes",
+        "time_tokens",
+    ),
+    "heads": (
+        "WayTimes",
+        "extra_memory",
+        "in_rows",
+        "repeat_and_attend",
+        "time_heads",
+        "time_rows",
+        "time_ways",
+    ),
+    "plugged_in": ("differences",),
+    "merged_heads": (
+        "count_arithmetic",
+        "fewer_heads",
+    ),
+    "windows": (
+        "SlotOrderCache",
+        "answer",
+        "compare_windows",
+        "generate_padded",
+        "measure_influence",
+        "only_layers",
+        "reaction",
+        "read_story",
+        "recall_by_distance",
+        "with_window",
+    ),
+    "window_costs": (
+        "interleaved_cache_bytes",
+        "one_thread",
+        "time_next_token",
+        "time_prompts",
+        "times_as_long",
+    ),
+    "window_limits": (
+        "by_position",
+        "evict_first_tokens",
+        "first_token_share",
+        "joined_blocks",
+        "recall_when_cut",
+        "token_losses",
+    ),
+    "records": (
+        "WindowsRecord",
+        "read_windows_record",
+    ),
+}
+STANDS_IN = {name: module for module, names in NAMES.items() for name in names}
 
 __all__ = sorted(STANDS_IN)
 

@@ -8,9 +8,10 @@ from .loop import loop_picture, token_loop
 from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
+from .relay import relay
 from .sizes import head_groups, memory_plan
 from .tuning import adapter_rank
-from .windows import mask_and_reach, ring_cache
+from .windows import ring_cache
 
 __all__ = [
     "Explorer",
@@ -19,12 +20,12 @@ __all__ = [
     "four_bits",
     "guesses_by_layer",
     "head_groups",
-    "loop_picture",
     "kept_squares",
-    "mask_and_reach",
+    "loop_picture",
     "memory_plan",
     "moving_slider",
     "next_token",
+    "relay",
     "ring_cache",
     "routed_text",
     "split_model",

@@ -52,6 +52,8 @@ from .nf4 import (
     plot_quantiles,
     plot_rounded_block,
 )
+from .relay import plot_lost_name, plot_relay, relay_height
+from .rings import plot_double_write, plot_padded_ring, plot_ring, plot_ring_text
 from .speed import plot_layer_times, plot_passes, plot_times
 from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places
@@ -65,7 +67,7 @@ from .tuning import (
     plot_ranks,
     plot_training,
 )
-from .windows import plot_by_range, plot_growth, plot_influence, plot_mask, plot_positions, plot_ring, plot_slots
+from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_mask, plot_recall
 
 __all__ = [
     "COLOURS",
@@ -108,10 +110,12 @@ __all__ = [
     "plot_budget",
     "plot_by_range",
     "plot_bytes",
+    "plot_cache_bytes",
     "plot_changed",
     "plot_code_shares",
     "plot_codebooks",
     "plot_coloured_tokens",
+    "plot_double_write",
     "plot_error_map",
     "plot_errors_by_block",
     "plot_expert_traffic",
@@ -131,25 +135,28 @@ __all__ = [
     "plot_longest",
     "plot_loop",
     "plot_loss_changes",
+    "plot_lost_name",
     "plot_mask",
     "plot_next_tokens",
+    "plot_padded_ring",
     "plot_parameters",
     "plot_part_times",
     "plot_passes",
     "plot_pieces",
     "plot_placement",
-    "plot_positions",
     "plot_quantiles",
     "plot_rank_choice",
     "plot_ranks",
     "plot_read",
+    "plot_recall",
     "plot_received",
+    "plot_relay",
     "plot_repeats",
     "plot_ring",
+    "plot_ring_text",
     "plot_rounded_block",
     "plot_route",
     "plot_row_times",
-    "plot_slots",
     "plot_stream",
     "plot_times",
     "plot_touched",
@@ -157,6 +164,7 @@ __all__ = [
     "plot_training",
     "plot_way",
     "plot_ways",
+    "relay_height",
     "render",
     "show",
     "to_png",

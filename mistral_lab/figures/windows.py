@@ -1,15 +1,15 @@
-"""Pictures of the sliding window: who sees whom, how far a stack sees, what a ring holds, what it costs and saves."""
+"""Charts of the sliding window: who sees whom, how far a stack sees, who is recalled, what it costs and saves."""
 
 from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle, Wedge
+from matplotlib.patches import Rectangle
 
 from .arrays import as_amount_intervals, as_amounts, as_positive
 from .canvas import axes_or_new
+from .language import KEY, QUERY, VALUE, draw_guess
 from .style import (
     COLOURS,
     FADED,
@@ -21,12 +21,11 @@ from .style import (
     doubling_axis,
     hide_frame,
     legend_above,
-    readable_on,
-    shade,
 )
 
 VISIBLE, MARKED = COLOURS[4], COLOURS[2]  # a key that may be seen; the cell or row to look at
 WAY_COLOURS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9])
+RECALL_COLOURS = (MEASURED, KEY, QUERY, VALUE)
 SERIES_COLOURS = (INK, COLOURS[2], COLOURS[4], COLOURS[8])  # for lines that do not compare measured with predicted
 MARKERS = "osv^"
 
@@ -88,108 +87,6 @@ def plot_influence(
     ax.set_ylabel(f"{unit}\n(logarithmic axis)")
     ax.grid(axis="y")
     legend_above(ax, columns=len(names))
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_slots(positions: np.ndarray, *, written: np.ndarray, window: int, ax: Axes | None = None) -> Axes:
-    """Draw what every slot of a ring holds, a row per step, with a frame around the slots that the step wrote.
-
-    Args:
-        positions: (steps, slots) whole numbers, the position that a slot holds, -1 where it is empty.
-        written: (steps, slots) bool.
-        window: slots that are drawn as one ring, for the axis.
-    """
-    positions, written = np.asarray(positions), np.asarray(written)
-    if positions.ndim != 2 or positions.shape != written.shape or written.dtype != bool:
-        raise ValueError(
-            f"positions has shape {positions.shape}, written {written.shape} in {written.dtype}: "
-            "expected the same (steps, slots), written as bool"
-        )
-    steps, slots = positions.shape
-    ax = axes_or_new(ax, height_in=0.9 + 0.2 * steps)
-    newest = max(1, positions.max())
-    for step, slot in np.ndindex(steps, slots):
-        held = positions[step, slot]
-        colour = _position_colour(held, newest)
-        ax.add_patch(Rectangle((slot - 0.5, step - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
-        if held >= 0:
-            ax.text(slot, step, str(held), ha="center", va="center", fontsize=9, color=readable_on(colour))
-        if written[step, slot]:
-            ax.add_patch(
-                Rectangle((slot - 0.45, step - 0.45), 0.9, 0.9, fill=False, edgecolor=MARKED, linewidth=2.5, zorder=3)
-            )
-    ax.set_xlim(-0.5, slots - 0.5)
-    ax.set_ylim(steps - 0.5, -0.5)
-    ax.set_xticks(range(slots), [str(slot % window) for slot in range(slots)])
-    ax.set_yticks(range(steps))
-    ax.set_xlabel("slot (grey: empty; framed: written in this step; the number is the position it holds)")
-    ax.set_ylabel("token")
-    hide_frame(ax)
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_ring(held: np.ndarray, *, written: int, longest: int, ax: Axes) -> Axes:
-    """Draw a ring of slots, clockwise from the top, each with the position it holds and a frame around one.
-
-    Args:
-        held: (W,) whole numbers, the position in each slot, -1 where it is empty.
-        written: the slot to frame.
-        longest: the position with the last colour.
-    """
-    held = np.asarray(held)
-    if held.ndim != 1 or not 0 <= written < len(held):
-        raise ValueError(f"held has shape {held.shape} and written is {written}: expected (W,), and one of its slots")
-    turn = 360 / len(held)
-    for slot, position in enumerate(held):
-        colour = _position_colour(position, longest)
-        start = 90 - (slot + 1) * turn
-        ax.add_patch(Wedge((0, 0), 1, start, start + turn, width=0.45, facecolor=colour, edgecolor="white"))
-        angle = np.radians(start + turn / 2)
-        if position >= 0:
-            place = 0.775 * np.cos(angle), 0.775 * np.sin(angle)
-            ax.text(*place, str(position), ha="center", va="center", color=readable_on(colour))
-        side = "center" if abs(np.cos(angle)) < 0.3 else "left" if np.cos(angle) > 0 else "right"
-        place = 1.09 * np.cos(angle), 1.13 * np.sin(angle)
-        ax.text(*place, f"slot {slot}", ha=side, va="center", fontsize=9)
-    start = 90 - (written + 1) * turn
-    ax.add_patch(Wedge((0, 0), 1, start, start + turn, width=0.45, fill=False, edgecolor=MARKED, linewidth=2.5))
-    ax.set_aspect("equal")
-    ax.set_xlim(-1.6, 1.6)
-    ax.set_ylim(-1.3, 1.3)
-    ax.axis("off")
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_positions(visible: np.ndarray, *, newest: int, title: str, per_row: int = 8, ax: Axes) -> Axes:
-    """Draw all positions of a text as cells: in colour if they can be seen, empty if they are still to come, else grey.
-
-    Args:
-        visible: (T,) bool.
-        newest: the position that is framed; what comes after it is empty.
-        title: what the colours are.
-        per_row: cells in a row.
-    """
-    visible = np.asarray(visible)
-    if visible.ndim != 1 or visible.dtype != bool or not 0 <= newest < len(visible):
-        raise ValueError(
-            f"visible has shape {visible.shape} in {visible.dtype}, newest is {newest}: expected bool (T,), one of T"
-        )
-    for position, seen in enumerate(visible):
-        row, column = divmod(position, per_row)
-        colour = "white" if position > newest else _position_colour(position if seen else -1, len(visible) - 1)
-        edge = FADED if position > newest else "white"
-        ax.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, facecolor=colour, edgecolor=edge))
-        ink = "#8c8c8c" if position > newest else readable_on(colour)
-        ax.text(column, row, str(position), ha="center", va="center", color=ink)
-    row, column = divmod(newest, per_row)
-    ax.add_patch(Rectangle((column - 0.46, row - 0.4), 0.92, 0.8, fill=False, edgecolor=MARKED, linewidth=2.5))
-    ax.set_xlim(-0.6, per_row - 0.4)
-    ax.set_ylim((len(visible) - 1) // per_row + 0.6, -0.6)
-    ax.axis("off")
-    ax.set_title(title)
     return ax
 
 
@@ -282,6 +179,87 @@ def plot_by_range(
     return ax
 
 
-def _position_colour(position: int, longest: int) -> str:
-    """The colour of a position, `longest` having the last one; grey where there is none, -1."""
-    return FADED if position < 0 else shade(Normalize(0, longest)(position))
+@mpl.rc_context(STYLE)
+def plot_recall(
+    distances: Sequence[float],
+    shares: np.ndarray,
+    *,
+    names: Sequence[str],
+    hop: int,
+    hops: int,
+    bounds: np.ndarray | None = None,
+    guess: float | None = None,
+    guess_label: str = "a guess",
+    unit: str = "share of names recalled",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw how many names are recalled by how far back they stand, over the hops that a relay would take.
+
+    Args:
+        distances: (n,) tokens back, ascending.
+        shares: (series, n) from 0 to 1, measured; NaN where nothing was asked.
+        names: of the series, at most four; each stands beside its line's fall.
+        hop: tokens of one hop, W - 1.
+        hops: layers; a line stands after each hop, the last one labelled "at most".
+        bounds: (2, series, n), the ends of the intervals; None draws none.
+        guess, guess_label: a distance that was guessed, and whose guess it is.
+        unit: the label of the vertical axis.
+    """
+    distances, shares = np.asarray(distances, dtype=float), np.asarray(shares, dtype=float)
+    if shares.shape != (len(names), len(distances)) or (bounds is not None and np.shape(bounds) != (2, *shares.shape)):
+        raise ValueError(
+            f"shares has shape {shares.shape}: expected {(len(names), len(distances))}, a row for each name and a "
+            "column for each distance, and bounds as (2, rows, columns)"
+        )
+    if np.nanmin(shares) < 0 or np.nanmax(shares) > 1:
+        raise ValueError(f"shares go from {np.nanmin(shares)} to {np.nanmax(shares)}: expected 0 to 1")
+    ax = axes_or_new(ax, height_in=3.2)
+    for number in range(1, hops + 1):
+        ax.axvline(hop * number, color=FADED, linewidth=1.2, zorder=1)
+        text = (
+            f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most: {number} hops, {hop * number} tokens"
+        )
+        ax.annotate(text, (hop * number, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points")
+    looks = zip(names, MARKERS[: len(names)], RECALL_COLOURS[: len(names)], strict=True)
+    for series, (name, marker, colour) in enumerate(looks):
+        line = shares[series]
+        ax.plot(distances, line, f"{marker}-", color=colour, markersize=5, linewidth=1.5, label=name, zorder=3)
+        if bounds is not None:
+            low, high = bounds[0][series], bounds[1][series]
+            ax.fill_between(distances, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+    if guess is not None:
+        draw_guess(ax, guess, 0, label=guess_label)
+    ax.set_ylim(-0.04, 1.06)
+    ax.set_xlim(0, 1.02 * max(distances.max(), hop * hops + 45, guess or 0))
+    ax.set_xlabel("tokens back to the name")
+    ax.set_ylabel(unit)
+    ax.legend(loc="center left", bbox_to_anchor=(0.02, 0.45), frameon=True, facecolor="white", edgecolor="white")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_cache_bytes(
+    contexts: Sequence[int], gib: np.ndarray, *, names: Sequence[str], free: Sequence[tuple[str, float]], ax=None
+) -> Axes:
+    """Draw how caches grow with the text, computed, on two logarithmic axes, with lines for what machines have left.
+
+    Args:
+        contexts: (n,) tokens, ascending.
+        gib: (models, n).
+        names: of the models, at most four, each written at the end of its line.
+        free: name and GiB of each limit.
+    """
+    gib = as_positive("gib", gib, (len(names), len(contexts)))
+    ax = axes_or_new(ax, height_in=3.6)
+    for line, name, marker, colour in zip(gib, names, MARKERS, RECALL_COLOURS, strict=False):
+        ax.plot(contexts, line, f"{marker}--", color=colour, markerfacecolor="white", markersize=6)
+        ax.annotate(name, (contexts[-1], line[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+    for label, amount in free:
+        ax.axhline(amount, color=INK, linewidth=1)
+        ax.annotate(label, (contexts[0], amount), (0, 3), textcoords="offset points", fontsize=9)
+    doubling_axis(ax, contexts)
+    decade_axis(ax.yaxis)
+    ax.set_xlabel("tokens of text (logarithmic axis)")
+    ax.set_ylabel("GiB of keys and values, 16 bits\n(logarithmic axis)")
+    ax.grid(axis="y")
+    return ax
