@@ -49,13 +49,15 @@ def normal_codebook() -> torch.Tensor:
 
 
 def float_codebook() -> torch.Tensor:
-    """The sixteen values of FP4 as bitsandbytes has it: one bit of sign, two of exponent, one of mantissa.
+    """The sixteen values that bitsandbytes calls FP4: one bit of sign, two of exponent, one of mantissa.
 
     The number 8 s + 2 e + m stands for (1 + m/2) 2^(4 - e), negative where s = 1; where e = 0, it stands for m/16. A
     larger e means a smaller value. All are then divided by the largest, 12. Zero occurs with either sign, so there are
     fifteen different values.
 
     Source: `get_4bit_type` in bitsandbytes/functional.py.
+    Differs: other libraries and hardware mean E2M1 by FP4, which `e2m1_codebook` has; its smallest step is not 1/16 of
+        the next power but as long as the step above it.
 
     Returns:
         (16,) float32, in the order of their bits.
@@ -64,6 +66,28 @@ def float_codebook() -> torch.Tensor:
     [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]
     """
     magnitudes = [0.0, 1 / 16] + [(1 + mantissa / 2) * 2**power for power in (3, 2, 1) for mantissa in (0, 1)]
+    values = torch.tensor([sign * value for sign in (1, -1) for value in magnitudes])
+    return values / values.max()
+
+
+def e2m1_codebook() -> torch.Tensor:
+    """The sixteen values of E2M1, the four-bit floating-point number of the formats MXFP4 and NVFP4.
+
+    One bit of sign s, two of exponent e, one of mantissa m: the number 8 s + 2 e + m stands for (1 + m/2) 2^(e - 1),
+    negative where s = 1; where e = 0, it stands for m/2. All are then divided by the largest, 6. Zero occurs with
+    either sign, so there are fifteen different values.
+
+    Source: OCP Microscaling Formats (MX) Specification, version 1.0, section 5.3.3.
+    Differs: MXFP4 scales 32 values by a power of two, and NVFP4 16 by an eight-bit number. These are the values alone,
+        to be used with a float32 scale as the other codebooks here.
+
+    Returns:
+        (16,) float32, in the order of their bits.
+
+    >>> (6 * e2m1_codebook()[:8]).tolist()
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+    """
+    magnitudes = [0.0, 0.5] + [(1 + mantissa / 2) * 2**power for power in range(3) for mantissa in (0, 1)]
     values = torch.tensor([sign * value for sign in (1, -1) for value in magnitudes])
     return values / values.max()
 
@@ -91,7 +115,8 @@ def dynamic_codebook() -> torch.Tensor:
 
 
 CODEBOOK = normal_codebook()
-FP4_CODEBOOK = float_codebook()
+FP4_CODEBOOK = float_codebook()  # bitsandbytes' own
+E2M1_CODEBOOK = e2m1_codebook()  # what others call FP4
 DYNAMIC_CODEBOOK = dynamic_codebook()
 
 
@@ -143,7 +168,7 @@ def quantize(
         w: any shape, float32, bfloat16 or float16; n weights in all. The last block may be shorter.
         block_size: one of BLOCK_SIZES.
         double: store each absmax in eight bits, by `DYNAMIC_CODEBOOK`.
-        codebook: (16,) float32 in any order, CODEBOOK for NF4 or FP4_CODEBOOK.
+        codebook: (16,) float32 in any order, CODEBOOK for NF4, FP4_CODEBOOK for bitsandbytes' FP4, E2M1_CODEBOOK.
 
     Raises:
         TypeError: w is not a tensor, or has another dtype.

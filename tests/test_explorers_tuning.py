@@ -199,8 +199,10 @@ def test_beside_the_chosen_way_stand_those_that_this_number_of_devices_allows():
     bars = panels(explorer)[1].containers[0]
     by_hand = [3 * 8, 3 * 32 * 2 * 8, 3 * (65 * 2 * 8 + 32_000 * 2 / 1024)]  # KiB; a vector of 4,096 takes 8
     np.testing.assert_allclose([bar.get_width() for bar in bars], np.array(by_hand) / 4)
-    assert [to_hex(bar.get_facecolor()) == style.PREDICTED for bar in bars] == [False, True, False]
+    assert [to_hex(bar.get_edgecolor()) == style.PREDICTED for bar in bars] == [False, True, False]
     assert "all devices together receive 1.5 MiB, a device on average 384 KiB." in explorer.sentence
+    assert "384" in [text.get_text() for text in panels(explorer)[1].texts]  # the picture says what the sentence says
+    assert "mean per device" in panels(explorer)[1].get_xlabel()
     moved(explorer, devices=3)
     assert [label.get_text() for label in panels(explorer)[1].get_yticklabels()] == ["layers", "experts"]
     moved(explorer, devices=1)

@@ -11,14 +11,17 @@ from figure_checks import (
     no_figure_left_open,  # noqa: F401 - for all tests of this file
 )
 from matplotlib.colors import to_hex
+from matplotlib.patches import PathPatch
 
 from mistral_lab import figures
-from mistral_lab.figures import style
+from mistral_lab.figures import language, style
 
 LOGITS = np.array([1.0, -0.5, 2.0, 0.25])
 TOKENS = [1, 2, 4]
-RATES, SHUFFLED = [np.array([0.1, 0.3]), np.array([0.2])], np.array([np.nan, 0.15])
-TOUCHED = np.array([[2.0, 2.5, 3.0], [2.0, 3.0, 3.8]])
+RATES, SHUFFLED = [np.array([0.1, 0.3]), np.array([0.2, 0.25])], [None, np.array([0.15, 0.3])]
+TOUCHED, EXPECTED = np.array([2.0, 2.5, 3.0]), np.array([2.0, 3.0, 3.8])
+FEWER = np.array([[[0.0, -0.2, -0.1], [0.0, 0.1, 0.2]], [[0.0, -0.1, 0.0], [0.0, 0.2, 0.3]], [[0.0, 0.0, 0.1]] * 2])
+FEWER[2, 1] = [0.0, 0.3, 0.4]
 LOADS = np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])
 # Three tokens, two layers, two experts each; 0 in a slot, 1 guessed, 2 fetched.
 NEEDED = np.array([[[0, 3], [1, 2]], [[0, 1], [3, 2]], [[2, 0], [2, 1]]])
@@ -32,7 +35,11 @@ def route(ax=None):
 
 
 def touched(ax=None):
-    return figures.plot_touched(TOKENS, TOUCHED, TOUCHED[1], names=["in a row", "shuffled"], experts=4, ax=ax)
+    return figures.plot_touched(TOKENS, TOUCHED, EXPECTED, experts=4, ax=ax)
+
+
+def fewer(ax=None):
+    return figures.plot_fewer(TOKENS, *FEWER, names=["layer 0", "layer 3"], title="than shuffled", ax=ax)
 
 
 def way(ax=None):
@@ -40,7 +47,7 @@ def way(ax=None):
 
 
 def loads(ax=None):
-    return figures.plot_load_map(LOADS, names=["english", "python"], title="layer 0", ax=ax)
+    return figures.plot_load_map(LOADS, names=["english", "python"], title="layer 0", even=1 / 3, ax=ax)
 
 
 def repeats(ax=None):
@@ -65,7 +72,7 @@ def balance(ax=None):
     return figures.plot_balance([0, 10], SMALLEST, LARGEST, names=["with", "without"], even=0.25, ax=ax)
 
 
-@pytest.mark.parametrize("plot", [route, way, touched, loads, repeats, balance])
+@pytest.mark.parametrize("plot", [route, way, touched, fewer, loads, repeats, balance])
 class TestEveryPlot(EveryPlot):
     pass
 
@@ -74,39 +81,60 @@ def test_a_route_colours_the_chosen_and_gives_their_weights():
     ax = route()
     assert [bar.get_height() for bar in ax.patches] == LOGITS.tolist()
     colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
-    assert colours == [style.COLOURS[0], style.FADED, style.COLOURS[0], style.FADED]
+    assert colours == [language.EXPERTS[0], style.FADED, language.EXPERTS[2], style.FADED]
     assert [(text.xy[0], text.get_text()) for text in ax.texts] == [(2, "weight 0.73"), (0, "weight 0.27")]
 
 
-def test_a_way_leads_through_the_chosen_as_wide_as_their_weights():
+def test_a_way_leads_through_the_doors_of_the_chosen_as_wide_as_their_weights():
     ax = way()
-    lines = {line.get_ydata()[1]: line.get_linewidth() for line in ax.lines[1:]}
-    assert lines == {2: 1 + 4 * 0.75, 0: 1 + 4 * 0.25}
-    texts = {text.get_text(): text for text in ax.texts}
-    assert list(texts) == ["× 0.75", "× 0.25", "' to'", "router", *(f"expert {e}" for e in range(4)), "sum"]
-    assert (texts["× 0.75"].xy[1], texts["× 0.25"].xy[1]) == (2, 0)
-    coloured = [to_hex(texts[f"expert {e}"].get_bbox_patch().get_facecolor()) for e in range(4)]
-    assert coloured == [style.MEASURED, style.FADED, style.MEASURED, style.FADED]
+    links = [patch for patch in ax.patches if isinstance(patch, PathPatch)]
+    found = [(to_hex(link.get_edgecolor()), link.get_linewidth()) for link in links]
+    wide, narrow = (language.EXPERTS[2], 1 + 7 * 0.75), (language.EXPERTS[0], 1 + 7 * 0.25)
+    assert found == [wide, wide, narrow, narrow]  # to the door, and from it
+    reached = [link.get_path().vertices[-1, 0] for link in links]
+    assert reached == [2, 1.5, 0, 1.5]
+    doors = {text.get_text(): text.get_position()[0] for text in ax.texts}
+    assert [doors[str(expert)] for expert in range(4)] == [0, 1, 2, 3]
+    assert (doors["× 0.75"] > 2, doors["× 0.25"] < 0) == (True, True)  # outside, where no line runs
+    idle = [to_hex(patch.get_facecolor()) for patch in ax.patches if not isinstance(patch, PathPatch)][:4]
+    assert idle == [language.EXPERTS[0], language.IDLE, language.EXPERTS[2], language.IDLE]
 
 
-def test_touched_draws_the_prediction_and_each_way():
-    drawn = [line.get_ydata() for line in touched().lines]
-    np.testing.assert_array_equal(drawn, [TOUCHED[1], *TOUCHED])
+def test_touched_is_solid_where_measured_and_hollow_where_predicted():
+    predicted, measured = touched().lines[1:]
+    np.testing.assert_array_equal(predicted.get_ydata(), EXPECTED)
+    np.testing.assert_array_equal(measured.get_ydata(), TOUCHED)
+    assert (predicted.get_markerfacecolor(), predicted.get_linestyle()) == ("white", "None")
+
+
+def test_fewer_draws_each_layer_with_its_interval_about_zero():
+    ax = fewer()
+    assert list(ax.lines[0].get_ydata()) == [0, 0]
+    for layer, container in enumerate(ax.containers):
+        np.testing.assert_array_equal(container.lines[0].get_ydata(), FEWER[1, layer])
+        ends = [np.array(segment)[:, 1] for segment in container.lines[2][0].get_segments()]
+        np.testing.assert_allclose(ends, FEWER[[0, 2], layer].T, atol=1e-12)  # a difference and a sum
 
 
 def test_loads_are_the_cells_and_their_numbers_per_cent():
     ax = loads()
-    np.testing.assert_array_equal(ax.images[0].get_array(), LOADS)
+    white, orange = ax.images[0].get_array()[1, :, :3][[0, 2]]  # 30 % lies nearer to even than 40 %
+    assert white.min() > orange.min()
+    assert ax.images[0].get_array()[0, 0, 2] > ax.images[0].get_array()[0, 0, 0]  # 10 %, far below: purple
     assert [text.get_text() for text in ax.texts] == ["10", "20", "70", "30", "30", "40"]
 
 
-def test_repeats_are_the_dots_of_their_row_and_both_chances_are_marked():
+def test_repeats_are_solid_dots_and_hollow_ones_where_shuffled():
     ax = repeats()
-    drawn = [points.get_offsets() for points in ax.collections]
-    np.testing.assert_array_equal(drawn[0], [[10, 0], [30, 0]])
-    np.testing.assert_array_equal(drawn[1], [[20, 1]])
-    np.testing.assert_array_equal(drawn[2].filled(np.nan), [[np.nan, np.nan], [15, 1]])  # unknown in the first row
     assert list(ax.lines[0].get_xdata()) == [25, 25]
+    paper, chance, dots = (line.get_xydata() for line in ax.lines[1:4])
+    np.testing.assert_array_equal(paper, [[10, 0], [30, 0]])
+    np.testing.assert_array_equal(chance[:, 0], [15, 30])
+    np.testing.assert_array_equal(dots[:, 0], [20, 25])
+    np.testing.assert_array_equal(chance[:, 1], dots[:, 1])  # side by side with its own chance
+    assert [line.get_markerfacecolor() for line in ax.lines[2:4]] == ["white", style.MEASURED]
+    segments = ax.collections[0].get_segments()
+    assert [segment[:, 0].tolist() for segment in segments] == [[15, 20], [30, 25]]
 
 
 @pytest.mark.parametrize("draw", [traffic, many_tokens])
@@ -135,8 +163,8 @@ def test_traffic_shows_each_expert_in_its_colour_and_where_it_was_found():
         assert text.get_text() == str(expert)
         assert text.get_position()[1] == pytest.approx(layer * 2.4 + place)  # sums of floats
         box = next(boxes)
-        inside = "#ffffff" if found == 2 else style.COLOURS[expert]
-        assert (to_hex(box.get_facecolor()), to_hex(box.get_edgecolor())) == (inside, style.COLOURS[expert])
+        inside = "#ffffff" if found == 2 else language.EXPERTS[expert]
+        assert (to_hex(box.get_facecolor()), to_hex(box.get_edgecolor())) == (inside, language.EXPERTS[expert])
         assert box.get_x() < token < box.get_x() + box.get_width()
         if found == 1:  # in part
             part = next(boxes)
@@ -168,8 +196,8 @@ def test_balance_draws_largest_and_smallest_per_cent():
             "1 experts chosen and 2 weights",
         ),
         (
-            lambda: figures.plot_touched(TOKENS, TOUCHED.T, TOUCHED[0], names=["a", "b"], experts=4),
-            r"shape \(3, 2\): expected \(2, 3\)",
+            lambda: figures.plot_touched(TOKENS, TOUCHED[:2], EXPECTED, experts=4),
+            r"shape \(2,\): expected \(3,\)",
         ),
         (
             lambda: figures.plot_way("a", chosen=[4], weights=[1.0], experts=4),
@@ -177,9 +205,10 @@ def test_balance_draws_largest_and_smallest_per_cent():
         ),
         (
             lambda: figures.plot_repeats(RATES, SHUFFLED, names=["a"], uniform=0.1),
-            r"2 rows of rates, shuffled of shape \(2,\): expected 1 of each",
+            r"2 rows of rates, 2 of shuffled: expected 1 of each",
         ),
-        (lambda: figures.plot_load_map(-LOADS, names=["a", "b"], title=""), "negative"),
+        (lambda: figures.plot_fewer(TOKENS, *FEWER, names=["a"], title=""), r"\(2, 3\): expected \(1, 3\)"),
+        (lambda: figures.plot_load_map(-LOADS, names=["a", "b"], title="", even=0.3), "negative"),
         (lambda: traffic(needed=NEEDED[0]), r"needed has shape \(2, 2\) and origin \(3, 2, 2\): expected the same"),
         (lambda: traffic(layers=["a"]), "for 3 tokens and 1 layers"),
         (lambda: traffic(origin=ORIGIN + 1), "origin holds a number other than 0, 1 and 2"),

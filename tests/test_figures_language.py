@@ -6,6 +6,7 @@ from figure_checks import check_whole, no_figure_left_open  # noqa: F401
 from matplotlib.colors import to_hex
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+import notebook_files
 from mistral_lab import figures
 from mistral_lab.figures import language
 
@@ -117,3 +118,12 @@ def test_pale_mixes_with_white():
     assert figures.pale("#000000", 0.5) == "#808080"
     assert figures.pale("#123456", 0) == "#123456"
     assert figures.pale("#123456", 1) == "#ffffff"
+
+
+def test_every_public_name_stands_on_the_page_of_the_language():
+    page = (notebook_files.ROOT / "docs" / "visual-language.md").read_text(encoding="utf-8")
+    own = {name for name, made in vars(language).items() if getattr(made, "__module__", None) == language.__name__}
+    names = {name for name in own | {name for name in vars(language) if name.isupper()} if not name.startswith("_")}
+    names -= {"INK", "STYLE", "WIDTH_IN"}  # of every picture, not of this language
+    assert len(names) > 20
+    assert [name for name in sorted(names) if f"`{name}`" not in page and f"`{name}(" not in page] == []

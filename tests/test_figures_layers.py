@@ -85,7 +85,7 @@ def test_a_block_adds_once_for_each_sublayer_behind_where_it_reads():
 def test_the_stream_is_drawn_with_its_spread_beside_the_prediction():
     ax = stream()
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), PREDICTED)
-    assert to_hex(ax.lines[0].get_color()) == to_hex(style.PREDICTED)
+    assert (ax.lines[0].get_markerfacecolor(), ax.lines[0].get_linestyle()) == ("white", "None")
     np.testing.assert_array_equal(ax.containers[0].lines[0].get_ydata(), LENGTHS[1])
     np.testing.assert_allclose(bounds(ax)[0], LENGTHS[[0, 2]].T)
     assert [label.get_text() for label in ax.get_xticklabels()] == PLACES

@@ -85,7 +85,8 @@ def test_what_is_received_has_its_number_and_the_chosen_way_its_colour():
     ax = received()
     assert [bar.get_width() for bar in ax.containers[0]] == [4.0, 0.0, 1500.5]
     assert [text.get_text() for text in ax.texts] == ["4", "0", "1,500"]  # half to even
-    assert [to_hex(bar.get_facecolor()) for bar in ax.containers[0]] == [style.FADED, style.FADED, style.PREDICTED]
+    assert [to_hex(bar.get_edgecolor()) for bar in ax.containers[0]] == [style.FADED, style.FADED, style.PREDICTED]
+    assert {to_hex(bar.get_facecolor()) for bar in ax.containers[0]} == {"#ffffff"}  # hollow: nothing was measured
     assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["normal", "normal", "bold"]
     assert ax.yaxis_inverted()
     none = figures.plot_received([0.0], names=["a"], chosen="a", unit="KiB")

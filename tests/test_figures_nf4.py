@@ -38,7 +38,9 @@ def rounded_block(ax=None):
 
 
 def by_block(ax=None):
-    return figures.plot_errors_by_block(SIZES, BY_BLOCK, BY_BLOCK[0], names=["normal", "trained"], ax=ax)
+    return figures.plot_errors_by_block(
+        SIZES, BY_BLOCK, BY_BLOCK[0], bits=[5, 4.5, 4.25], names=["normal", "trained"], ax=ax
+    )
 
 
 def by_format(ax=None):
@@ -46,7 +48,9 @@ def by_format(ax=None):
 
 
 def by_layer(ax=None):
-    return figures.plot_error_map(BY_LAYER, kinds=["q_proj", "k_proj"], layers=[0, 4], title="NF4", ax=ax)
+    return figures.plot_error_map(
+        BY_LAYER, kinds=["q_proj", "k_proj"], layers=[0, 4], predicted=0.1, title="NF4", ax=ax
+    )
 
 
 def loss_changes(ax=None):
@@ -66,7 +70,10 @@ def test_each_quantile_is_a_line_up_to_the_curve_with_its_number():
     ax = quantiles()
     np.testing.assert_array_equal(points(ax.lines[0]), np.column_stack([X, DENSITY]))
     expected = [[[value, 0], [value, height]] for value, height in zip(VALUES, HEIGHTS, strict=True)]
-    np.testing.assert_array_equal(ax.collections[0].get_segments(), expected)
+    area, lines = ax.collections
+    np.testing.assert_array_equal(lines.get_segments(), expected)
+    outline = area.get_paths()[0].vertices
+    assert (outline[:, 0].min(), outline[:, 0].max()) == tuple(VALUES)
     assert [(text.get_text(), text.xy) for text in ax.texts] == [("0", (-1.0, 0.2)), ("1", (0.5, 0.3))]
 
 
@@ -94,13 +101,18 @@ def test_a_limit_leaves_the_outlier_out_of_the_picture():
     ax = figures.plot_rounded_block(WEIGHTS, ROUNDED, levels=LEVELS, title="a block", limit=0.17)
     assert ax.get_ylim() == (-0.17, 0.17)
     assert len(ax.collections[0].get_segments()) == 1
+    arrow, label = ax.texts
+    assert arrow.xy == (1, -0.17)  # where it leaves the picture
+    assert label.get_text() == "-0.2"
 
 
-def test_errors_by_block_are_per_cent_and_dashed_where_predicted():
+def test_errors_by_block_are_per_cent_and_hollow_where_predicted():
     ax = by_block()
     np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], [100 * BY_BLOCK[0], *(100 * BY_BLOCK)])
-    assert [line.get_linestyle() for line in ax.lines] == ["--", "-", "-"]
-    assert [to_hex(line.get_color()) for line in ax.lines[:2]] == [style.PREDICTED, style.MEASURED]
+    assert [line.get_linestyle() for line in ax.lines] == ["None", "-", "-"]
+    assert ax.lines[0].get_markerfacecolor() == "white"
+    assert to_hex(ax.lines[1].get_color()) == style.MEASURED
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["32\n5.000", "64\n4.500", "128\n4.250"]
 
 
 def test_every_matrix_has_its_mark_in_the_row_of_its_format():
@@ -114,7 +126,10 @@ def test_every_matrix_has_its_mark_in_the_row_of_its_format():
 
 def test_the_map_has_a_cell_and_a_number_for_each_matrix():
     ax = by_layer()
-    np.testing.assert_array_equal(ax.images[0].get_array(), BY_LAYER)
+    colours = ax.images[0].get_array()[..., :3]
+    np.testing.assert_allclose(colours[0, 1], colours[0, 1].max(), atol=0.02)  # as predicted: white, or nearly
+    assert colours[1, 0, 0] > colours[1, 0, 2]  # a larger error: orange
+    assert colours[1, 1, 2] > colours[1, 1, 0]  # a smaller one: purple
     assert [text.get_text() for text in ax.texts] == ["9.0", "10.0", "12.0", "8.0"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "4"]
 
@@ -152,10 +167,13 @@ def test_the_numbers_of_all_sixteen_values_of_nf4_are_apart():
             lambda: figures.plot_rounded_block(WEIGHTS * np.nan, ROUNDED, levels=LEVELS, title=""),
             r"\(3,\), all of them finite",
         ),
-        (lambda: figures.plot_errors_by_block(SIZES, BY_BLOCK[0], BY_BLOCK[0], names=["a"]), r"expected \(1, 3\)"),
+        (
+            lambda: figures.plot_errors_by_block(SIZES, BY_BLOCK[0], BY_BLOCK[0], bits=SIZES, names=["a"]),
+            r"expected \(1, 3\)",
+        ),
         (lambda: figures.plot_format_errors(BY_FORMAT, BY_FORMAT[0], names=["a", "b"], what=""), r"expected \(2,\)"),
         (
-            lambda: figures.plot_error_map(BY_LAYER, kinds=["a"], layers=[0, 1], title=""),
+            lambda: figures.plot_error_map(BY_LAYER, kinds=["a"], layers=[0, 1], predicted=0.1, title=""),
             r"\(2, 2\): expected \(1, 2\)",
         ),
         (

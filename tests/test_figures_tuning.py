@@ -128,8 +128,9 @@ def test_bytes_stand_in_megabytes_and_the_unmeasured_is_left_blank():
     predicted, measured = (np.ma.filled(points.get_offsets(), np.nan) for points in ax.collections)
     np.testing.assert_allclose(predicted, np.column_stack([PREDICTED / 1e6, range(3)]), rtol=1e-12)  # one quotient
     np.testing.assert_allclose(measured[:, 0], MEASURED / 1e6, rtol=1e-12)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted", "measured"]
-    assert [to_hex(points.get_facecolor()[0]) for points in ax.collections] == [style.PREDICTED, style.MEASURED]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["predicted (hollow)", "measured"]
+    assert [to_hex(points.get_facecolor()[0]) for points in ax.collections] == ["#ffffff", style.MEASURED]
+    assert to_hex(ax.collections[0].get_edgecolor()[0]) == style.PREDICTED
     assert [text.get_text() for text in ax.texts] == ["0.16", "0.32", "7.8"]
     assert ax.get_xscale() == "log"
 

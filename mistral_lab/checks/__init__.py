@@ -4,12 +4,14 @@ It returns the function that the lesson goes on with: the reader's if it passed,
 """
 
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
+from .counts import least_time, parameter_count
 from .experts import balance_by_layer, chosen_experts, tokens_to_touch
-from .heads import grouped_attention, longest_text, shared_heads, token_bytes
+from .grouped import grouped_attention
+from .heads import longest_text, shared_heads, token_bytes
 from .layers import fused_feed_forward, layer_output, rms_normed
 from .machines import all_reduce_bytes, fullest_device, partial_output
 from .nf4 import bits_per_weight, round_trip, unpacked_numbers
-from .sampling import draw_probabilities, least_time, parameter_count, whole_characters
+from .sampling import draw_probabilities, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight
 from .windows import prefill_in_chunks, ring_order, ring_slots, window_mask
 

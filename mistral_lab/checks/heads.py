@@ -1,13 +1,9 @@
-"""Lesson 2: which KV head a query head reads, the cache in bytes, the longest text that fits, attention in groups."""
+"""Lesson 2: which KV head a query head reads, the bytes of the cache per token, and the longest text that fits."""
 
 import inspect
 import math
 from collections.abc import Callable
 
-import torch
-
-from ..attention import grouped_query_attention
-from ..masks import causal_mask, sliding_window_mask
 from .judging import Mistake, judge
 
 
@@ -25,7 +21,7 @@ def shared_heads(function: Callable) -> Callable:
         "shared_heads",
         function,
         answer=answer,
-        cases=[(8, 2), (8, 4), (12, 3), (12, 2), (4, 4), (4, 1)],
+        cases=[(8, 2), (8, 4), (12, 3), (12, 2), (4, 4), (4, 1), (32, 8)],
         mistakes=[
             Mistake(
                 lambda n_heads, n_kv_heads: [h // n_kv_heads for h in range(n_heads)],
@@ -36,6 +32,35 @@ def shared_heads(function: Callable) -> Callable:
                 lambda n_heads, n_kv_heads: [h % n_kv_heads for h in range(n_heads)],
                 "for {n_heads} heads over {n_kv_heads} you give {got}: a group is a run of neighbours, and you assign "
                 "the heads in turn",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [h % (n_heads // n_kv_heads) for h in range(n_heads)],
+                "for {n_heads} heads over {n_kv_heads} you give {got}: that is each head's place within its group, the "
+                "remainder; the number of the group is the quotient, `//`",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [h / (n_heads // n_kv_heads) for h in range(n_heads)],
+                "you give {got}: the number of a head is whole; divide with `//`",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [round(h / (n_heads // n_kv_heads)) for h in range(n_heads)],
+                "you give {got}: round down, so that each group is a run of {n_heads} / {n_kv_heads} heads",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: list(range(n_heads)),
+                "you give {got}: there are {n_kv_heads} KV heads, and several query heads share one",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [0] * n_heads,
+                "you give {got}: there are {n_kv_heads} KV heads, and each of them is read by some query heads",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [n_heads // n_kv_heads] * n_heads,
+                "you give {got}, the group size for every head: the number of its KV head is asked for",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: answer(n_heads, n_kv_heads)[::-1],
+                "you give {got}: the first query heads read KV head 0, and the last ones the last",
             ),
             Mistake(
                 lambda n_heads, n_kv_heads: [h // (n_heads // n_kv_heads) + 1 for h in range(n_heads)],
@@ -83,6 +108,10 @@ def token_bytes(function: Callable) -> Callable:
             ),
             Mistake(without(factor=8), "you get {got}, which is bits: bytes are asked for"),
             Mistake(without("n_kv_heads"), "you get {got}, which is one KV head: each of the {n_kv_heads} is kept"),
+            Mistake(
+                without("bytes_per_value", factor=4), "you take 4 bytes for every value: here it is {bytes_per_value}"
+            ),
+            Mistake(without(factor=2), "you get {got}, twice too much: a key and a value make 2, not 4"),
             Mistake(without("head_dim"), "you get {got}, one value per head: a head's key has {head_dim}"),
         ],
     )
@@ -113,6 +142,8 @@ def longest_text(function: Callable) -> Callable:
             (10**7, 32, 32, 4, 64, 2),
             (10**7, 40, 32, 4, 128, 2),
             (10**8, 32, 32, 4, 128, 2),
+            (5 * 131072, 32, 32, 4, 128, 2),  # exactly 5 tokens
+            (10**5, 32, 32, 4, 128, 2),  # not one
         ],
         mistakes=[
             Mistake(
@@ -147,71 +178,40 @@ def longest_text(function: Callable) -> Callable:
                 "you get {got} tokens, one too many: the last one fits only in part, so round down",
             ),
             Mistake(
+                lambda free, layers, heads, group, dim, size: (
+                    math.floor(tokens(free, layers, heads // group, dim, size)) + 1
+                ),
+                "you get {got} tokens, one too many: the last one does not fit, so round down",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: round(tokens(free, layers, heads // group, dim, size)),
+                "you get {got} tokens, one too many: the last one fits only in part; round down, not to the nearest",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, 1, heads // group, dim, size)),
+                "you get {got} tokens: that is the cache of one layer, and each of the {n_layers} has its own",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, 1, dim, size)),
+                "you get {got} tokens: that is the cache of one KV head; how many are there?",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads // group, dim, 1)),
+                "you count one byte per value: here a value takes {bytes_per_value}",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads // group, dim, 2)),
+                "you count 2 bytes per value, whatever `bytes_per_value` is: here it is {bytes_per_value}",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: math.floor(
+                    8 * tokens(free, layers, heads // group, dim, size)
+                ),
+                "you get {got} tokens, 8 times too many: free_bytes are bytes, not bits",
+            ),
+            Mistake(
                 lambda free, layers, heads, group, dim, size: tokens(free, layers, heads // group, dim, size),
                 "you get {got} tokens: part of a token does not fit, so round down",
             ),
-        ],
-    )
-
-
-def grouped_attention(function: Callable) -> Callable:
-    """Check `function(q (B, H, T, D), k (B, K, S, D), v (B, K, S, D), mask (T, S)) -> (B, H, T, D)`.
-
-    >>> my_answer = grouped_attention(lambda q, k, v, mask: NotImplemented)
-    grouped_attention: not tried yet; the lesson goes on with its own
-    """
-
-    def answer(q, k, v, mask):
-        return grouped_query_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)[0].transpose(1, 2)
-
-    def weighed(q, k, v, mask, *, root=None, axis=-1, order=lambda x, G: x.repeat_interleave(G, 1), hidden=-math.inf):
-        k, v = (order(x, q.shape[1] // k.shape[1]) for x in (k, v))
-        scores = (q @ k.mT / math.sqrt(root or q.shape[-1])).masked_fill(~mask, hidden)
-        return scores.softmax(axis) @ v
-
-    def masked_late(q, k, v, mask):
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-        return ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) * mask) @ v
-
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(2, 6, 5, 8, generator=generator, dtype=torch.float64)
-    k, v = torch.randn(2, 2, 2, 5, 8, generator=generator, dtype=torch.float64)
-    causal, window = causal_mask(5), sliding_window_mask(5, 2)
-    return judge(
-        "grouped_attention",
-        function,
-        answer=answer,
-        cases=[(q, k, v, causal), (q, k, v, window), (q.flip(1), k, v, causal), (q, k.flip(1), v, causal)]
-        + [(q, k, v.flip(1), causal), (q, k[:, :1], v[:, :1], causal)],
-        mistakes=[
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, mask, root=1),
-                "your weights are too extreme: are the scores divided by the square root of D?",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, mask, root=q.shape[-1] ** 2),
-                "your weights are too even: divide by the square root of D, not by D",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, mask, order=lambda x, G: x.repeat(1, G, 1, 1)),
-                "your heads read the wrong KV heads: a group is a run of neighbours; are K and G swapped?",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, mask, axis=-2).nan_to_num(),
-                "your softmax runs over the queries: the weights of one query over all keys must add to 1",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, torch.ones_like(mask)),
-                "you look at keys that are hidden: is the mask used?",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, ~mask),
-                "you hide what may be seen: True in the mask means that a query may look",
-            ),
-            Mistake(
-                lambda q, k, v, mask: weighed(q, k, v, mask, hidden=0.0),
-                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
-            ),
-            Mistake(masked_late, "you hide keys after the softmax, so the weights do not add to 1: mask the scores"),
         ],
     )

@@ -22,6 +22,7 @@ from .values import (
     same_value,
     say_arguments,
     say_difference,
+    times_larger,
 )
 
 LIMIT_S = 10.0  # for all cases together; a right answer takes milliseconds
@@ -54,6 +55,7 @@ def judge(
     mistakes: Sequence[Mistake],
     show: Callable | None = None,
     watch: Callable[[], AbstractContextManager] = nullcontext,
+    also: Callable[[Callable], str | None] = lambda function: None,
 ) -> Callable:
     """Print one line on a function: not tried yet, passed, or what is wrong with it; return one to go on with.
 
@@ -71,12 +73,16 @@ def judge(
         show: puts an answer (NumPy array, number or list) into a few words for the hints; None uses `in_short`.
         watch: what each call of the reader's function runs in; it raises `Refusal` on what no answer shows, such as a
             call of the package's own function.
+        also: what else is asked of a function whose answers are all right: takes it, and returns what is wrong with it
+            in one sentence, or None; it never raises.
 
     Returns:
         the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
         with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
     verdict = _verdict(function, answer, cases, mistakes, show or in_short, watch)
+    if verdict == PASSED:
+        verdict = also(function) or PASSED
     print(f"{name}: {verdict}")
     return _to_go_on_with(function, answer, cases[0]) if verdict == PASSED else answer
 
@@ -119,12 +125,14 @@ def _verdict(function, answer, cases, mistakes, show, watch) -> str:
         raises_there_too = not isinstance(end, Raised) or len(guess) == len(answers)
         if raises_there_too and len(guess) >= len(answers) and all(map(answers_equal, answers, guess)):
             return fill(mistake)
-    if end:
-        return str(end)
     if holds_nan(got) and not holds_nan(wanted):
         return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
-    if unused := _unused(parameters, cases, answers, expected):
-        return f"your answer stays the same whatever `{unused}` is: is that argument used?"
+    if unused := _unused(parameters, cases[: len(answers)], answers, expected):
+        return f"your answer stays the same whatever `{unused}` is given: is that argument used?"
+    if end:
+        return str(end)
+    if factor := _factor(answers, expected):
+        return factor
     # Two mistakes at once, or other rounding: take the mistake that explains the first wrong answer and most others.
     explained = [
         sum(answers_equal(answers[i], guess[i]) for i in wrong if i < len(guess))
@@ -145,6 +153,15 @@ def _until_it_raises(function: Callable, cases: Sequence[tuple], right: Sequence
         except Exception:
             break
     return answers
+
+
+def _factor(answers, expected) -> str | None:
+    """What to say where every answer is the right one times the same factor."""
+    factor = times_larger(answers, expected)
+    if factor is None or factor < 0:
+        return None if factor is None else "every answer has the wrong sign"
+    size = f"{factor:,.4g} times too large" if factor > 1 else f"{1 / factor:,.4g} times too small"
+    return f"every answer is {size}: is it a unit, or a factor?"
 
 
 def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
@@ -199,7 +216,7 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
         return answers, end
     if type(end) is NotImplementedError and not end.args:  # PyTorch raises it too, with a message
         return answers, Refusal(NOT_TRIED)
-    return answers, Raised(_raised(end, say_arguments(parameters, cases[len(answers)])))
+    return answers, Raised(_raised(end, say_arguments(parameters, cases[len(answers)], shapes=True)))
 
 
 def _raised(error: BaseException, said: str) -> str:

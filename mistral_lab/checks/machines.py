@@ -242,10 +242,7 @@ def partial_output(function: Callable) -> Callable:
                 of(lambda h, rank, ranks: slice((rank + 1) * h // ranks)),
                 "your slice starts at 0 whatever the rank: rank {rank} takes a run of 1/{ranks} of the hidden values",
             ),
-            Mistake(
-                of(run, lambda gate, up: silu(up) * gate),
-                "are gate and up swapped? The switch goes on gate",
-            ),
+            Mistake(of(run, lambda gate, up: silu(up) * gate), "are gate and up swapped? The switch goes on gate"),
             *(Mistake(of(run, switch), hint) for switch, hint in WRONG_SWITCHES),
         ],
     )

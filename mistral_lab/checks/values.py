@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-RTOL = ATOL = 1e-5  # float32 keeps seven digits, of which a sum may lose two
+# Of a number, or of the largest value in an array: float32 keeps seven digits, of which a sum may lose two.
+RTOL = 1e-5
+EXACT = 1e-9  # of a count, which is whole: all that float64 may lose on the way, and less than one in a billion
 
 
 class Refusal(Exception):
@@ -25,16 +27,16 @@ def read_answer(value: object, like: object) -> np.ndarray | list | float | tupl
             raise Refusal(f"{found}: expected {len(like)} results, {' and '.join(map(kind_of, like))}")
         return tuple(map(read_answer, value, like))
     if isinstance(like, list):
-        if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 1:
-            value = value.tolist()
+        if isinstance(value, range) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 1):
+            value = list(value) if isinstance(value, range) else value.tolist()
         element = str if like and isinstance(like[0], str) else numbers.Real
         if not isinstance(value, list | tuple) or not all(_is(element, x) for x in value):
             raise Refusal(f"{found}: expected {kind_of(like)}")
         return [x if element is str else float(x) for x in value]
     if isinstance(like, torch.Tensor):
-        if not isinstance(value, torch.Tensor | np.ndarray):
+        if not isinstance(value, torch.Tensor | np.ndarray | list | tuple):
             raise Refusal(f"{found}: expected {kind_of(like)}")
-        array = _array(value, found)
+        array = _array(_in_lists(value) if isinstance(value, list | tuple) else value, found)
         if (array.dtype == bool) != (like.dtype == torch.bool):
             expected = "True and False (torch.bool)" if like.dtype == torch.bool else "numbers"
             raise Refusal(f"{found}: expected {expected}")
@@ -43,7 +45,8 @@ def read_answer(value: object, like: object) -> np.ndarray | list | float | tupl
         value = _array(value, found).item()
     if not _is(numbers.Real, value):
         raise Refusal(f"{found}: expected a number")
-    return float(value)
+    value = float(value)
+    return int(value) if isinstance(like, int) and value.is_integer() else value
 
 
 def has_form(value: object, like: object) -> bool:
@@ -63,11 +66,10 @@ def in_form(value: object, like: object, arguments: Sequence) -> torch.Tensor | 
         return tuple(in_form(x, y, arguments) for x, y in zip(value, like, strict=True))
     if isinstance(like, torch.Tensor):
         given = [x for x in arguments if isinstance(x, torch.Tensor)]
-        value = torch.as_tensor(value, device=given[0].device if given else None)
+        value = torch.as_tensor(_in_lists(value), device=given[0].device if given else None)
         floating = [x.dtype for x in given if x.is_floating_point()]
         return value.to(floating[0]) if floating and value.is_floating_point() else value
-    value = value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
-    return list(value) if isinstance(like, list) else value
+    return list(value) if isinstance(value, range) else _in_lists(value)
 
 
 def answers_equal(one: object, other: object) -> bool:
@@ -76,7 +78,22 @@ def answers_equal(one: object, other: object) -> bool:
         return all(map(answers_equal, one, other))
     if isinstance(one, list) and (len(one) != len(other) or (one and isinstance(one[0], str))):
         return one == other
-    return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=RTOL, atol=ATOL, equal_nan=True)
+    return np.shape(one) == np.shape(other) and bool(np.all(_close(one, other)))
+
+
+def times_larger(answers: Sequence, expected: Sequence) -> float | None:
+    """The factor by which all answers, numbers or arrays, are too large; None where they share none."""
+    if not all(
+        isinstance(x, int | float | np.ndarray) and np.shape(x) == np.shape(y)
+        for x, y in zip(answers, expected, strict=True)
+    ):
+        return None
+    got, wanted = (np.concatenate([np.ravel(x).astype(float) for x in values]) for values in (answers, expected))
+    nonzero = wanted != 0
+    if len(np.unique(wanted)) < 2 or np.asarray(expected[0]).dtype == bool:
+        return None  # a constant is no factor
+    factor = float(got[nonzero][0] / wanted[nonzero][0])
+    return factor if factor and np.isfinite(factor) and answers_equal(got, factor * wanted) else None
 
 
 def same_value(one: object, other: object) -> bool:
@@ -105,19 +122,20 @@ def say_difference(got: object, wanted: object, said: str) -> str:
         return f"{where}your answer is {in_short(got)}, expected {in_short(wanted)}"
     if got.shape != wanted.shape:
         return f"{where}your answer has shape {got.shape}, expected {wanted.shape}"
-    off = ~np.isclose(got, wanted, rtol=RTOL, atol=ATOL)
+    off = ~_close(got, wanted)
     first = tuple(int(i) for i in np.argwhere(off)[0])
     values = f"{in_short(got[first].item())}, expected {in_short(wanted[first].item())}"
     return f"{where}{off.sum()} of {off.size} values are wrong, the first at {list(first)}: {values}"
 
 
-def say_arguments(parameters: Sequence[str], case: tuple) -> str:
-    """Name the arguments of a call, without those that take more than a few words."""
-    said = [
-        f"{parameter} = {in_short(value)}"
-        for parameter, value in zip(parameters, case, strict=True)
-        if not callable(value) and not isinstance(value[0] if isinstance(value, list) else value, torch.Tensor)
-    ]
+def say_arguments(parameters: Sequence[str], case: tuple, *, shapes: bool = False) -> str:
+    """Name the arguments of a call, without those that take more than a few words; of tensors the shapes, if asked."""
+    said = []
+    for parameter, value in zip(parameters, case, strict=True):
+        if isinstance(value, torch.Tensor):
+            said += [f"{parameter} of shape {tuple(value.shape)}"] * shapes
+        elif not callable(value) and not (isinstance(value, list) and isinstance(value[0], torch.Tensor)):
+            said.append(f"{parameter} = {in_short(value)}")
     return ", ".join(said)
 
 
@@ -151,14 +169,34 @@ def kind_of(value: object) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
+def _close(one, other) -> np.ndarray:
+    """Where two numbers or arrays of one shape agree: counts exactly, others up to the rounding of float32."""
+    if isinstance(other, int):
+        return np.isclose(one, other, rtol=EXACT, atol=0)
+    finite = np.abs(other)[np.isfinite(other)] if np.ndim(other) else np.abs(other)
+    largest = float(np.max(finite, initial=0.0))
+    return np.isclose(one, other, rtol=RTOL, atol=RTOL * largest if largest else 1e-12, equal_nan=True)
+
+
+def _in_lists(value):
+    """A value with its tensors and arrays as plain lists and numbers, so that what holds them can become one array."""
+    if isinstance(value, list | tuple):
+        return [_in_lists(x) for x in value]
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.detach() if isinstance(value, torch.Tensor) else value
+        return value.tolist()
+    return value
+
+
 def _array(value, found: str) -> np.ndarray:
     """Copy a tensor or array into a NumPy array of bool or float64."""
     try:
         if isinstance(value, torch.Tensor) and not value.is_complex():
             value = value.detach().cpu()
             value = np.array(value.numpy() if value.dtype == torch.bool else value.double().numpy())
-        if np.asarray(value).dtype.kind in "biuf":
-            return np.array(value, dtype=bool if value.dtype == bool else np.float64)
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            return np.array(array, dtype=bool if array.dtype == bool else np.float64)
     except Exception:  # a tensor that is sparse, quantised or on the meta device
         pass
     raise Refusal(f"{found}, which holds no plain numbers")

@@ -6,31 +6,63 @@ dataclass or an array, which a picture of `figures` takes as it is.
 
 from ..lazy import lazy_names
 
-STANDS_IN: dict[str, str] = {  # each function with the module of this folder in which it stands
-    "SlotOrderCache": "windows",
-    "WindowsRecord": "records",
-    "answer": "windows",
-    "by_position": "window_limits",
-    "compare_windows": "windows",
-    "evict_first_tokens": "window_limits",
-    "first_token_share": "window_limits",
-    "generate_padded": "windows",
-    "interleaved_cache_bytes": "window_costs",
-    "joined_blocks": "window_limits",
-    "measure_influence": "windows",
-    "one_thread": "window_costs",
-    "only_layers": "windows",
-    "reaction": "windows",
-    "read_story": "windows",
-    "read_windows_record": "records",
-    "recall_by_distance": "windows",
-    "recall_when_cut": "window_limits",
-    "time_next_token": "window_costs",
-    "time_prompts": "window_costs",
-    "times_as_long": "window_costs",
-    "token_losses": "window_limits",
-    "with_window": "windows",
+NAMES = {  # of each module of this folder
+    "loop": ("follow_tokens",),
+    "pieces": ("bytes_of_tokens",),
+    "speed": (
+        "held_precision",
+        "pass_bytes",
+        "time_layers",
+        "time_passes",
+        "time_tokens",
+    ),
+    "heads": (
+        "WayTimes",
+        "differences",
+        "extra_memory",
+        "in_rows",
+        "repeat_and_attend",
+        "time_heads",
+        "time_rows",
+        "time_ways",
+    ),
+    "merged_heads": (
+        "count_arithmetic",
+        "fewer_heads",
+    ),
+    "windows": (
+        "SlotOrderCache",
+        "answer",
+        "compare_windows",
+        "generate_padded",
+        "measure_influence",
+        "only_layers",
+        "reaction",
+        "read_story",
+        "recall_by_distance",
+        "with_window",
+    ),
+    "window_costs": (
+        "interleaved_cache_bytes",
+        "one_thread",
+        "time_next_token",
+        "time_prompts",
+        "times_as_long",
+    ),
+    "window_limits": (
+        "by_position",
+        "evict_first_tokens",
+        "first_token_share",
+        "joined_blocks",
+        "recall_when_cut",
+        "token_losses",
+    ),
+    "records": (
+        "WindowsRecord",
+        "read_windows_record",
+    ),
 }
+STANDS_IN = {name: module for module, names in NAMES.items() for name in names}
 
 __all__ = sorted(STANDS_IN)
 

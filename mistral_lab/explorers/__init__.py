@@ -3,6 +3,8 @@
 from .base import Explorer, moving_slider
 from .experts import routed_text
 from .guess import Guess
+from .heads import kept_squares
+from .loop import loop_picture, token_loop
 from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
@@ -18,6 +20,8 @@ __all__ = [
     "four_bits",
     "guesses_by_layer",
     "head_groups",
+    "kept_squares",
+    "loop_picture",
     "memory_plan",
     "moving_slider",
     "next_token",
@@ -25,4 +29,5 @@ __all__ = [
     "ring_cache",
     "routed_text",
     "split_model",
+    "token_loop",
 ]

@@ -12,6 +12,7 @@ from .base import Explorer, choice_slider, count_slider
 ROWS = 12  # depths that a picture shows; of more, every second or third
 SHOWN = 8  # candidates in a picture
 LONGEST = 14  # characters of a token, escapes included
+ENDS = (0.4, 0.7, 1)  # of the axis of probabilities
 TEMPERATURES = tuple(tenths / 10 for tenths in range(21))
 TOP_PS = tuple(twentieths / 20 for twentieths in range(1, 21))
 
@@ -42,13 +43,19 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
         kept = np.arange(len(ranked)) < number_kept  # of equally likely tokens, those that are listed first
         drawn = np.where(kept, tempered, 0) / tempered[kept].sum()
         count = np.count_nonzero(drawn)
-        figure, axes = bare_figure(1, 2, height_in=3.0, share=True)
+        figure, axes = bare_figure(1, 2, height_in=3.2, share=True)
         shown = slice(min(SHOWN, len(ranked)))
         warm = "temperature 0: greedy" if temperature == 0 else f"temperature {temperature:g}"
-        plot_next_tokens(tempered[shown], tokens=candidates, kept=kept[shown], title=warm, ax=axes[0, 0])
-        plot_next_tokens(drawn[shown], tokens=candidates, title=f"then top-p {top_p:g}", ax=axes[0, 1])
-        axes[0, 0].set_xlim(0, 1.25)  # the same for every state
-        axes[0, 0].set_xticks([0, 0.5, 1])
+        for ax, chances, stays, title in (
+            (axes[0, 0], tempered, kept[shown], warm),
+            (axes[0, 1], drawn, None, f"then top-p {top_p:g}"),
+        ):
+            rest = chances[SHOWN:]
+            others = (len(rest), rest.sum(), rest[kept[SHOWN:]].sum()) if len(rest) else None
+            plot_next_tokens(chances[shown], tokens=candidates, kept=stays, others=others, title=title, ax=ax)
+        end = next(end for end in ENDS if max(tempered[0], drawn[0]) <= end or end == 1)  # few steps: it seldom jumps
+        axes[0, 0].set_xlim(0, 1.25 * end)
+        axes[0, 0].set_xticks([0, end / 2, end])
         for label in axes[0, 0].get_yticklabels():
             label.set_parse_math(False)  # a token may hold dollar signs
         return figure, (

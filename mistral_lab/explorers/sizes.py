@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..config import PRESETS
-from ..figures import bare_figure, plot_budget, plot_head_groups, plot_parameters
+from ..figures import bare_figure, plot_budget, plot_head_groups, plot_kept_bytes
 from ..figures.style import legend_above
 from ..memory import DEVICES, PRECISIONS, SPEEDS, kv_cache_bytes, nearest_fit, plan, plan_outside, weight_bytes
 from .base import Explorer, binary_unit, bytes_text, choice_list, choice_slider, count_slider, offer_choices
@@ -33,10 +33,10 @@ def head_groups() -> Explorer:
         caches = [kv_cache_bytes(replace(shape, n_kv_heads=heads), context) for heads in (K, H, 1)]
         scheme = "multi-head" if K == H else "multi-query" if K == 1 else "grouped-query"
         figure, axes = bare_figure(2, 1, height_in=4.0, heights=[1, 1])
-        plot_head_groups(np.repeat(np.arange(K), H // K), scheme=scheme, ax=axes[0, 0])
+        plot_head_groups(np.repeat(np.arange(K), H // K), title=scheme, ax=axes[0, 0])
         unit, size = binary_unit(max(caches))
-        halves = [[cache / 2 / size] * 2 for cache in caches]
-        plot_parameters(halves, models=BARS, parts=["keys", "values"], unit=f"cache, {unit}", ax=axes[1, 0])
+        of = f"for {context:,} tokens"
+        plot_kept_bytes(caches, [caches[1]] * 3, names=BARS, unit=unit, unit_bytes=size, of=of, ax=axes[1, 0])
         fewer = "as much as" if K == H else f"{H // K} times less than"
         return figure, (
             f"{scheme.capitalize()} attention with H = {H} and K = {K}: a key and value head serves {H // K} query "

@@ -4,7 +4,7 @@ from .budget import plot_budget, plot_changed
 from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png
 from .experts import (
     plot_balance,
-    plot_expert_traffic,
+    plot_fewer,
     plot_load_bars,
     plot_load_map,
     plot_repeats,
@@ -12,7 +12,8 @@ from .experts import (
     plot_touched,
     plot_way,
 )
-from .heads import plot_context, plot_decode, plot_head_groups, plot_head_weights, plot_intervals, plot_token_bytes
+from .head_costs import plot_head_times, plot_intervals, plot_kept_bytes, plot_longest, plot_row_times, plot_ways
+from .heads import draw_clocks, draw_kept, draw_rows, draw_wall, plot_head_groups
 from .language import (
     EXPERTS,
     FLOOR,
@@ -38,8 +39,9 @@ from .language import (
     write,
 )
 from .layers import plot_added, plot_beside, plot_block, plot_part_times, plot_stream
+from .loop import plot_loop, plot_pieces
 from .machines import plot_placement, plot_received, plot_traffic
-from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_times
+from .model import keep_numbers_readable, plot_guesses, plot_next_tokens, plot_parameters, plot_read
 from .nf4 import (
     plot_code_shares,
     plot_codebooks,
@@ -52,8 +54,10 @@ from .nf4 import (
 )
 from .relay import plot_lost_name, plot_relay, relay_height
 from .rings import plot_double_write, plot_padded_ring, plot_ring, plot_ring_text
+from .speed import plot_layer_times, plot_passes, plot_times
 from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places
+from .traffic import plot_expert_traffic
 from .tuning import (
     plot_adapter,
     plot_before_after,
@@ -78,16 +82,20 @@ __all__ = [
     "WIDTH_IN",
     "bare_figure",
     "draw_bytes",
+    "draw_clocks",
     "draw_expert",
     "draw_floor",
     "draw_guess",
+    "draw_kept",
     "draw_key",
     "draw_link",
     "draw_measured",
     "draw_predicted",
     "draw_query",
+    "draw_rows",
     "draw_token",
     "draw_value",
+    "draw_wall",
     "drawable",
     "keep_numbers_readable",
     "new_figure",
@@ -102,53 +110,60 @@ __all__ = [
     "plot_budget",
     "plot_by_range",
     "plot_bytes",
-    "plot_changed",
-    "plot_ring_text",
-    "plot_recall",
-    "plot_padded_ring",
-    "plot_double_write",
     "plot_cache_bytes",
+    "plot_changed",
     "plot_code_shares",
     "plot_codebooks",
     "plot_coloured_tokens",
-    "plot_context",
-    "plot_decode",
+    "plot_double_write",
     "plot_error_map",
     "plot_errors_by_block",
     "plot_expert_traffic",
-    "plot_load_bars",
+    "plot_fewer",
     "plot_format_errors",
     "plot_growth",
     "plot_guesses",
     "plot_head_groups",
-    "plot_head_weights",
+    "plot_head_times",
     "plot_influence",
     "plot_intervals",
+    "plot_kept_bytes",
     "plot_labels",
+    "plot_layer_times",
+    "plot_load_bars",
     "plot_load_map",
-    "plot_lost_name",
+    "plot_longest",
+    "plot_loop",
     "plot_loss_changes",
+    "plot_lost_name",
     "plot_mask",
     "plot_next_tokens",
+    "plot_padded_ring",
     "plot_parameters",
     "plot_part_times",
+    "plot_passes",
+    "plot_pieces",
     "plot_placement",
     "plot_quantiles",
     "plot_rank_choice",
     "plot_ranks",
+    "plot_read",
+    "plot_recall",
     "plot_received",
     "plot_relay",
     "plot_repeats",
     "plot_ring",
+    "plot_ring_text",
     "plot_rounded_block",
     "plot_route",
+    "plot_row_times",
     "plot_stream",
     "plot_times",
-    "plot_token_bytes",
     "plot_touched",
     "plot_traffic",
     "plot_training",
     "plot_way",
+    "plot_ways",
     "relay_height",
     "render",
     "show",

@@ -1,250 +1,243 @@
-"""Pictures of attention heads: who shares keys and values, where they look, and their cost in memory, time and loss."""
+"""Drawn pictures of attention heads: what asks, what is kept, who shares, and rows in one product."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from .arrays import as_amount_intervals, as_amounts, as_intervals, as_positive
 from .canvas import axes_or_new
-from .marks import draw_interval_series, draw_intervals, label_rows, write_beside
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    doubling_axis,
-    hide_frame,
-    legend_above,
-    readable_on,
+from .language import (
+    IDLE_EDGE,
+    KEY,
+    QUERY,
+    QUIET,
+    VALUE,
+    WEIGHTS,
+    draw_bytes,
+    draw_key,
+    draw_link,
+    draw_query,
+    draw_token,
+    draw_value,
+    new_stage,
+    pale,
+    write,
 )
+from .style import INK, PREDICTED, STYLE, hide_frame
 
-SCHEME_COLOURS = {"multi-head": COLOURS[2], "grouped-query": COLOURS[4], "multi-query": COLOURS[8]}
-# The first is the colour of "measured" in every lesson; the last reads as much as multi-head attention does.
-WAY_COLOURS = (MEASURED, COLOURS[5], SCHEME_COLOURS["multi-head"])
+MOST_NAMED = 16  # heads of which each has room for its number
 
 
 @mpl.rc_context(STYLE)
-def plot_head_groups(shared: np.ndarray, *, scheme: str, ax: Axes | None = None) -> Axes:
-    """Draw which query head reads which key and value head.
+def draw_wall(tokens: Sequence[str], *, n_heads: int, sizes_bytes: tuple[float, float], text: str) -> Figure:
+    """Draw what one layer keeps if every query head remembers for itself: a wall of keys and values.
+
+    Args:
+        tokens: the text so far, the newest last; it asks.
+        n_heads: query heads, each with keys and values of its own.
+        sizes_bytes: of the model's weights, and of all its keys and values for a long text: two bars to one scale.
+        text: how long that text is, as in "32,768 tokens".
+    """
+    pitch, left, top = 0.43, 2.1, 5.2
+    figure, [ax] = new_stage(16, 6.75)
+    xs = left + pitch * (np.arange(n_heads) + 0.5)
+    place = 0.0
+    for token in tokens:
+        width = 0.45 + 0.15 * len(token)
+        state = "now" if token is tokens[-1] else "past"
+        draw_token(ax, left + place + width / 2, top + 1.05, token, width=width, state=state)
+        place += width + 0.12
+    asking = left + place - 0.12 - width / 2
+    for x in xs:
+        draw_link(ax, (asking, top + 0.78), (x, top + 0.19), width=0.6, state="past")
+        draw_query(ax, x, top, size=0.34)
+    write(ax, left - 0.25, top, f"{n_heads} heads ask", ha="right", colour=QUERY)
+    for row, token in enumerate(tokens):
+        y, state = top - 0.55 - 0.36 * row, "now" if row == len(tokens) - 1 else "past"
+        for x in xs:
+            draw_key(ax, x - 0.095, y, size=0.19, state=state)
+            draw_value(ax, x + 0.095, y, size=0.19, state=state)
+        write(ax, left - 0.25, y, token, ha="right", colour=INK if state == "now" else QUIET)
+    scale = (n_heads * pitch - 0.4) / max(sizes_bytes)
+    names = ("its weights", f"keys and values of {text}, if every head remembers for itself")
+    for y, amount, colour, name in zip((1.75, 0.8), sizes_bytes, (WEIGHTS, KEY), names, strict=True):
+        draw_bytes(ax, left, y, amount, scale=scale, colour=colour, text=f"{name}: {amount / 2**30:.1f} GiB")
+    write(ax, left - 0.25, 1.75, "Mistral 7B", ha="right")
+    return figure
+
+
+class Layout(NamedTuple):
+    """Where the parts of `draw_kept` stand on a stage of this size, in its units."""
+
+    width: float
+    height: float
+    left: float  # the first circle
+    top: float
+    pitch: float  # from one circle to the next
+    bars: tuple[float, float]  # left end of the upper bar
+    bar_width: float
+
+
+STRIP = Layout(4, 6.6, left=1.9, top=4.65, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
+PAGE = Layout(16, 7.6, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
+
+
+@mpl.rc_context(STYLE)
+def draw_kept(
+    ax: Axes,
+    tokens: Sequence[str],
+    places: np.ndarray,
+    *,
+    columns: float,
+    layout: Layout,
+    title: str,
+    square_bytes: int,
+    most_tokens: int,
+    bytes_per_s: float,
+) -> None:
+    """Draw query circles over the columns of squares that they read, and what these squares cost in bytes and time.
+
+    Each token adds a row of squares. The bars are the bytes of all squares drawn, and hollow, because it is predicted,
+    the least time in which the next token can read them. A mark shows both with a column for every head.
+
+    Args:
+        ax: a stage of the layout's size.
+        tokens: the text so far; the newest asks, and its row is full.
+        places: (H,) where the column that each query head reads stands, counted in heads from the left; heads that name
+            the same place share a column.
+        columns: how many columns count in the bars; a fraction while columns are on their way to each other.
+        layout: `STRIP` for a panel of four, `PAGE` for a picture of its own.
+        title: what this moment shows.
+        square_bytes: of one square.
+        most_tokens: for which the bars have room.
+        bytes_per_s: at which memory is read.
+    """
+    places = np.round(np.asarray(places, float), 6)
+    x0, top, pitch = layout.left, layout.top, layout.pitch
+    circle, square = 0.7 * pitch, 0.36 * pitch
+    first, asking = top - 1.25 * pitch, top + 0.35 * pitch + 0.95
+    write(ax, 0.25, layout.height - 0.35, title, ha="left", fontsize=10)
+    middle = x0 + pitch * (len(places) - 1) / 2
+    draw_token(ax, middle, asking, tokens[-1], width=0.6 + 0.15 * len(tokens[-1]), state="now")
+    for head, place in enumerate(places):
+        at = x0 + pitch * head
+        draw_link(ax, (middle, asking - 0.25), (at, top + circle / 2), state="past")
+        draw_link(ax, (at, top - circle / 2), (x0 + pitch * place, first + square / 2), colour=KEY, width=2.5)
+        draw_query(ax, at, top, f"q{head}", size=circle)
+    for row, token in enumerate(tokens):
+        y, state = first - 1.2 * square * row, "now" if row == len(tokens) - 1 else "past"
+        for place in np.unique(places):
+            draw_key(ax, x0 + pitch * place - square / 2, y, size=square, state=state)
+            draw_value(ax, x0 + pitch * place + square / 2, y, size=square, state=state)
+        write(ax, x0 - circle / 2 - 0.15, y, token, ha="right", colour=INK if state == "now" else QUIET)
+
+    x, y = layout.bars
+    kept, alone = (2 * count * len(tokens) * square_bytes for count in (columns, len(places)))
+    scale = layout.bar_width / (2 * len(places) * most_tokens * square_bytes)
+    track = layout.bar_width / scale
+    draw_bytes(ax, x, y, kept, scale=scale, most=track, mark=alone, text=f"{kept / 2**10:,.3g} KiB kept")
+    least = f"at least {1e6 * kept / bytes_per_s:,.2f} µs to read"
+    draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=track, mark=alone, text=least)
+    hollow = {"facecolor": "white", "edgecolor": PREDICTED, "linewidth": 1.5}
+    ax.add_patch(Rectangle((x, y - 1.175), kept * scale, 0.25, **hollow))
+    if columns < len(places):  # the mark stands apart from the bar: say what it is
+        write(ax, x + layout.bar_width, y + 0.38, "a head each", ha="right", colour=QUIET)
+
+
+@mpl.rc_context(STYLE)
+def draw_rows(group_size: int = 4, *, keys: int = 7) -> Figure:
+    """Draw one group's product twice: its queries one by one, each reading all keys, and as the rows of one block."""
+    figure, stages = new_stage(8, 4.3, columns=2)
+    titles = (f"one by one: the keys are read {group_size} times", "as rows of one block: they are read once")
+    for ax, title, together in zip(stages, titles, (False, True), strict=True):
+        write(ax, 0.4, 3.95, title, ha="left", fontsize=10)
+        heights = 0.5 + 0.55 * (np.arange(group_size)[::-1] + (0 if together else 0.45 * np.arange(group_size)[::-1]))
+        for head, y in enumerate(heights):
+            draw_query(ax, 0.75, y, f"q{head}", size=0.5)
+            for key in range(keys):
+                x = 2.3 + 0.42 * key
+                if not together or head == 0:
+                    draw_key(ax, x, y + (0.62 if together else 0), size=0.34, state="now")
+                if together:
+                    ax.add_patch(
+                        Rectangle((x - 0.17, y - 0.17), 0.34, 0.34, facecolor=pale(QUERY, 0.8), edgecolor=pale(QUERY))
+                    )
+            draw_link(ax, (1.05, y), (2.05, y), width=1.5)
+        if together:
+            low, high = heights.min() - 0.33, heights.max() + 0.33
+            ax.add_patch(Rectangle((0.42, low), 0.66, high - low, facecolor="none", edgecolor=QUERY, linewidth=1.5))
+            write(ax, 5.4, heights.max() + 0.62, "the shared keys", ha="left", colour=KEY)
+            write(ax, 5.4, heights.mean(), "a score for each\nquery and key", ha="left", colour=QUERY)
+        else:
+            write(ax, 5.4, heights.mean(), "the same keys,\nagain and again", ha="left", colour=KEY)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def plot_head_groups(shared: np.ndarray, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw which query head reads which key and value head: circles above, a pair of squares below for each of these.
 
     Args:
         shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and each of 0 ... K - 1 is read.
-        scheme: "multi-head", "grouped-query" or "multi-query"; it is the title and decides the colour.
     """
     shared = np.asarray(shared)
     if shared.ndim != 1 or not np.array_equal(np.unique(shared), np.arange(shared.max(initial=0) + 1)):
         raise ValueError(f"shared is {shared.tolist()}: expected (H,) numbers that use each of 0 ... K - 1")
-    colour = _scheme_colour(scheme)
     ax = axes_or_new(ax, height_in=2.2)
-    heads, targets = np.arange(len(shared)), np.arange(shared.max() + 1)
+    heads = np.arange(len(shared))
     places = np.bincount(shared, weights=heads) / np.bincount(shared)  # each in the middle of its group
-    for head, target in enumerate(shared):
-        ax.plot([head, places[target]], [1, 0], color=colour, linewidth=2, zorder=1)
+    lines = [[(head, 1), (places[target], 0)] for head, target in enumerate(shared)]
+    ax.add_collection(mpl.collections.LineCollection(lines, colors=KEY, linewidths=1.8, zorder=1))
     # All heads of a kind at once: one call per head would take most of a drawing's time.
-    size = min(230, 5500 / len(shared))
-    ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=INK, zorder=2)
-    ax.scatter(places, np.zeros(len(places)), s=size, marker="s", color=colour, edgecolor=INK, zorder=2)
-    middle = {"ha": "center", "va": "center", "fontsize": 9}
-    for head in heads:
-        ax.text(head, 1, str(head), **middle)
-    for target, place in zip(targets, places, strict=True):
-        ax.text(place, 0, str(target), color=readable_on(colour), **middle)
-    ax.set_yticks([1, 0], ["query\nheads", "key and\nvalue heads"])
+    size = min(230, 4200 / len(shared))
+    side = np.sqrt(min(160, 2600 / len(shared)))
+    ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=QUERY, linewidth=2, zorder=2)
+    for shift, colour in ((-0.5, KEY), (0.5, VALUE)):
+        moved = mpl.transforms.offset_copy(ax.transData, ax.figure, shift * side, 0, units="points")
+        ax.scatter(places, np.zeros(len(places)), s=side**2, marker="s", color=colour, transform=moved, zorder=2)
+    if len(shared) <= MOST_NAMED:
+        for head in heads:
+            ax.text(head, 1, str(head), ha="center", va="center", fontsize=9, color=QUERY)
+    ax.set_yticks([1, 0], [f"{len(heads)} query heads", f"{len(places)} KV head{'s' * (len(places) > 1)}"])
     ax.set_xticks([])
     ax.set_xlim(-0.7, len(shared) - 0.3)
     ax.set_ylim(-0.4, 1.4)
     hide_frame(ax)
-    ax.set_title(scheme)
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_head_weights(
-    weights: np.ndarray, *, shared: np.ndarray, tokens: Sequence[str], title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Draw how much each query head looks at each token: one row per head, with a line between groups.
-
-    Args:
-        weights: (H, S) attention weights of one query token, each row from 0 to 1.
-        shared: (H,) whole numbers; query head h reads key and value head `shared[h]`.
-        tokens: (S,) text of each token.
-        title: whose weights these are.
-    """
-    weights, shared = np.asarray(weights, float), np.asarray(shared)
-    if weights.shape != (len(shared), len(tokens)):
-        raise ValueError(f"weights has shape {weights.shape}: expected ({len(shared)}, {len(tokens)}), heads by tokens")
-    if not ((weights >= 0) & (weights <= 1)).all():
-        raise ValueError("a weight is NaN or lies outside 0 to 1: an attention weight is a share")
-    ax = axes_or_new(ax, height_in=1.5 + 0.24 * len(shared) + 0.4)
-    image = ax.imshow(weights, aspect="auto", cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    for row in np.flatnonzero(np.diff(shared)):
-        ax.axhline(row + 0.5, color="white", linewidth=3)
-    ax.set_yticks(range(len(shared)), [f"query head {head} (KV head {target})" for head, target in enumerate(shared)])
-    look = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
-    ax.set_xticks(range(len(tokens)), tokens, **look)
-    hide_frame(ax)
     ax.set_title(title)
-    ax.figure.colorbar(image, ax=ax, label="weight", pad=0.02)
     return ax
 
 
 @mpl.rc_context(STYLE)
-def plot_token_bytes(
-    as_built: np.ndarray,
-    multi_head: np.ndarray,
-    *,
-    models: Sequence[str],
-    schemes: Sequence[str],
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the cache that one token takes in each model, beside what it would take without shared heads.
+def draw_clocks(angles: np.ndarray, *, tokens: Sequence[str], pairs: Sequence[int], steps: Sequence[str]) -> Figure:
+    """Draw rotary positions as clocks: one row for each pair of values, whose hand turns from token to token.
 
     Args:
-        as_built: (models,) bytes per token.
-        multi_head: (models,) bytes per token if every query head had its own keys and values.
-        models: name of each model, the first on top.
-        schemes: "multi-head", "grouped-query" or "multi-query": how each model is built.
+        angles: (pairs, tokens) in radians, counter-clockwise from the right, as far as each pair has turned.
+        tokens: above the columns.
+        pairs: the number of each pair.
+        steps: how far each pair turns from one token to the next, in words.
     """
-    as_built, multi_head = as_amounts(as_built, (len(models),)), as_amounts(multi_head, (len(models),))
-    if len(schemes) != len(models):
-        raise ValueError(f"{len(schemes)} schemes for {len(models)} models: expected one for each")
-    colours = [_scheme_colour(scheme) for scheme in schemes]
-    ax = axes_or_new(ax, height_in=1.1 + 0.55 * len(models))
-    rows = np.arange(len(models))
-    named = [f"as built: {scheme}" if scheme not in schemes[:row] else "_" for row, scheme in enumerate(schemes)]
-    would = {"facecolor": "white", "edgecolor": SCHEME_COLOURS["multi-head"], "hatch": "////", "label": "if multi-head"}
-    for amounts, offset, look in (
-        (as_built, -0.2, {"color": colours, "label": named}),
-        (multi_head, 0.2, would),
-    ):
-        bars = ax.barh(rows + offset, amounts / 2**10, height=0.36, **look)
-        ax.bar_label(bars, [f"{amount / 2**10:,.0f}" for amount in amounts], padding=3, fontsize=9)
-    ax.set_yticks(rows, models)
-    ax.invert_yaxis()
-    ax.margins(x=0.08)
-    ax.set_xlabel("KiB of cache per token, 16 bits per value")
-    ax.grid(axis="x")
-    ax.tick_params(axis="y", length=0)
-    legend_above(ax, columns=3)
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_context(
-    tokens: np.ndarray,
-    memory_bytes: np.ndarray,
-    *,
-    schemes: Sequence[str],
-    longest: np.ndarray,
-    limit_bytes: float,
-    title: str,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the memory of weights and cache against the length of the text, and where it reaches the limit.
-
-    Args:
-        tokens: (n,) lengths.
-        memory_bytes: (schemes, n), weights included.
-        schemes: "multi-head", "grouped-query" or "multi-query", one for each line.
-        longest: (schemes,) the most tokens that fit.
-        limit_bytes: what there is.
-        title: which weights.
-    """
-    memory_bytes, longest = np.asarray(memory_bytes, float), np.asarray(longest, float)
-    if memory_bytes.shape != (len(schemes), len(tokens)) or longest.shape != (len(schemes),):
-        raise ValueError(
-            f"memory_bytes has shape {memory_bytes.shape} and longest {longest.shape}: "
-            f"expected ({len(schemes)}, {len(tokens)}) and ({len(schemes)},)"
-        )
-    ax = axes_or_new(ax, height_in=3.2)
-    ax.axhline(limit_bytes / 2**30, color=INK, linewidth=1, linestyle=":", label=f"{limit_bytes / 2**30:g} GiB")
-    for scheme, line, most in zip(schemes, memory_bytes, longest, strict=True):
-        colour = _scheme_colour(scheme)
-        ax.plot(np.asarray(tokens) / 1e3, line / 2**30, color=colour, linewidth=2, label=scheme)
-        ax.scatter(most / 1e3, limit_bytes / 2**30, s=50, color=colour, edgecolor=INK, zorder=3)
-        beside = {"shift": (8, -4), "ha": "left", "va": "top"}  # the line comes from below left, and goes on upwards
-        write_beside(ax, f"{most / 1e3:,.0f}", (most / 1e3, limit_bytes / 2**30), fontsize=9.5, **beside)
-    ax.set_ylim(0, 1.25 * limit_bytes / 2**30)
-    ax.set_xlim(0, np.max(tokens) / 1e3)
-    ax.set_xlabel("thousand tokens of text")
-    ax.set_ylabel("GiB, weights and cache")
-    ax.grid()
-    ax.set_title(title)
-    ax.legend(loc="lower right")
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_decode(
-    n_kv_heads: Sequence[int],
-    lowest_s: np.ndarray,
-    median_s: np.ndarray,
-    highest_s: np.ndarray,
-    *,
-    ways: Sequence[str],
-    predicted_s: np.ndarray,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw the time of attention for one new token against the number of key and value heads, both axes logarithmic.
-
-    Args:
-        n_kv_heads: (n,) key and value heads.
-        lowest_s, median_s, highest_s: (ways, n) seconds over the runs; a bar spans lowest to highest.
-        ways: name of each way of computing it, at most three.
-        predicted_s: (n,) seconds.
-    """
-    shape = (len(ways), len(n_kv_heads))
-    lowest_s, median_s, highest_s = (
-        as_positive(name, seconds, shape)
-        for name, seconds in (("lowest_s", lowest_s), ("median_s", median_s), ("highest_s", highest_s))
-    )
-    bounds_s = as_intervals(lowest_s, median_s, highest_s, of="median")
-    predicted_s = as_positive("predicted_s", predicted_s, shape[1:])
-    ax = axes_or_new(ax, height_in=3.8)
-    predicted = {"color": PREDICTED, "markeredgecolor": INK, "label": "predicted: the least", "zorder": 4}
-    ax.plot(n_kv_heads, predicted_s * 1e3, "D--", **predicted)
-    names, looks = [f"measured: {way}" for way in ways], ["o-"] * len(ways)
-    draw_interval_series(ax, n_kv_heads, 1e3 * bounds_s, names=names, looks=looks, colours=WAY_COLOURS)
-    doubling_axis(ax, n_kv_heads)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.set_xlabel("key and value heads K (logarithmic axis)")
-    ax.set_ylabel("milliseconds (logarithmic axis)")
-    ax.grid()
-    legend_above(ax, columns=2)
-    return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_intervals(
-    means: np.ndarray, lows: np.ndarray, highs: np.ndarray, *, names: Sequence[str], unit: str, ax: Axes | None = None
-) -> Axes:
-    """Draw a mean with its interval for each of several models, the first on top.
-
-    Args:
-        means, lows, highs: (models,), in `unit`; the axis starts at 0.
-        names: of the models.
-        unit: the label of the axis.
-    """
-    lows, means, highs = bounds = as_amount_intervals(lows, means, highs, (len(names),))
-    ax = axes_or_new(ax, height_in=0.9 + 0.4 * len(names))
-    rows = np.arange(len(names))
-    ax.hlines(rows, 0, means, color=FADED, linewidth=3, zorder=1)
-    draw_intervals(ax, rows, bounds, look="o", colour=MEASURED, level=True, capsize=4)
-    for row, mean, high in zip(rows, means, highs, strict=True):
-        write_beside(ax, f"{mean:.2f}", (high, row), shift=(7, 0), ha="left")
-    label_rows(ax, names)
-    ax.set_xlim(0, 1.12 * highs.max())
-    ax.set_xlabel(unit)
-    ax.grid(axis="x")
-    return ax
-
-
-def _scheme_colour(scheme: str) -> str:
-    if scheme not in SCHEME_COLOURS:
-        raise ValueError(f"scheme is {scheme!r}: expected one of {', '.join(SCHEME_COLOURS)}")
-    return SCHEME_COLOURS[scheme]
+    angles = np.asarray(angles, float)
+    if angles.shape != (len(pairs), len(tokens)) or len(steps) != len(pairs):
+        raise ValueError(f"angles has shape {angles.shape}: expected ({len(pairs)}, {len(tokens)}), pairs by tokens")
+    rows = len(pairs)
+    figure, [ax] = new_stage(16, 1.35 + 1.5 * rows)
+    pitch = 11.2 / len(tokens)
+    for column, token in enumerate(tokens):
+        x = 2.6 + pitch * column
+        draw_token(ax, x, 1.5 * rows + 0.85, token, width=pitch - 0.06)
+        for row in range(rows):
+            y, angle = 1.5 * (rows - row) - 0.6, angles[row, column]
+            draw_query(ax, x, y, size=1.15, state="past")
+            tip = (x + 0.5 * np.cos(angle), y + 0.5 * np.sin(angle))
+            ax.plot([x, tip[0]], [y, tip[1]], color=QUERY, linewidth=2.5, solid_capstyle="round")
+            ax.plot([x, x + 0.5], [y, y], color=IDLE_EDGE, linewidth=1, zorder=0.5)
+    for row, (pair, step) in enumerate(zip(pairs, steps, strict=True)):
+        y = 1.5 * (rows - row) - 0.6
+        write(ax, 1.6, y, f"pair {pair}", ha="right")
+        write(ax, 13.4, y, step, ha="left", colour=QUIET)
+    return figure

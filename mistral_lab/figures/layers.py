@@ -108,7 +108,8 @@ def plot_stream(
     predicted = as_positive("predicted", predicted, (len(places),))
     ax = axes_or_new(ax, height_in=3.2)
     rows = np.arange(len(places))
-    ax.plot(rows, predicted, "D--", color=PREDICTED, markeredgecolor=INK, markersize=8, label="predicted")
+    hollow = {"markerfacecolor": "white", "markeredgecolor": PREDICTED, "linestyle": "none"}
+    ax.plot(rows, predicted, "o", markersize=10, label="predicted (hollow)", **hollow)
     draw_intervals(ax, rows, bounds, look="o-", colour=MEASURED, label="measured")
     named = some_labels(len(places))
     ax.set_xticks(rows[named], places[named], rotation=60, ha="right", rotation_mode="anchor")
@@ -180,18 +181,18 @@ def plot_part_times(
         predicted_s * 1e3,
         rows,
         s=45,
-        color=PREDICTED,
-        edgecolor=INK,
-        marker="D",
+        color="white",
+        edgecolor=PREDICTED,
+        linewidth=1.5,
         zorder=3,
         clip_on=False,  # at 0 half of it lies beyond the axis
-        label="predicted: bytes",
+        label="predicted from bytes",
     )
     for row, share in zip(rows, medians_s / medians_s.sum(), strict=True):
         end = max(highs_s[row], predicted_s[row]) * 1e3
-        write_beside(ax, "<1%" if share < 0.005 else f"{share:.0%}", (end, row), shift=(8, 0), ha="left")
+        write_beside(ax, "<1%" if share < 0.005 else f"{share:.0%}", (end, row), shift=(11, 0), ha="left")
     label_rows(ax, parts)
-    ax.set_xlim(0, 1.2 * max(highs_s.max(), predicted_s.max()) * 1e3)  # room for the last share
+    ax.set_xlim(0, 1.25 * max(highs_s.max(), predicted_s.max()) * 1e3)  # room for the last share
     ax.xaxis.set_major_locator(MaxNLocator(4))  # or the numbers of two panels side by side would touch
     ax.set_xlabel("milliseconds per token")
     ax.set_title(title, pad=26)  # the legend stands between

@@ -111,7 +111,7 @@ def plot_traffic(
 def plot_received(
     received: np.ndarray, *, names: Sequence[str], chosen: str, unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw what each way is predicted to bring to a device: a bar per way with its number, one of them in colour.
+    """Draw what each way is predicted to bring to a device: a hollow bar per way with its number, one in colour.
 
     Args:
         received: (ways,), in `unit`.
@@ -123,9 +123,8 @@ def plot_received(
     if chosen not in names:
         raise ValueError(f"chosen is {chosen!r}: expected one of {', '.join(names)}")
     ax = axes_or_new(ax, height_in=1.2 + 0.35 * len(names))
-    bars = ax.barh(
-        names, received, height=0.62, color=[PREDICTED if name == chosen else FADED for name in names], linewidth=0
-    )
+    edges = [PREDICTED if name == chosen else FADED for name in names]
+    bars = ax.barh(names, received, height=0.62, color="white", edgecolor=edges, linewidth=2)
     ax.bar_label(bars, [f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}" for amount in received], padding=4)
     ax.get_yticklabels()[list(names).index(chosen)].set_fontweight("bold")
     ax.set_ylim(len(names) - 0.4, -0.6)

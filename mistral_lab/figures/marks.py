@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
-from .style import INK, hide_frame, readable_on, shade
+from .style import INK, hide_frame, readable_on
 
 MOST_LABELS = 17  # along a horizontal axis as wide as the page
 
@@ -80,19 +82,22 @@ def draw_interval_series(
         draw_intervals(ax, shifted, bounds[:, number], look=look, colour=colour, label=name, level=level)
 
 
-def draw_percent_map(ax: Axes, shares: np.ndarray, *, most: float, digits: int = 0) -> None:
-    """Draw shares as cells of a heat map, each with its number in per cent.
+def draw_percent_map(ax: Axes, shares: np.ndarray, *, about: float, most: float | None = None, digits: int = 0) -> None:
+    """Draw shares as cells of a map, each with its number in per cent, coloured by how far it lies from one of them.
 
     Args:
         shares: (rows, columns).
-        most: the share with the last colour.
+        about: the share that is white; above it cells are orange, below it purple.
+        most: the share with the last colour; None takes what lies farthest from `about`.
         digits: of the numbers, after the point.
     """
-    ax.imshow(shares, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+    reach = np.abs(shares - about).max() if most is None else most - about
+    colours = mpl.colormaps["PuOr_r"]((shares - about) / (2 * reach or 1) + 0.5)
+    ax.imshow(colours, aspect="auto")
     for row, column in np.ndindex(shares.shape):
-        colour = readable_on(shade(shares[row, column] / most))
         text = f"{100 * shares[row, column]:.{digits}f}"
-        ax.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+        ink = readable_on(to_hex(colours[row, column]))
+        ax.text(column, row, text, ha="center", va="center", fontsize=9, color=ink)
     hide_frame(ax)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a whole model: its parameters, its next token and what each layer would answer, its time."""
+"""Pictures of a whole model: its parameters and which of them are read, its next token, what each layer answers."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from .arrays import as_amounts, as_positive
+from .arrays import as_amounts
 from .canvas import axes_or_new
+from .language import IDLE, QUIET, WEIGHTS, draw_guess, pale, write
 from .marks import label_rows, write_beside
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, legend_above, readable_on
+from .style import COLOURS, FADED, STYLE, legend_above, readable_on
 from .tokens import drawable, quoted
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
@@ -63,23 +64,73 @@ def keep_numbers_readable(ax: Axes, *, narrow: float) -> None:
 
 
 @mpl.rc_context(STYLE)
+def plot_read(
+    shares: np.ndarray,
+    *,
+    models: Sequence[str],
+    parts: Sequence[str],
+    skipped: int,
+    guess: float | None = None,
+    guess_label: str = "a guess",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw files of weights as bars, full where a pass reads them, grey where it does not, and a guess above them.
+
+    Args:
+        shares: (models, parts) in percent of each file.
+        models: name of each bar, the first on top.
+        parts: name of each segment, from the left; too narrow ones are named below their bar.
+        skipped: number of the part that is not read.
+        guess: percent, where a flag stands on the first bar; None draws none.
+        guess_label: what is written at the flag.
+    """
+    shares = as_amounts(shares, (len(models), len(parts)))
+    ax = axes_or_new(ax, height_in=0.9 + 0.95 * len(models))
+    for row, amounts in enumerate(shares):
+        start, below = 0.0, []
+        for number, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
+            face = IDLE if number == skipped else pale(WEIGHTS, 0.15 + 0.15 * (number % 2))
+            ax.barh(row, amount, left=start, height=0.42, color=face, edgecolor="white", linewidth=0.8)
+            named = f"{part} {amount:.0f} %" if amount >= 9.5 else f"{part} {amount:.2g} %"
+            if amount >= 2.1 + 0.95 * len(named):
+                tone = QUIET if number == skipped else readable_on(face)
+                write(ax, start + amount / 2, row, named, colour=tone)
+            else:
+                below.append(named)
+            start += amount
+        write(ax, 100, row + 0.36, " · ".join(below), ha="right", colour=QUIET)
+    if guess is not None:
+        draw_guess(ax, guess, -0.21, label=guess_label)
+    label_rows(ax, models, room=0.6)
+    ax.set_ylim(len(models) - 0.4, -0.85)
+    ax.set_xlim(0, 112)  # room for the label of a guess at the end
+    ax.set_xticks([0, 25, 50, 75, 100])
+    ax.set_xlabel("percent of the file (purple: read for every new token)")
+    return ax
+
+
+@mpl.rc_context(STYLE)
 def plot_next_tokens(
     probabilities: np.ndarray,
     *,
     tokens: Sequence[str],
     kept: np.ndarray | None = None,
+    others: tuple[int, float, float] | None = None,
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the probability of each candidate for the next token.
+    """Draw the probability of each candidate for the next token, and of all others together.
 
     Args:
         probabilities: (tokens,), the first on top.
         tokens: the text of each candidate. It is drawn in quotes, with what the font cannot draw as escapes.
         kept: (tokens,) bool, False for candidates that a filter takes out: they are drawn grey and hatched.
+        others: how many tokens are not drawn by themselves, their probability together, and how much of that is kept;
+            a last bar stands for them.
         title: what was done to the distribution.
     """
     probabilities = as_amounts(probabilities, (len(tokens),))
+    longest = max(probabilities.max(), others[1] if others else 0)
     label = "probability" if kept is None else "probability\n(hatched: left out)"
     kept = np.ones(len(tokens), bool) if kept is None else np.asarray(kept, bool)
     if kept.shape != probabilities.shape:
@@ -93,10 +144,17 @@ def plot_next_tokens(
         if chosen.any():
             bars = ax.barh(rows[chosen], probabilities[chosen], height=0.74, **look)
             ax.bar_label(bars, [f"{value:.2f}" for value in probabilities[chosen]], padding=3, fontsize=9)
-    label_rows(ax, [quoted(token) for token in tokens], room=0.6)
+    names = [quoted(token) for token in tokens]
+    if others:
+        count, together, left = others
+        names.append(f"{count:,} others")
+        ax.barh(len(rows), together, height=0.74, facecolor=FADED, edgecolor="#8c8c8c", hatch="////", linewidth=0)
+        ax.barh(len(rows), left, height=0.74, color=pale(COLOURS[0], 0.4), edgecolor=COLOURS[0])
+        write_beside(ax, f"{together:.2f}", (together, len(rows)), shift=(3, 0), ha="left")
+    label_rows(ax, names, room=0.6)
     for name in ax.get_yticklabels():
         name.set_parse_math(False)  # a token may hold dollar signs
-    ax.set_xlim(0, max(ax.get_xlim()[1], 1.25 * probabilities.max()))  # room for the number beside the longest bar
+    ax.set_xlim(0, max(ax.get_xlim()[1], 1.25 * longest))  # room for the number beside the longest bar
     ax.set_xlabel(label)
     ax.set_title(title)
     return ax
@@ -128,50 +186,6 @@ def plot_guesses(
     label_rows(ax, names, room=0.6)
     ax.set_xlim(0, 1.45)  # room for the text beside the longest bar
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.spines["bottom"].set_bounds(0, 1)  # a probability is never more
     ax.set_xlabel("probability of the likeliest next token (grey: not the final answer)")
     return ax
-
-
-@mpl.rc_context(STYLE)
-def plot_times(
-    measured_s: np.ndarray,
-    predicted_s: np.ndarray,
-    *,
-    tasks: Sequence[str],
-    expected: str = "predicted",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw measured times beside predicted ones, on a logarithmic axis.
-
-    Args:
-        measured_s: (tasks,) seconds; NaN where nothing was measured, which leaves the prediction alone.
-        predicted_s: (tasks,) seconds; NaN where nothing was predicted.
-        tasks: what took that long, the first on top.
-        expected: what the legend calls `predicted_s`; "at least" where it is a floor.
-    """
-    measured_s = as_positive("measured_s", measured_s, (len(tasks),), gaps=True)
-    predicted_s = as_positive("predicted_s", predicted_s, (len(tasks),), gaps=True)
-    ax = axes_or_new(ax, height_in=1.2 + 0.55 * len(tasks))
-    rows = np.arange(len(tasks))
-    ax.hlines(rows, predicted_s * 1e3, measured_s * 1e3, color=FADED, linewidth=3, zorder=1)
-    for seconds, colour, marker, label, side in (
-        (predicted_s, PREDICTED, "D", expected, "below"),
-        (measured_s, MEASURED, "o", "measured", "above"),
-    ):
-        ax.scatter(seconds * 1e3, rows, s=60, color=colour, edgecolor=INK, marker=marker, label=label)
-        beside = {"shift": (0, 7), "va": "bottom"} if side == "above" else {"shift": (0, -7), "va": "top"}
-        for row, value in zip(rows, seconds, strict=True):
-            if not np.isnan(value):
-                write_beside(ax, _milliseconds(value), (value * 1e3, row), **beside)
-    decade_axis(ax.xaxis)
-    ax.margins(x=0.12)
-    label_rows(ax, tasks, room=0.6)
-    ax.set_xlabel("milliseconds (logarithmic axis)")
-    ax.grid(axis="x")
-    legend_above(ax, columns=2)
-    return ax
-
-
-def _milliseconds(seconds: float) -> str:
-    milliseconds = seconds * 1e3
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.2g} ms"

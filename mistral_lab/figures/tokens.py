@@ -10,7 +10,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
-from .style import COLOURS, STYLE, readable_on
+from .language import EXPERTS
+from .style import STYLE, readable_on
 
 TOKEN_POINTS = 9.5  # size of a token's letters
 TOKEN_GAP, LINE_POINTS = 3, 18  # between tokens, and from line to line
@@ -83,11 +84,11 @@ def token_places(tokens: Sequence[str], *, experts: int, width_in: float) -> np.
 def plot_coloured_tokens(
     tokens: Sequence[str], *, experts: Sequence[int], places: np.ndarray, title: str, ax: Axes
 ) -> Axes:
-    """Draw a text token by token, each in the colour of its expert, whose number is the subscript.
+    """Draw a text token by token, each in the hue of its expert, whose number is the subscript.
 
     Args:
         tokens: their texts.
-        experts: the number of each token's expert; ten experts have colours of their own, then they repeat.
+        experts: the number of each token's expert; eight experts have hues of their own, then they repeat.
         places: (tokens, 3): left edge and width in points, and line, as `token_places` gives them.
         title: whose choice it is.
     """
@@ -102,7 +103,7 @@ def plot_coloured_tokens(
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)  # a unit is a point, from the top
     for token, expert, (left, wide, line) in zip(tokens, experts, places, strict=True):
-        colour = COLOURS[expert % len(COLOURS)]
+        colour = EXPERTS[expert % len(EXPERTS)]
         ax.add_patch(Rectangle((left, line * LINE_POINTS), wide, LINE_POINTS - 3, facecolor=colour, linewidth=0))
         ax.text(
             left + 2,

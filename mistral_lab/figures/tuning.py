@@ -102,7 +102,7 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
 
 @mpl.rc_context(STYLE)
 def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Draw measured bytes beside predicted ones, part by part, on a logarithmic axis.
+    """Draw measured bytes (a solid dot) beside predicted ones (a hollow diamond), part by part, on a logarithmic axis.
 
     Args:
         measured: (parts,) bytes; NaN where nothing was measured, which leaves the prediction alone.
@@ -113,11 +113,9 @@ def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[s
     predicted = as_positive("predicted", predicted, (len(parts),), gaps=True)
     ax = axes_or_new(ax, height_in=1.2 + 0.5 * len(parts))
     rows = np.arange(len(parts))
-    for amounts, colour, marker, size, label in (
-        (predicted, PREDICTED, "D", 130, "predicted"),
-        (measured, MEASURED, "o", 45, "measured"),
-    ):
-        ax.scatter(amounts / 1e6, rows, s=size, color=colour, edgecolor=INK, marker=marker, label=label)
+    hollow = {"marker": "D", "facecolor": "white", "edgecolor": PREDICTED, "linewidth": 2}
+    ax.scatter(predicted / 1e6, rows, s=150, label="predicted (hollow)", **hollow)
+    ax.scatter(measured / 1e6, rows, s=40, color=MEASURED, label="measured")
     for row, amount in zip(rows, predicted, strict=True):
         write_beside(ax, f"{amount / 1e6:,.3g}", (amount / 1e6, row), shift=(11, 0), ha="left")
     decade_axis(ax.xaxis)
@@ -209,7 +207,7 @@ def plot_ranks(
     ax = axes_or_new(ax, height_in=2.9)
     draw_intervals(ax, ranks, 100 * bounds, look="o-", colour=MEASURED, capsize=4)
     doubling_axis(ax, ranks)
-    ax.set_ylim(0, 104)
+    ax.set_ylim(-4, 104)  # the caps of an interval that ends at 0 or 100 are whole
     ax.set_xlabel("rank (logarithmic axis)")
     ax.set_ylabel(unit)
     ax.grid(axis="y")

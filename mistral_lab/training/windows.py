@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import evaluation
+from .corpus import HELD_OUT, document
 from .evaluation import Encoded, Interval, Recall
 from .recipes import INTERLEAVED
 
@@ -18,7 +19,7 @@ HOP = 63  # tokens that a layer with a window of 64 looks back
 RANGES = [(low, low + HOP // 3 - 1) for low in range(1, 5 * HOP, HOP // 3)]  # tokens back: three ranges to a hop
 POSITIONS = [(low, low + 63) for low in range(0, 512, 64)]
 BLOCKS = 60
-STORY, FURTHER_THAN = 6, 128  # a document in English, and how far back its name lies at least
+STORY, FURTHER_THAN = 1032, 128  # a document in English, and how far back its name lies at least
 
 
 def measure_windows(
@@ -127,7 +128,8 @@ def place_of(tokenizer: PreTrainedTokenizerBase, number: int) -> tuple[Encoded, 
     Raises:
         ValueError: there is no such place in it.
     """
-    text = evaluation.held_out(tokenizer, number + 1)[number]
+    found = document(number, split=HELD_OUT)
+    text = Encoded(found, tokenizer(found.text).input_ids)
     for (source, _), (target, size) in pairwise(evaluation.mentions(tokenizer, text)):
         if target - 1 - source > FURTHER_THAN:
             return text, target - 1 - source, target, size

@@ -1,0 +1,151 @@
+"""Lesson 2: attention in groups, for any number of queries, of keys and of heads."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..attention import grouped_query_attention
+from ..masks import causal_mask
+from .judging import Mistake, judge
+
+
+def grouped_attention(function: Callable) -> Callable:
+    """Check `function(q (B, H, T, D), k (B, K, S, D), v (B, K, S, D), mask (T, S)) -> (B, H, T, D)`.
+
+    >>> my_answer = grouped_attention(lambda q, k, v, mask: NotImplemented)
+    grouped_attention: not tried yet; the lesson goes on with its own
+    """
+
+    def answer(q, k, v, mask):
+        return grouped_query_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)[0].transpose(1, 2)
+
+    def neighbours(x, G):
+        return x.repeat_interleave(G, 1)
+
+    def in_turn(x, G):
+        return x.repeat(1, G, 1, 1)
+
+    def averaged(x, G):
+        return x.mean(1, keepdim=True)
+
+    def first(x, G):
+        return x[:, :1]
+
+    def attend(
+        scale=lambda q, k: q.shape[-1] ** 0.5, hide=None, axis=-1, keys=neighbours, values=neighbours, nan=math.nan
+    ):
+        """Attention with one step replaced; where it hides everything from a query, the weights are `nan`."""
+
+        def wrong(q, k, v, mask):
+            G = q.shape[1] // k.shape[1]
+            k, v = keys(k, G), values(v, G)
+            scores = q @ k.mT / scale(q, k)
+            scores = hide(scores, mask) if hide else scores.masked_fill(~mask, -math.inf)
+            return scores.softmax(axis).nan_to_num(nan) @ v if axis is not None else scores @ v
+
+        return wrong
+
+    def hidden_where(change):
+        return lambda scores, mask: scores.masked_fill(~change(mask), -math.inf)
+
+    def late(finish=lambda weights: weights):
+        def wrong(q, k, v, mask):
+            k, v = (neighbours(x, q.shape[1] // k.shape[1]) for x in (k, v))
+            return finish((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) * mask) @ v
+
+        return wrong
+
+    generator = torch.Generator().manual_seed(0)
+
+    def example(B, H, K, T, S, D):
+        mask = torch.rand(T, S, generator=generator) < 0.6
+        mask[torch.arange(T), torch.randint(S, (T,), generator=generator)] = True  # each query sees a key
+        shapes = (B, H, T, D), (B, K, S, D), (B, K, S, D)
+        return *(torch.randn(shape, generator=generator) for shape in shapes), mask
+
+    whole, other = example(2, 6, 2, 5, 5, 8), example(2, 6, 2, 5, 5, 8)
+    swapped = [whole[:place] + (other[place],) + whole[place + 1 :] for place in range(4)]
+    causal = (*whole[:3], causal_mask(5))
+    wrong_heads = "your heads read the wrong KV heads: a group is a run of neighbours; are K and G swapped?"
+    mean_of_heads = "you average over the KV heads: each query head reads the one of its own group"
+    over_length = "you divide by the square root of the number of {}: divide by that of D, the length of a head"
+    extreme = "your weights are too extreme: are the scores divided by the square root of D?"
+    constant = "you divide by the same number whatever D is: take D from q, here it is not always {:g}"
+    own_mask = "you hide keys by a triangle of your own: the mask alone says who sees whom, also where T and S differ"
+    triangles = [
+        lambda mask: mask.tril(),
+        lambda mask: mask.tril(mask.shape[1] - mask.shape[0]),
+        lambda mask: torch.ones_like(mask).tril(),
+        lambda mask: torch.ones_like(mask).tril(mask.shape[1] - mask.shape[0]),
+    ]
+    over_queries = "your softmax runs over the queries: the weights of one query over all keys must add to 1"
+    return judge(
+        "grouped_attention",
+        function,
+        answer=answer,
+        cases=[causal, whole, *swapped, example(1, 4, 2, 1, 9, 4), example(2, 4, 4, 3, 7, 16)]
+        + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64)],
+        mistakes=[
+            Mistake(attend(scale=lambda q, k: 1), extreme),
+            Mistake(
+                attend(scale=lambda q, k: q.shape[-1]),
+                "your weights are too even: divide by the square root of D, not by D",
+            ),
+            Mistake(attend(scale=lambda q, k: q.shape[-1] ** -0.5), "you multiply by the square root of D: divide"),
+            Mistake(attend(scale=lambda q, k: q.shape[-2] ** 0.5), over_length.format("queries")),
+            Mistake(attend(scale=lambda q, k: k.shape[-2] ** 0.5), over_length.format("keys")),
+            Mistake(attend(scale=lambda q, k: q.shape[1] ** 0.5), over_length.format("heads")),
+            *(Mistake(attend(scale=lambda q, k, D=D: D**0.5), constant.format(D)) for D in (8, 64, 128)),
+            Mistake(attend(keys=in_turn, values=in_turn), wrong_heads),
+            Mistake(attend(keys=in_turn), "your keys are those of the wrong KV heads: a group is a run of neighbours"),
+            Mistake(
+                attend(values=in_turn), "your values are those of the wrong KV heads: a group is a run of neighbours"
+            ),
+            Mistake(attend(keys=averaged, values=averaged), mean_of_heads),
+            Mistake(attend(keys=averaged), mean_of_heads + "; the values are right"),
+            Mistake(attend(values=averaged), mean_of_heads + "; the keys are right"),
+            Mistake(attend(keys=first, values=first), "all your heads read KV head 0: each group has one of its own"),
+            Mistake(attend(axis=-2), over_queries),
+            Mistake(attend(axis=-2, nan=0.0), over_queries),
+            Mistake(
+                attend(axis=1),
+                "your softmax runs over the heads: the weights of one query over all keys must add to 1",
+            ),
+            Mistake(
+                attend(axis=None, hide=lambda scores, mask: scores * mask),
+                "the softmax is missing: scores are no weights",
+            ),
+            Mistake(attend(hide=lambda scores, mask: scores), "you look at keys that are hidden: is the mask used?"),
+            Mistake(
+                attend(hide=lambda scores, mask: scores + mask),
+                "you add the mask to the scores, where True counts as 1: hidden scores must be minus infinity",
+            ),
+            Mistake(
+                attend(hide=hidden_where(lambda mask: ~mask)),
+                "you hide what may be seen: True in the mask means that a query may look",
+            ),
+            *(
+                Mistake(attend(hide=hidden_where(change), nan=nan), own_mask)
+                for change in triangles
+                for nan in (math.nan, 0.0)
+            ),
+            Mistake(
+                attend(hide=lambda scores, mask: scores * mask),
+                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
+            ),
+            Mistake(late(), "you hide keys after the softmax, so the weights do not add to 1: mask the scores"),
+            Mistake(
+                late(lambda weights: weights.softmax(-1)),
+                "you take the softmax twice: hide the scores before the first one",
+            ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, k, v, mask).transpose(1, 2),
+                "your result is (B, T, H, D): expected (B, H, T, D), as q is",
+            ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, k, v, mask).transpose(1, 2).flatten(2),
+                "you join the heads: the result is (B, H, T, D), as q is",
+            ),
+        ],
+    )

@@ -1,0 +1,109 @@
+"""What lesson 2 measures about quality and arithmetic: a trained model whose KV heads are merged, and trained on."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..loading import Loaded
+from ..measure.progress import with_progress
+from ..training import corpus, evaluation
+
+TEXTS_A_STEP = 4
+LEARNING_RATE = 1e-3
+# (K · D, width) seen as (K after, G, D, width) -> (K after, D, width)
+MERGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "averaged": lambda groups: groups.mean(dim=1),
+    "first kept": lambda groups: groups[:, 0],
+}
+
+
+def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedModel:
+    """Copy a model, with its key and value heads merged into fewer; queries and everything else stay.
+
+    Source: Ainslie et al., "GQA", arXiv:2305.13245, section 2.1, which averages the heads of a group.
+
+    Args:
+        model: small, unquantised.
+        n_kv_heads: of the copy; a divisor of the model's own number.
+        merge: "averaged" or "first kept", within each group.
+
+    Raises:
+        ValueError: another merge, or a number that does not divide.
+    """
+    before = model.config.num_key_value_heads
+    if merge not in MERGES or before % n_kv_heads:
+        raise ValueError(
+            f"{n_kv_heads} of {before} heads, {merge!r}: expected a divisor, and one of {', '.join(MERGES)}"
+        )
+    shape = copy.deepcopy(model.config)
+    shape.num_key_value_heads = n_kv_heads
+    weights = dict(model.state_dict())
+    for name, matrix in weights.items():
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            groups = matrix.unflatten(0, (n_kv_heads, before // n_kv_heads, -1))
+            weights[name] = MERGES[merge](groups).flatten(0, 1)
+    fewer = type(model)(shape).to(device=model.device, dtype=model.dtype)
+    fewer.load_state_dict(weights)
+    return fewer.eval()
+
+
+def fewer_heads(lab: Loaded, *, documents: int = 24, steps: int = 10) -> dict[str, evaluation.Interval]:
+    """Merge all KV heads of a small model into one, train it on for a few steps, and measure the loss on unseen texts.
+
+    Args:
+        lab: a bundled model; a large one is refused, because it is copied and trained here.
+        documents: held-out texts.
+        steps: of training on the corpus, four texts each. As a control the model as built is given the same steps.
+
+    Returns:
+        name -> nats per token, with the middle 95 % over resampled texts.
+
+    Raises:
+        ValueError: the model is large, or has a single KV head already.
+    """
+    heads, parameters = lab.config.n_kv_heads, sum(p.numel() for p in lab.model.parameters())
+    if heads == 1 or parameters > 10**8:
+        raise ValueError(f"{lab.name} has {heads} KV heads and {parameters:,} parameters: take a bundled model here")
+    texts = evaluation.held_out(lab.tokenizer, documents)
+    built = f"as built, K = {heads}"
+    models = {built: lab.model} | {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
+    found = {name: _loss(model, texts) for name, model in models.items()}
+    for name, model in ((built, merged(lab.model, heads, "averaged")), ("K = 1, averaged", models["K = 1, averaged"])):
+        train_on(model, lab.tokenizer, steps)
+        found[f"{name}, {steps} steps more"] = _loss(model, texts)
+    return found
+
+
+def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
+    """Train all weights of a model for a few steps on the training part of the corpus, in place."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0)
+    for step in with_progress(steps, "Training"):
+        some = [corpus.document(step * TEXTS_A_STEP + i).text for i in range(TEXTS_A_STEP)]
+        batch = tokenizer(some, return_tensors="pt", padding=True).to(model.device)
+        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)  # -100: not counted
+        model(**batch, labels=targets).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _loss(model: PreTrainedModel, texts: list[evaluation.Encoded]) -> evaluation.Interval:
+    nats = evaluation.losses(model, texts)
+    return evaluation.bootstrap(np.array([x.mean() for x in nats]), np.array([len(x) for x in nats]))
+
+
+def count_arithmetic(n_kv_heads: int, *, n_heads: int = 32, tokens: int = 4096, head_dim: int = 128) -> tuple[int, int]:
+    """Let PyTorch count the arithmetic of one new token's attention, a multiplication and an addition as two.
+
+    Returns:
+        what was counted, and the 4 · H · S · D that scores and weighted mean should take, in which K does not occur.
+    """
+    q = torch.zeros(1, n_kv_heads, n_heads // n_kv_heads, head_dim)
+    k = v = torch.zeros(1, n_kv_heads, tokens, head_dim)
+    with FlopCounterMode(display=False) as counter:
+        ((q @ k.mT) / math.sqrt(head_dim)).softmax(-1) @ v
+    return counter.get_total_flops(), 4 * n_heads * tokens * head_dim

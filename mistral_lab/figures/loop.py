@@ -1,0 +1,251 @@
+"""Lesson 1's picture to remember, a token's trip round the loop; and the bytes of which tokens are made."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from .arrays import as_amounts, as_finite
+from .language import IDLE, KEY, QUERY, QUIET, VALUE, WEIGHTS, draw_token, new_stage, pale, write
+from .style import INK, STYLE
+from .tokens import drawable, text_width
+
+GAP, PADDING = 0.07, 0.13  # inches, between boxes and around their text
+BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
+ON_WAY = "#cfdcf7"  # the beam of a token that is on its way
+MARKS_BELOW = -1  # the floor of a token that still waits in its box
+
+
+@mpl.rc_context(STYLE)
+def plot_loop(
+    texts: Sequence[str],
+    *,
+    ids: Sequence[int],
+    rows: np.ndarray,
+    first: int,
+    floor: int,
+    layers: int,
+    candidates: Sequence[str] = (),
+    probabilities: np.ndarray = (),
+    kept: Sequence[bool] = (),
+    drawn: int | None = None,
+    title: str = "",
+    note: str = "",
+    labelled: bool = False,
+    ax: Axes,
+) -> Axes:
+    """Draw one moment: tokens below, the floors of the model above them, its scores on top.
+
+    A floor that is being read is full, the others are pale. On each floor stand the key and the value of every token
+    that has passed it. Tokens before `first` have passed all floors.
+
+    Args:
+        texts, ids: of all tokens that there are.
+        rows: (tokens, numbers) of the table at the entrance, drawn as shades.
+        first: number of the first token that is on its way; all from there on go together.
+        floor: where those are: -1 in their boxes, 0 in the table, 1 to `layers` on that floor, above it at the scores.
+        layers: how many floors there are.
+        candidates, probabilities, kept: texts, chances of the likeliest next tokens and whether top-p keeps them; drawn
+            above the last floor.
+        drawn: which of the candidates is chosen and appended; None while none is.
+        title: of the moment.
+        note: what to see in it, written where the scores would stand; only while there are none.
+        labelled: whether the stations are named at the left, which takes room.
+        ax: a stage, in inches: `new_stage` or `as_stage`.
+    """
+    count = len(texts)
+    rows = as_finite(rows, (count, np.shape(rows)[-1] if np.ndim(rows) else 0))
+    chances = as_amounts(probabilities, (len(candidates),))
+    if len(ids) != count or not 0 <= first < count or not -1 <= floor <= layers + 1:
+        raise ValueError(
+            f"{count} texts, {len(ids)} ids, first is {first}, floor is {floor}: expected as many ids, first below "
+            f"{count}, and a floor from -1 to {layers + 1}"
+        )
+    width, height = ax.get_xlim()[1], ax.get_ylim()[1]
+    left = 1.42 if labelled else 0.12
+    appended = drawn is not None
+    names = [_short(text) for text in texts] + ([_short(candidates[drawn])] if appended else [])
+    places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.14))
+    columns = places[:count]
+
+    base = 0.36  # of the boxes
+    table = base + BOX / 2 + 0.2
+    tower = table + ROW + 0.12
+    top = height - (0.32 if title else 0.08) - _scores_height(labelled)
+    step = (top - tower) / (layers + 0.8)
+    end = max(x + wide / 2 for x, wide in columns) + 0.1
+
+    _draw_beams(ax, columns, first, floor, base=base, tower=tower, step=step, layers=layers)
+    _draw_floors(ax, columns, first, floor, layers, left=left, end=end, tower=tower, step=step)
+    _draw_table(ax, columns, rows, first, floor, at=table)
+    for number, (x, wide) in enumerate(places):
+        new = number >= first if not appended else number == count
+        draw_token(ax, x, base, names[number], width=wide, height=BOX, state="now" if new else "past")
+        if number < count:
+            write(ax, x, base - BOX / 2 - 0.1, str(ids[number]), fontsize=9, colour=QUIET)
+    if floor > layers:
+        from_bar = _draw_scores(ax, candidates, chances, kept, drawn, left=left, top=top, labelled=labelled)
+    else:
+        write(ax, left + 0.02, top + _scores_height(labelled) / 2, note, ha="left", colour=QUIET, fontsize=10)
+    if appended:
+        _draw_way_back(ax, places[count], from_bar, labelled=labelled, base=base)
+    if labelled:
+        _name_stations(ax, layers, base=base, table=table, tower=tower, step=step, top=top, scores=floor > layers)
+    write(ax, left - 0.02, height - 0.14, title, fontsize=10, ha="left", weight="bold")
+    return ax
+
+
+def _short(text: str) -> str:
+    """A token without the space before it, so that its box is narrow; a space alone is a sign."""
+    return drawable(text.strip()) or "␣"
+
+
+def _columns(names: Sequence[str], *, left: float, right: float) -> list[tuple[float, float]]:
+    """The middle and the width of each box, one after the other; all are narrower where there is too little room."""
+    widths = np.array([text_width(name) / 72 + PADDING for name in names])
+    widths = np.maximum(widths, 0.26)
+    room = right - left - GAP * (len(names) - 1)
+    widths *= min(1, room / widths.sum())
+    starts = left + np.concatenate([[0], np.cumsum(widths[:-1] + GAP)])
+    return list(zip(starts + widths / 2, widths, strict=True))
+
+
+def _scores_height(labelled: bool) -> float:
+    return 1.22 if labelled else 0.98
+
+
+def _draw_beams(ax, columns, first, floor, *, base, tower, step, layers) -> None:
+    """The way that the tokens on their way have come, up to where they are; scores are made of the last one alone."""
+    reached = {MARKS_BELOW: base, 0: tower - 0.12}.get(floor, tower + step * min(floor - 0.5, layers))
+    above = step * 0.8 + 0.02 if floor > layers else 0
+    beams = [
+        Rectangle((x - 0.09, base), 0.18, reached - base + (above if number == len(columns) - 1 else 0))
+        for number, (x, _) in enumerate(columns)
+        if number >= first
+    ]
+    ax.add_collection(PatchCollection(beams, facecolor=ON_WAY, edgecolor="none", zorder=0.5))
+
+
+def _draw_floors(ax, columns, first, floor, layers, *, left, end, tower, step) -> None:
+    """One slab per layer, full while it is read, and on it keys and values of the tokens that have passed."""
+    thick = 0.78 * step
+    for number in range(1, layers + 1):
+        read = number == floor or floor > layers
+        ax.add_patch(
+            FancyBboxPatch(
+                (left, tower + step * (number - 1) + (step - thick) / 2),
+                end - left,
+                thick,
+                boxstyle=f"round,pad=0,rounding_size={0.2 * thick}",
+                facecolor=pale(WEIGHTS, 0.35) if read else pale(WEIGHTS, 0.8),
+                edgecolor=WEIGHTS if read else pale(WEIGHTS, 0.55),
+                linewidth=1.2 if read else 0.6,
+                zorder=0.4,
+            )
+        )
+    size = min(0.15, 0.72 * thick)
+    for colour, shift in ((KEY, -0.52 * size), (VALUE, 0.52 * size)):
+        for now in (False, True):
+            squares = [
+                Rectangle((x + shift - size / 2, tower + step * (number - 0.5) - size / 2), size, size)
+                for place, (x, _) in enumerate(columns)
+                for number in range(1, layers + 1)
+                if (place >= first) == now and (place < first or number <= floor)
+            ]
+            face = colour if now else pale(colour, 0.45)
+            ax.add_collection(PatchCollection(squares, facecolor=face, edgecolor="white", linewidth=0.5, zorder=1.2))
+
+
+def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
+    """Above each box the row that its id picks, as a column of shades, once it has been looked up."""
+    shades = np.clip(rows / (np.abs(rows).max() or 1), -1, 1)
+    cells, faces = [], []
+    high = ROW / rows.shape[1]
+    for number, (x, _) in enumerate(columns):
+        if number >= first and floor < 0:
+            continue
+        for place, value in enumerate(shades[number]):
+            cells.append(Rectangle((x - 0.09, at + place * high), 0.18, high))
+            shade = pale(INK, 0.55 - 0.4 * value)
+            faces.append(shade if number >= first else pale(shade, 0.6))
+    ax.add_collection(PatchCollection(cells, facecolor=faces, edgecolor="white", linewidth=0.4, zorder=1))
+
+
+def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -> tuple[float, float]:
+    """The likeliest next tokens as bars; what top-p cuts is grey. Returns the place beside the drawn one's number."""
+    names = [_short(text) for text in candidates]
+    high = (_scores_height(labelled) - 0.1) / max(len(names), 1)
+    start = left + max((text_width(name) / 72 for name in names), default=0) + 0.2
+    scale = (ax.get_xlim()[1] - start - (2.6 if labelled else 0.75)) / max(chances.max(initial=0), 0.25)
+    beside = (0.0, 0.0)
+    for row, (name, chance) in enumerate(zip(names, chances, strict=True)):
+        y = top + 0.02 + (len(names) - row - 0.5) * high
+        chosen, stays = row == drawn, not len(kept) or kept[row]
+        face = QUERY if chosen else pale(QUERY, 0.55) if stays else IDLE
+        ax.add_patch(
+            Rectangle(
+                (start, y - 0.3 * high), chance * scale, 0.6 * high, facecolor=face, edgecolor=face if stays else QUIET
+            )
+        )
+        look = {"colour": INK, "weight": "bold"} if chosen else {"colour": QUIET}
+        write(ax, start - 0.08, y, name, ha="right", **look)
+        write(ax, start + chance * scale + 0.06, y, f"{chance:.2f}", ha="left", **look)
+        if chosen:
+            beside = (start + chance * scale + 0.45, y)
+    return beside
+
+
+def _draw_way_back(ax, place, from_bar, *, labelled, base) -> None:
+    """From the drawn bar down the right edge to the new box."""
+    x, wide = place
+    (bar, y), edge = from_bar, ax.get_xlim()[1] - (1.3 if labelled else 0.08)
+    look = {"color": QUERY, "linewidth": 1.6, "solid_joinstyle": "round"}
+    ax.plot([bar, edge, edge], [y, y, base], **look)
+    head = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 1}
+    ax.add_patch(FancyArrowPatch((edge, base), (x + wide / 2, base), color=QUERY, linewidth=1.6, **head))
+    if labelled:
+        write(ax, edge + 0.1, (y + base) / 2, "appended,\nand round again", ha="left", colour=QUIET)
+
+
+def _name_stations(ax, layers, *, base, table, tower, step, top, scores) -> None:
+    """What stands in each line, at the left."""
+    named = [
+        (base, "tokens, their ids"),
+        (table + ROW / 2, "a row of the\ntable for each id"),
+        (tower + step * layers / 2, f"{layers} floors (layers),\neach keeps a key\nand a value\nof every token"),
+    ]
+    if scores:
+        named.append((top + _scores_height(True) / 2, "scores of the\nnext token;\none is drawn"))
+    for y, text in named:
+        write(ax, 0.08, y, text, ha="left", colour=QUIET, fontsize=9)
+
+
+@mpl.rc_context(STYLE)
+def plot_pieces(pieces: Sequence[bytes], *, printed: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Draw tokens with their bytes, what each is as text by itself, and what a patient printer prints when it comes.
+
+    Args:
+        pieces: the bytes of each token.
+        printed: what can be printed once it has come.
+        ax: a stage of any width; None starts one.
+    """
+    if len(pieces) != len(printed) or not pieces:
+        raise ValueError(f"{len(pieces)} pieces, {len(printed)} texts: expected a text for each of at least one piece")
+    lines = (1.45, 0.8, 0.3)
+    if ax is None:
+        _, (ax,) = new_stage(8, 1.8)
+    alone = [piece.decode(errors="replace") for piece in pieces]
+    names = [piece.hex(" ").upper() for piece in pieces]
+    columns = _columns(names, left=1.6, right=ax.get_xlim()[1] - 0.1)
+    for (x, wide), name, text, came in zip(columns, names, alone, printed, strict=True):
+        broken = "\ufffd" in text
+        draw_token(ax, x, lines[0], name, width=wide, height=BOX, state="now" if broken else "past")
+        write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=12, colour=INK if broken else QUIET)
+        shown = drawable(came) if came.strip() else "␣" if came else "·"
+        write(ax, x, lines[2], shown, fontsize=12, colour=INK if came else QUIET)
+    for y, name in zip(lines, ("tokens, in bytes", "each one alone", "held until whole"), strict=True):
+        write(ax, 0.08, y, name, ha="left", colour=QUIET)
+    return ax
