@@ -12,7 +12,7 @@ from .base import Explorer, count_slider, moving_slider
 WORDS = ("called", "Lena", "Grant", ",", "and", "he", "lived", "near", "the", "harbour", ".", "All", "knew")
 SOURCE, LAST = 1, len(WORDS) - 1  # the name's first word, and the token after which it is due
 MOST_LAYERS, MOST_WINDOW = 4, 8
-MOMENTS = (2, 5, 8, LAST)  # of the strip that stands for the explorer
+MOMENTS = (3, 5, 8, LAST)  # of the strip that stands for the explorer
 
 
 def relay() -> Explorer:

@@ -217,9 +217,7 @@ def plot_recall(
     ax = axes_or_new(ax, height_in=3.2)
     for number in range(1, hops + 1):
         ax.axvline(hop * number, color=FADED, linewidth=1.2, zorder=1)
-        text = (
-            f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most: {number} hops, {hop * number} tokens"
-        )
+        text = f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most: {hop * number} tokens"
         ax.annotate(text, (hop * number, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points")
     looks = zip(names, MARKERS[: len(names)], RECALL_COLOURS[: len(names)], strict=True)
     for series, (name, marker, colour) in enumerate(looks):
@@ -258,7 +256,7 @@ def plot_cache_bytes(
         ax.annotate(name, (contexts[-1], line[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
     for label, amount in free:
         ax.axhline(amount, color=INK, linewidth=1)
-        ax.annotate(label, (0, amount), (3, 3), textcoords="offset points", fontsize=9)
+        ax.annotate(label, (contexts[-1], amount), (0, 3), textcoords="offset points", ha="right", fontsize=9)
     ax.set_xlim(0, contexts[-1])
     ax.set_ylim(0, None)
     ax.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 4, 5, 10]))
