@@ -100,7 +100,7 @@ def test_a_mask_by_position_over_keys_by_slot_marks_what_goes_wrong():
     ("call", "message"),
     [
         (lambda: figures.plot_ring(WORDS, np.zeros((2, 2), int), now=0, ax=stage()), "held is"),
-        (lambda: figures.plot_ring(WORDS, np.array([0, 1]), now=2, ax=stage()), "now is 2"),
+        (lambda: figures.plot_ring(WORDS, np.array([0, 1]), now=2, ax=stage()), "and now 2"),
         (lambda: figures.plot_double_write([(0, np.zeros(3))], window=2, ax=stage()), r"\(3,\): expected \(4,\)"),
         (
             lambda: figures.plot_lost_name(WORDS, source=5, size=2, window=2, answered="", ax=stage()),

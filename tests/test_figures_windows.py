@@ -110,7 +110,7 @@ def test_recall_draws_every_share_the_hops_and_the_guess():
     upright = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
     assert upright == [12, 24]
     texts = [text.get_text() for text in ax.texts]
-    assert {"1 hop", "at most: 24 tokens", "your guess"} <= set(texts)
+    assert {"1 hop", "at most\n24 tokens", "your guess"} <= set(texts)
 
 
 def test_caches_end_at_their_names_and_limits_are_drawn():
@@ -129,8 +129,8 @@ def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way(
         np.testing.assert_array_equal(measured.get_xdata(), SIZES)
         assert (measured.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
         assert measured.get_marker() == predicted.get_marker()
-        assert predicted.get_color() == style.COLOURS[1]
-    assert ax.lines[0].get_color() == style.COLOURS[0]
+        assert predicted.get_color() == style.PREDICTED
+    assert ax.lines[0].get_color() == style.MEASURED
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "512", "1,024"]
     named = [text.get_text() for text in ax.get_legend().get_texts()]

@@ -217,8 +217,8 @@ def plot_recall(
     ax = axes_or_new(ax, height_in=3.2)
     for number in range(1, hops + 1):
         ax.axvline(hop * number, color=FADED, linewidth=1.2, zorder=1)
-        text = f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most: {hop * number} tokens"
-        ax.annotate(text, (hop * number, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points")
+        text = f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most\n{hop * number} tokens"
+        ax.annotate(text, (hop * number, 0.3), (3, 0), textcoords="offset points", va="center", fontsize=9)
     looks = zip(names, MARKERS[: len(names)], RECALL_COLOURS[: len(names)], strict=True)
     for series, (name, marker, colour) in enumerate(looks):
         line = shares[series]
@@ -233,7 +233,7 @@ def plot_recall(
     ax.set_xlim(0, 1.02 * max(distances.max(), hop * hops + 45, guess or 0))
     ax.set_xlabel("tokens back to the name")
     ax.set_ylabel(unit)
-    ax.legend(loc="center left", bbox_to_anchor=(0.02, 0.45), frameon=True, facecolor="white", edgecolor="white")
+    legend_above(ax, columns=len(names))
     return ax
 
 
