@@ -23,8 +23,6 @@ from mistral_lab import PRESETS, experiments, explorers, figures, load, memory, 
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
 from mistral_lab.explorers.prediction import SHOWN
-from mistral_lab.explorers.relay import LAST, SOURCE
-from mistral_lab.explorers.windows import WORDS
 from mistral_lab.figures.tokens import font_letters
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
@@ -73,7 +71,6 @@ MAKERS = {
     "memory_plan": lambda get: explorers.memory_plan(),
     "adapter_rank": lambda get: explorers.adapter_rank(get("record")),
     "split_model": lambda get: explorers.split_model(),
-    "token_loop": lambda get: explorers.token_loop(experiments.follow_tokens(get("dense"), "My name is")),
 }
 
 
@@ -423,37 +420,47 @@ def test_only_divisors_are_offered_and_the_cache_is_that_of_the_formula():
     assert "4 times less" in explorer.sentence
 
 
-@pytest.mark.parametrize(("window", "layers"), [(5, 3), (1, 4), (2, 4), (8, 1)])
-def test_the_relay_says_what_a_walk_from_token_to_token_finds(window, layers):
+RELAYS = [(12, 5, 3), (12, 4, 3), (12, 4, 4), (7, 1, 2), (1, 3, 2), (0, 5, 1)]
+
+
+@pytest.mark.parametrize(("token", "window", "layers"), RELAYS)
+def test_the_relay_says_what_a_walk_from_key_to_key_finds(token, window, layers):
     explorer = explorers.relay()
-    explorer.controls["window"].value, explorer.controls["layers"].value = window, layers
-    for token in range(LAST + 1):
-        explorer.controls["token"].value = token
-        knows = [{SOURCE}]
-        for _ in range(layers):
-            knows.append({i for i in range(LAST + 1) if any(0 <= i - j < window for j in knows[-1])})
-        floors = [floor for floor, positions in enumerate(knows) if token in positions]
-        if token < SOURCE:
-            said = "has not been told yet"
-        elif not floors:
-            said = "is lost for this token"
-        else:
-            said = f"hears of it after layer {floors[0]}." if floors[0] else "hears of it at once."
-        assert said in explorer.sentence
-        assert ("has been overwritten" in explorer.sentence) == (token - SOURCE >= window)
+    for name, value in {"token": token, "window": window, "layers": layers}.items():
+        explorer.controls[name].value = value
+    back, hops = token - 1, 0
+    reached = {token}
+    while 1 not in reached and hops < layers:  # the name is token 1
+        reached |= {key for query in reached for key in range(query + 1) if query - key < window}
+        hops += 1
+    if back < 0:
+        assert "not been told yet" in explorer.sentence
+    elif 1 in reached:
+        heard = f"after layer {hops}" if hops else "at once"
+        assert f"is {back} back" in explorer.sentence
+        assert explorer.sentence.endswith(f"this token hears of it {heard}.")
+    else:
+        assert explorer.sentence.endswith("is lost for this token.")
+    [ax] = drawn(explorer).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("Lena") == (token >= 1) + (token == 12 and 1 in reached)
+    assert ("?" in texts) == (token == 12 and 1 not in reached)
 
 
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_the_ring_shows_what_a_list_of_the_last_positions_holds(window):
     explorer = explorers.ring_cache()
     explorer.controls["window"].value = window
-    for token in (0, window - 1, window, len(WORDS) - 1):
+    last = explorer.controls["token"].max
+    for token in (0, window - 1, window, last):
         explorer.controls["token"].value = token
-        held = list(range(token + 1))[-window:]
-        shown = [text.get_text() for text in drawn(explorer).axes[0].texts]
-        assert {f"{WORDS[position]}\n{position}" for position in held} <= set(shown)
-        assert f"slot {token} mod {window} = {token % window}" in explorer.sentence
-        assert ("fills an empty slot" in explorer.sentence) == (token < window)
+        kept = [position for position in range(last + 1) if 0 <= token - position < window]
+        ring, text = drawn(explorer).axes
+        slots = [label.get_text().split("\n")[1] for label in ring.texts if "\n" in label.get_text()]
+        assert {int(slot) for slot in slots if slot.isdigit()} == set(kept)
+        assert len(text.lines) == token + 1 - len(kept)  # each lost token is struck out
+        assert f"goes to slot {token} mod {window} = {token % window}" in explorer.sentence
+        assert ("overwrites" in explorer.sentence) == (token >= window)
 
 
 def test_the_play_button_moves_the_token():
