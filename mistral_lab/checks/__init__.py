@@ -11,9 +11,10 @@ from .experts import chosen_experts, tokens_to_touch
 from .grouped import grouped_attention
 from .heads import longest_text, shared_heads, token_bytes
 from .layers import fused_feed_forward, layer_output
-from .machines import all_reduce_bytes, fullest_device, partial_output
+from .machines import all_reduce_bytes, fullest_device
 from .nf4 import bits_per_weight, round_trip, unpacked_numbers
 from .norms import rms_normed
+from .ranks import partial_output
 from .rings import ring_order, ring_slots
 from .sampling import draw_probabilities, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight

@@ -125,12 +125,12 @@ def _verdict(function, answer, cases, mistakes, show, watch) -> str:
         raises_there_too = not isinstance(end, Raised) or len(guess) == len(answers)
         if raises_there_too and len(guess) >= len(answers) and all(map(answers_equal, answers, guess)):
             return fill(mistake)
-    if end:
-        return str(end)
     if holds_nan(got) and not holds_nan(wanted):
         return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
-    if unused := _unused(parameters, cases, answers, expected):
+    if unused := _unused(parameters, cases[: len(answers)], answers, expected):
         return f"your answer stays the same whatever `{unused}` is given: is that argument used?"
+    if end:
+        return str(end)
     if factor := _factor(answers, expected):
         return factor
     # Two mistakes at once, or other rounding: take the mistake that explains the first wrong answer and most others.

@@ -68,14 +68,8 @@ def unpacked_numbers(function: Callable) -> Callable:
                 halves(lambda packed: packed.view(torch.int8) >> 4, low),
                 "you read a byte with a sign: stored are numbers from 0 to 255",
             ),
-            Mistake(
-                halves(low, low),
-                "you read the low half twice: the first number is in the high half",
-            ),
-            Mistake(
-                halves(high, high),
-                "you read the high half twice: the second number is in the low half",
-            ),
+            Mistake(halves(low, low), "you read the low half twice: the first number is in the high half"),
+            Mistake(halves(high, high), "you read the high half twice: the second number is in the low half"),
             Mistake(
                 lambda packed: halves(high, low)(packed).flip(0),
                 "you give the last byte first: keep the order of the bytes",
@@ -104,10 +98,7 @@ def bits_per_weight(function: Callable) -> Callable:
                 lambda block_size, double: bits(block_size, double) / 8,
                 "you answer {got}: are those bytes where bits are asked for?",
             ),
-            Mistake(
-                lambda block_size, double: 4.0,
-                "you answer {got}: the scales are missing, one for each block",
-            ),
+            Mistake(lambda block_size, double: 4.0, "you answer {got}: the scales are missing, one for each block"),
             Mistake(
                 lambda block_size, double: bits(block_size, double, absmax=4, small=1, nested=4 / 256),
                 "you answer {got}: a float32 has 4 bytes, but bits are asked for",
@@ -130,7 +121,7 @@ def bits_per_weight(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda block_size, double: math.floor(bits(block_size, double)),
-                "you answer {got}: a weight's share of the scales is less than a bit, which `//` drops; divide with `/`",
+                "you answer {got}: `//` drops the fraction of a bit that the scales add; divide with `/`",
             ),
             Mistake(
                 lambda block_size, double: bits(block_size, double, small=32 + 8),
@@ -254,13 +245,9 @@ def round_trip(function: Callable) -> Callable:
                 lambda w, block_size, codebook: rounded(w.T, block_size, codebook).T,
                 "your blocks run down the columns: they run along the rows, as the weights lie in memory",
             ),
+            Mistake(wrong(back=left), "your weights come back as values of the codebook: multiply by the absmax again"),
             Mistake(
-                wrong(back=left),
-                "your weights come back as values of the codebook: multiply by the absmax again",
-            ),
-            Mistake(
-                wrong(back=torch.div),
-                "your weights come back divided by the absmax twice: the second time, multiply",
+                wrong(back=torch.div), "your weights come back divided by the absmax twice: the second time, multiply"
             ),
             Mistake(
                 wrong(scale=lambda blocks: torch.ones(len(blocks), 1)),
@@ -291,8 +278,7 @@ def round_trip(function: Callable) -> Callable:
                 "you return numbers: look up the value of each in the codebook, and multiply by the absmax",
             ),
             Mistake(
-                lambda w, block_size, codebook: w.clone(),
-                "your weights come back unchanged: is anything rounded?",
+                lambda w, block_size, codebook: w.clone(), "your weights come back unchanged: is anything rounded?"
             ),
         ],
         watch=without_the_package,

@@ -26,9 +26,9 @@ def adapter_bytes(function: Callable) -> Callable:
         answer=counted(parameters),
         cases=[
             (8, [(256, 128)]),
-            (8, [(256, 128), (64, 512)]),
-            (2, [(256, 128), (64, 512)]),
-            (16, [(48, 80), (48, 80), (96, 32)]),
+            (8, [(256, 128), (64, 512), (96, 32)]),
+            (2, [(256, 128), (64, 512), (96, 32)]),
+            (16, [(48, 80), (48, 80), (96, 32), (24, 40), (72, 40)]),
         ],
         mistakes=[
             Mistake(
@@ -48,6 +48,22 @@ def adapter_bytes(function: Callable) -> Callable:
                 "is the rank left out? A and B have {rank} numbers for each input and each output",
             ),
             Mistake(
+                lambda rank, shapes: 16 * rank * len(shapes),
+                "you count {got}: `len(shapes)` is how many matrices there are; add up outputs and inputs of each",
+            ),
+            Mistake(
+                lambda rank, shapes: len(shapes) * counted(parameters)(rank, shapes),
+                "you get {got}: the sum over `shapes` holds every matrix already; `len(shapes)` counts them again",
+            ),
+            Mistake(
+                lambda rank, shapes: counted(parameters)(rank, shapes) / len(shapes),
+                "you get {got}, the mean of the matrices: the bytes of all together are asked for",
+            ),
+            Mistake(
+                lambda rank, shapes: len(shapes) * counted(parameters)(rank, shapes[:1]),
+                "you get {got}, as if every matrix had the shape of the first",
+            ),
+            Mistake(
                 counted(lambda rank, rows, columns: rank * columns),
                 "you count A and leave out B, which has {rank} numbers for each output",
             ),
@@ -55,9 +71,11 @@ def adapter_bytes(function: Callable) -> Callable:
                 counted(lambda rank, rows, columns: rank * rows),
                 "you count B and leave out A, which has {rank} numbers for each input",
             ),
+            Mistake(counted(parameters, 1), "you get {got}, which is the number of parameters: bytes are asked for"),
             Mistake(
-                counted(parameters, 1),
-                "you get {got}, which is the number of parameters: bytes are asked for",
+                counted(parameters, 2),
+                "you take 2 bytes per parameter, an adapter in 16 bits and nothing else: it is float32, and training "
+                "keeps more",
             ),
             Mistake(
                 counted(parameters, 4),
@@ -71,16 +89,13 @@ def adapter_bytes(function: Callable) -> Callable:
             ),
             Mistake(
                 counted(parameters, 12),
-                "you take 12 bytes per parameter, 4 too few: each has its value, a gradient and two numbers of AdamW",
+                "you take 12 bytes per parameter, 4 too few: it has a value, a gradient and two numbers of AdamW",
             ),
             Mistake(
                 counted(parameters, 14),
                 "you take 14 bytes per parameter: the adapter is float32, not 16 bits as the model's arithmetic",
             ),
-            Mistake(
-                counted(parameters, 128),
-                "you get {got}, which is bits: bytes are asked for",
-            ),
+            Mistake(counted(parameters, 128), "you get {got}, which is bits: bytes are asked for"),
             Mistake(
                 lambda rank, shapes: 16 * parameters(rank, *shapes[0]),
                 "you count the first matrix alone: each matrix has an adapter of its own",
@@ -122,6 +137,7 @@ def answer_labels(function: Callable) -> Callable:
             ([11, 12, 13], [31, 32, 33], 2),
             ([14], [31, 32, 33], 2),
             ([11, 12, 13, 14], [13, 21, 11], 2),  # an answer that repeats tokens of its prompt
+            ([1, 11, 2, 12], [21], 2),  # a prompt of two turns: the first ended too
         ],
         mistakes=[
             Mistake(labelled(lambda prompt, answer, end: [*prompt, *answer, end]), all_count),
@@ -134,10 +150,7 @@ def answer_labels(function: Callable) -> Callable:
                 labelled(lambda prompt, answer, end: [ignored] * len(prompt) + [*answer, ignored]),
                 "your end token does not count: then the model never learns to stop",
             ),
-            Mistake(
-                labelled(right, without_end),
-                "the end token has a label, but is missing from the input ids",
-            ),
+            Mistake(labelled(right, without_end), "the end token has a label, but is missing from the input ids"),
             Mistake(
                 labelled(lambda prompt, answer, end: [ignored] * len(prompt) + answer),
                 "the end token has no label: each input id needs one",
@@ -151,8 +164,7 @@ def answer_labels(function: Callable) -> Callable:
                 "your prompt has the label -1: PyTorch ignores -100",
             ),
             Mistake(
-                labelled(lambda prompt, answer, end: [*right(prompt, answer, end)[1:], ignored]),
-                too_far.format("left"),
+                labelled(lambda prompt, answer, end: [*right(prompt, answer, end)[1:], ignored]), too_far.format("left")
             ),
             Mistake(
                 labelled(lambda prompt, answer, end: right(prompt, answer, end)[1:], without_end),
@@ -200,7 +212,7 @@ def merged_weight(function: Callable) -> Callable:
     def added(scale):
         return lambda W, A, B, alpha: W + scale(A, alpha) * B @ A
 
-    # W is square, so that a transposed change can be added, and is noticed.
+    # The first W is square, so that a transposed change can be added, and is named.
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     A = torch.randn(3, 6, generator=generator, dtype=torch.float64)
@@ -211,12 +223,15 @@ def merged_weight(function: Callable) -> Callable:
         function,
         answer=added(lambda A, alpha: alpha / len(A)),
         cases=[
-            (W, A, B, 6),
+            (W, A, B, 5),
             (W, A, B, 1),
-            (W.flip(0), A, B, 6),
-            (W, A.flip(1), B, 6),
-            (W, A, B.flip(0), 6),
-            (W, A[:2], B[:, :2], 6),
+            (W.flip(0), A, B, 5),
+            (W, A.flip(1), B, 5),
+            (W, A, B.flip(0), 5),
+            (W, A[:2], B[:, :2], 7),
+            (W, A[2:], B[:, 2:], 16),
+            (W[:4], A, B[:4], 8),
+            (W[:, 1:], A[:2, 1:], B[:, 1:], 0.5),
         ],
         mistakes=[
             Mistake(
@@ -230,6 +245,25 @@ def merged_weight(function: Callable) -> Callable:
             Mistake(
                 added(lambda A, alpha: alpha / len(A) ** 0.5),
                 "you divide alpha by the square root of the rank, as another method does (rsLoRA): divide by the rank",
+            ),
+            Mistake(
+                added(lambda A, alpha: 2),
+                "your change is always scaled by 2: alpha / r is 2 only where alpha is twice the rank",
+            ),
+            Mistake(
+                added(lambda A, alpha: 2 * alpha / len(A)),
+                "your change is twice too large: alpha / r, without another factor",
+            ),
+            Mistake(
+                added(lambda A, alpha: 1 / len(A)), "you divide by the rank and leave out alpha: the scale is alpha / r"
+            ),
+            Mistake(
+                added(lambda A, alpha: alpha / 3),
+                "you divide alpha by 3, whatever the rank is: it is the number of rows of A",
+            ),
+            Mistake(
+                added(lambda A, alpha: alpha // len(A)),
+                "your scale is rounded down by `//`: alpha / r need not be a whole number",
             ),
             Mistake(
                 added(lambda A, alpha: (alpha / len(A)) ** 2), "your change is scaled twice: alpha / r once is enough"
@@ -248,9 +282,7 @@ def merged_weight(function: Callable) -> Callable:
                 lambda W, A, B, alpha: alpha / len(A) * (W + B @ A),
                 "you scale W too: alpha / r scales the change alone",
             ),
-            Mistake(
-                lambda W, A, B, alpha: W @ (alpha / len(A) * B @ A),
-                "you multiply W and the change: add them",
-            ),
+            Mistake(lambda W, A, B, alpha: W.clone(), "you return W as it was: the change is added to it"),
+            Mistake(lambda W, A, B, alpha: W @ (alpha / len(A) * B @ A), "you multiply W and the change: add them"),
         ],
     )
