@@ -34,23 +34,24 @@ class Exercise(NamedTuple):
     @property
     def open(self) -> bool:
         """Whether it has no check."""
-        return self.title.endswith(" minutes, open)")
+        return re.search(r"\bopen\b", self.title) is not None
 
 
 def exercises(notebook: NotebookNode) -> list[Exercise]:
-    """Cells whose heading says minutes, and all that stand under "## Exercises"; what digs deeper is left out."""
+    """Headings that say minutes, and all that stand under "## Exercises"; what digs deeper is left out."""
     cells = notebook.cells
     end = next((i for i, cell in enumerate(cells) if cell.source.startswith(DEEPER)), len(cells))
     found, together = [], False
     for index, cell in enumerate(cells[:end]):
-        if cell.cell_type != "markdown" or not cell.source.startswith("#"):
-            continue
-        title = cell.source.splitlines()[0]
-        if title.startswith("## "):
-            together = title.startswith(SECTION)
-        if title.startswith("### ") and (together or MINUTES.search(title)):
-            solution, below = SOLUTION.search(cell.source), cells[index + 1] if index + 1 < end else None
-            attempt = below.source if below is not None and below.cell_type == "code" else None
+        headings = re.findall(r"^###? .+$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        below = cells[index + 1] if index + 1 < end else None
+        for title in headings:
+            together = title.startswith(SECTION) if title.startswith("## ") else together
+            if not MINUTES.search(title) and not (together and title.startswith("### ")):
+                continue
+            solution = SOLUTION.search(cell.source)
+            right_above = title == headings[-1] and below is not None and below.cell_type == "code"
+            attempt = below.source if right_above else None
             found.append(Exercise(title, solution and solution[1], attempt, index / max(1, end - 1), together))
     return found
 
@@ -62,7 +63,7 @@ def problems(notebook: NotebookNode, *, in_place: bool = False) -> list[str]:
     wrong = [] if 3 <= len(found) <= 6 else [f"{len(found)} exercises, expected 3 to 6"]
     wrong += [f"{exercise.title}: says no minutes" for exercise in found if not MINUTES.search(exercise.title)]
     if not found or not found[-1].open:
-        wrong.append(f"{found[-1].title if found else 'no exercise'}: the last exercise is open, '(... minutes, open)'")
+        wrong.append(f"{found[-1].title if found else 'no exercise'}: the last exercise is open, and its title says so")
     if in_place and len(checked) < 3:
         wrong.append(f"{len(checked)} exercises with a check, expected at least 3")
     if in_place and not any(exercise.place < 0.5 for exercise in checked):

@@ -23,6 +23,10 @@ def all_reduce_bytes(function: Callable) -> Callable:
         cases=[(840, 4), (840, 2), (840, 7), (1680, 4), (840, 3), (840, 1)],  # whole parts; one rank sends nothing
         mistakes=[
             Mistake(
+                lambda nbytes, ranks: math.ceil(math.log2(ranks)) * nbytes,
+                "you get {got}, as whole tensors in a tree are: a ring sends parts of 1/{ranks}",
+            ),
+            Mistake(
                 lambda nbytes, ranks: (ranks - 1) * nbytes,
                 "you get {got}, {ranks} - 1 whole tensors: a ring sends parts of 1/{ranks}, added up on the way",
             ),

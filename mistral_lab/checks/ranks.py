@@ -121,6 +121,14 @@ def partial_output(function: Callable) -> Callable:
             (x[:3], *held_by(2, 4), 2, 4),
         ],
         mistakes=[
+            Mistake(
+                of(lambda h, rank, ranks: run(h, ranks - 1 - rank, ranks)),
+                "your ranks go from the last to the first: rank 0 holds the first rows of gate and up",
+            ),
+            Mistake(
+                lambda x, gate, up, down, rank, ranks: ranks * of(run)(x, gate, up, down, rank, ranks),
+                "you multiply your part by the number of ranks: the parts are added up as they are",
+            ),
             Mistake(masked, ALL_COMPUTED),
             Mistake(of(whole), "you compute the whole on each rank: the sum of all would be {ranks} times too large"),
             Mistake(

@@ -140,6 +140,14 @@ def answer_labels(function: Callable) -> Callable:
             ([1, 11, 2, 12], [21], 2),  # a prompt of two turns: the first ended too
         ],
         mistakes=[
+            Mistake(
+                labelled(lambda prompt, answer, end: [ignored] * len(answer) + [*answer, end]),
+                "you give -100 as often as the answer is long: it is the prompt that does not count",
+            ),
+            Mistake(
+                labelled(lambda prompt, answer, end: [ignored] * (len(prompt) - 1) + [prompt[-1], *answer, end]),
+                "the last token of your prompt counts: is there one -100 too few?",
+            ),
             Mistake(labelled(lambda prompt, answer, end: [*prompt, *answer, end]), all_count),
             Mistake(labelled(without_end, without_end), all_count + "; and the end token is missing"),
             Mistake(
