@@ -132,7 +132,7 @@ def plot_layer_times(
         ax.plot(ends, (fixed + each * ends) * 1e3, color=MEASURED, linewidth=1, linestyle="--")
         ax.plot(layers, values * 1e3, "o", color=MEASURED, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
-        write_beside(ax, milliseconds(max(fixed, 0)), (0, fixed * 1e3), shift=(4, 4), ha="left", va="bottom")
+        write_beside(ax, milliseconds(max(fixed, 0)), (0, fixed * 1e3), shift=(4, 10), ha="left", va="bottom")
     ax.set_xlim(0, max(layers) * 1.4)
     ax.set_ylim(bottom=0)
     ax.set_xticks([0, *layers])
