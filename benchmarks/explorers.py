@@ -8,7 +8,7 @@ Other programs slow a move down. The second table is the time that this process 
 less. On a busy machine run it a few times, where possible with priority, and keep the quietest.
 
     python benchmarks/explorers.py
-    nice -n -5 python benchmarks/explorers.py --moves 300 --only ring_cache mask_and_reach
+    nice -n -5 python benchmarks/explorers.py --moves 300 --only ring_cache relay
 """
 
 import argparse
@@ -63,7 +63,8 @@ MAKERS: dict[str, Callable[[], explorers.Explorer]] = {
     "next_token": next_token,
     "guesses_by_layer": guesses_by_layer,
     "head_groups": explorers.head_groups,
-    "mask_and_reach": explorers.mask_and_reach,
+    "kept_squares": explorers.kept_squares,
+    "relay": explorers.relay,
     "ring_cache": explorers.ring_cache,
     "routed_text": routed_text,
     "four_bits": explorers.four_bits,

@@ -89,7 +89,7 @@ def adapter_bytes(function: Callable) -> Callable:
             ),
             Mistake(
                 counted(parameters, 12),
-                "you take 12 bytes per parameter, 4 too few: float32 numbers are its value, a gradient and two of AdamW",
+                "you take 12 bytes per parameter, 4 too few: it has a value, a gradient and two numbers of AdamW",
             ),
             Mistake(
                 counted(parameters, 14),

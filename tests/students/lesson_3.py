@@ -74,5 +74,9 @@ WRONG = [
     ("prefill_in_chunks", without_mask, "read without a mask"),
     ("prefill_in_chunks", blind_chunks, "see only themselves"),
     ("prefill_in_chunks", whole_prompt, "one key too many"),
-    ("prefill_in_chunks", lambda q, k, v, window, chunk: in_chunks(q, k, v, len(q), chunk), "more than W = 3|`window`"),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, window, chunk: in_chunks(q, k, v, len(q), chunk),
+        "see everything before them",
+    ),
 ]
