@@ -1,6 +1,5 @@
 """Lesson 1: how long a token takes, what it takes at least, and what of it grows with tokens and with layers."""
 
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,8 +180,8 @@ class LayerTimes:
 
     Args:
         layers: kept, one count per entry.
-        pass_s: (rounds, counts) seconds of one pass for one token after a prompt.
-        token_s: (rounds, counts) seconds of one token of `generate`, which calls that pass.
+        pass_s: (rounds, counts) seconds of the fastest pass for one token after a prompt.
+        token_s: (rounds, counts) seconds of the fastest token of `generate`, which calls that pass.
     """
 
     layers: tuple[int, ...]
@@ -232,9 +231,7 @@ def time_layers(
     for number in with_progress(rounds + 1, "Cutting layers"):
         for place in np.roll(np.arange(len(layers)), number):  # each round begins with another count
             with first_layers(model, layers[place]):
-                token_s[number, place] = statistics.median(
-                    step.seconds for step in timed_steps(model, prompt, chosen)[1:]
-                )
+                token_s[number, place] = min(step.seconds for step in timed_steps(model, prompt, chosen)[1:])
                 pass_s[number, place] = _cached_pass_s(model, prompt, repeats=new_tokens)
     return LayerTimes(tuple(layers), pass_s[1:], token_s[1:])
 
@@ -251,9 +248,9 @@ def first_layers(model, count: int) -> Iterator[None]:
 
 
 def _cached_pass_s(model, prompt: torch.Tensor, *, repeats: int) -> float:
-    """The median seconds of one pass for one token, after a prompt whose keys and values are kept."""
+    """The fastest seconds of one pass for one token, after a prompt whose keys and values are kept."""
     prompt = prompt.to(model.device)
     with torch.no_grad():
         cache = model(prompt, use_cache=True).past_key_values
         step = partial(model, prompt[:, -1:], past_key_values=cache, use_cache=True)
-        return time_callable(step, repeats=repeats, device=model.device).median_s
+        return min(time_callable(step, repeats=repeats, device=model.device).runs_s)

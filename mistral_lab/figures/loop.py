@@ -13,7 +13,7 @@ from .language import IDLE, KEY, QUERY, QUIET, VALUE, WEIGHTS, draw_token, new_s
 from .style import INK, STYLE
 from .tokens import drawable, text_width
 
-GAP, PADDING = 0.07, 0.13  # inches, between boxes and around their text
+GAP, PADDING = 0.05, 0.12  # inches, between boxes and around their text
 BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
 MOST_BARS = 5  # for which the scores have room; fewer are no thicker
 ON_WAY = "#cfdcf7"  # the beam of a token that is on its way
@@ -69,7 +69,7 @@ def plot_loop(
     left = 1.42 if labelled else 0.12
     appended = drawn is not None
     names = [_short(text) for text in texts] + ([_short(candidates[drawn])] if appended else [])
-    places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.14))
+    places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.27 if appended else 0.14))
     columns = places[:count]
 
     base = 0.36  # of the boxes
@@ -107,7 +107,7 @@ def _short(text: str) -> str:
 
 def _fitting(name: str, wide: float) -> str:
     """As much of a name as its box has room for."""
-    while len(name) > 1 and text_width(name) / 72 > wide - 0.05:
+    while len(name) > 1 and text_width(name) / 72 > wide - 0.04:
         name = name[:-2] + "…"
     return name
 
