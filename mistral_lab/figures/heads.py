@@ -88,7 +88,7 @@ class Layout(NamedTuple):
     bar_width: float
 
 
-STRIP = Layout(4, 6.5, left=1.9, top=4.65, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
+STRIP = Layout(4, 6.5, left=1.9, top=4.5, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
 PAGE = Layout(16, 7.5, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
 
 
