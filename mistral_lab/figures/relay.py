@@ -71,7 +71,8 @@ def plot_relay(
     arrived = bool(knows[layers, now])
     if now == tokens - 1:
         text, colour = (words[source], KEY) if arrived else ("?", QUIET)
-        draw_token(ax, x[now], y[layers] + 0.72, text, width=1.9 if brief else 1.15, state="now", colour=colour)
+        width, height = (1.9, 0.8) if brief else (1.15, 0.5)
+        draw_token(ax, x[now], y[layers] + 0.8, text, width=width, height=height, state="now", colour=colour)
     return ax
 
 

@@ -218,7 +218,9 @@ def plot_recall(
     for number in range(1, hops + 1):
         ax.axvline(hop * number, color=FADED, linewidth=1.2, zorder=1)
         text = f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most\n{hop * number} tokens"
-        ax.annotate(text, (hop * number, 0.3), (3, 0), textcoords="offset points", va="center", fontsize=9)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        at = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": paper, "zorder": 5}
+        ax.annotate(text, (hop * number, 0.45), (3, 0), **at)
     looks = zip(names, MARKERS[: len(names)], RECALL_COLOURS[: len(names)], strict=True)
     for series, (name, marker, colour) in enumerate(looks):
         line = shares[series]
