@@ -1,8 +1,11 @@
 """Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
 
+import ast
+import gc
 import io
 import json
 import warnings
+import weakref
 from html import unescape
 from importlib.resources import files
 
@@ -14,13 +17,12 @@ import PIL.Image
 import pytest
 import torch
 from figure_checks import check_whole
-from matplotlib.colors import to_hex
 
-from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
+import notebook_files
+from mistral_lab import PRESETS, experiments, explorers, figures, load, memory, moe, nf4
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
-from mistral_lab.explorers.windows import STEPS
-from mistral_lab.figures import style
+from mistral_lab.explorers.prediction import SHOWN
 from mistral_lab.figures.tokens import font_letters
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
@@ -51,12 +53,18 @@ def record():
     return json.loads((files("mistral_lab") / "bundled" / "traces" / "ranks.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def trip(dense):
+    return experiments.follow_tokens(dense, "Once there was", new_tokens=2)
+
+
 MAKERS = {
+    "token_loop": lambda get: explorers.token_loop(get("trip")),
     "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
     "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
     "head_groups": lambda get: explorers.head_groups(),
     "kept_squares": lambda get: explorers.kept_squares(),
-    "mask_and_reach": lambda get: explorers.mask_and_reach(),
+    "relay": lambda get: explorers.relay(),
     "ring_cache": lambda get: explorers.ring_cache(),
     "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),
     "four_bits": lambda get: explorers.four_bits(),
@@ -108,12 +116,22 @@ def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
     assert len(data["image/png"]) < 60_000  # a lesson with all of its pictures stays below a megabyte
 
 
-def test_the_picture_that_is_kept_is_the_one_on_the_screen(untouched):
-    if untouched._repr_mimebundle_()[0]["text/plain"] != untouched.sentence:
-        pytest.skip("a still of its own stands for it")
-    kept, live = pixels(untouched._repr_mimebundle_()[0]["image/png"]), pixels(untouched.png)
+def test_the_picture_that_is_kept_is_the_one_on_the_screen_unless_it_is_a_strip_of_moments(untouched):
+    data = untouched._repr_mimebundle_()[0]
+    if data["text/plain"] != untouched.sentence:
+        assert data["text/plain"].startswith("Four moments")
+        return
+    kept, live = pixels(data["image/png"]), pixels(untouched.png)
     assert kept.shape == live.shape
     assert np.abs(kept.astype(int) - live).mean() < 1  # of 255: 256 colours are kept
+
+
+def test_every_explorer_is_tested_and_timed():
+    makers = set(explorers.__all__) - {"Explorer", "Guess", "moving_slider", "loop_picture"}
+    assert set(MAKERS) == makers
+    timed = ast.parse((notebook_files.ROOT / "benchmarks" / "explorers.py").read_text(encoding="utf-8"))
+    [table] = [node.value for node in timed.body if isinstance(node, ast.AnnAssign) and node.target.id == "MAKERS"]
+    assert {key.value for key in table.keys} == makers
 
 
 def test_every_control_is_labelled_and_worked_by_keyboard(untouched):
@@ -253,6 +271,41 @@ def test_a_moving_slider_runs_with_its_play_button_and_stays_within_its_ends():
     assert (slider.play.max, slider.play.value, explorer.sentence) == (2, 2, "The number is 2.")
 
 
+def test_a_move_leaves_no_figure_to_the_collector_and_the_collector_as_it_was():
+    made = []
+
+    def view(value: int):
+        figure, sentence = number(value)
+        made.append(weakref.ref(figure))
+        if value == 2:
+            raise ValueError("no two")
+        return figure, sentence
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, view)
+    made.clear()
+    for collecting in (True, False):
+        gc.enable() if collecting else gc.disable()
+        try:
+            for value in (0, 2, 3):
+                explorer.controls["value"].value = value
+            assert gc.isenabled() == collecting
+        finally:
+            gc.enable()
+    assert [figure() for figure in made] == [None] * 6
+
+
+def test_a_stage_is_laid_out_by_its_view_alone():
+    def view(value: int):
+        figure, panels = figures.new_stage(4, 1, columns=value, kept=False)
+        figures.draw_query(panels[0], 1, 0.5)
+        return figure, f"The number is {value}."
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 1, 3)}, view)
+    explorer.controls["value"].value = 3
+    assert explorer.sentence == "The number is 3."
+    assert [ax.get_position().x0 for ax in drawn(explorer).axes] == pytest.approx([0, 1 / 3, 2 / 3])
+
+
 def test_what_adapts_a_control_draws_once():
     calls = []
 
@@ -337,8 +390,9 @@ def test_left_out_tokens_are_marked_and_get_no_probability(by_depth, dense):
     explorer = explorers.next_token(by_depth[0][-1][-1], dense.tokenizer)
     explorer.controls["top_p"].value = 0.5
     before, after = drawn(explorer).axes
-    hatched = [bool(bar.get_hatch()) for bar in sorted(before.patches, key=lambda bar: bar.get_y())]
-    widths = [bar.get_width() for bar in sorted(after.patches, key=lambda bar: bar.get_y())]
+    before, after = (sorted(ax.patches, key=lambda bar: bar.get_y())[:SHOWN] for ax in (before, after))
+    hatched = [bool(bar.get_hatch()) for bar in before]  # below them is a bar for all other tokens
+    widths = [bar.get_width() for bar in after]
     assert hatched == [width == 0 for width in widths]
     assert 0 < sum(hatched) < len(hatched)
 
@@ -366,57 +420,56 @@ def test_only_divisors_are_offered_and_the_cache_is_that_of_the_formula():
     assert "4 times less" in explorer.sentence
 
 
-@pytest.mark.parametrize(("tokens", "window", "layers", "query"), [(24, 4, 3, 20), (10, 1, 8, 9), (6, 6, 2, 0)])
-def test_the_mask_says_what_a_walk_from_key_to_key_finds(tokens, window, layers, query):
-    explorer = explorers.mask_and_reach()
-    for name, value in {"tokens": tokens, "window": window, "layers": layers, "query": query}.items():
+RELAYS = [(12, 5, 3), (12, 4, 3), (12, 4, 4), (7, 1, 2), (1, 3, 2), (0, 5, 1)]
+
+
+@pytest.mark.parametrize(("token", "window", "layers"), RELAYS)
+def test_the_relay_says_what_a_walk_from_key_to_key_finds(token, window, layers):
+    explorer = explorers.relay()
+    for name, value in {"token": token, "window": window, "layers": layers}.items():
         explorer.controls[name].value = value
-    reached = {query}
-    for _ in range(layers):
-        reached |= {j for i in reached for j in range(tokens) if 0 <= i - j < window}
-    seen = [j for j in range(tokens) if 0 <= query - j < window]
-    keys = f"{len(seen)} keys, {seen[0]} to {query}" if len(seen) > 1 else f"only key {query}, itself"
-    assert keys in explorer.sentence
-    assert f"{len(reached)} token" in explorer.sentence
-    one, many = (ax.collections[0].get_array().reshape(tokens, tokens, -1) for ax in drawn(explorer).axes)
-    assert [j for j in range(tokens) if (one[query, j] == one[query, query]).all()] == seen
-    assert {j for j in range(tokens) if (many[query, j] == many[query, query]).all()} == reached
-
-
-def test_window_and_query_never_exceed_the_tokens():
-    explorer = explorers.mask_and_reach()
-    for tokens in (24, 5, 2, 24):
-        explorer.controls["tokens"].value = tokens
-        assert explorer.controls["window"].max == tokens
-        assert explorer.controls["query"].max == tokens - 1
-        assert explorer.controls["query"].value < tokens
+    back, hops = token - 1, 0
+    reached = {token}
+    while 1 not in reached and hops < layers:  # the name is token 1
+        reached |= {key for query in reached for key in range(query + 1) if query - key < window}
+        hops += 1
+    if back < 0:
+        assert "not been told yet" in explorer.sentence
+    elif 1 in reached:
+        heard = f"after layer {hops}" if hops else "at once"
+        assert f"is {back} back" in explorer.sentence
+        assert explorer.sentence.endswith(f"this token hears of it {heard}.")
+    else:
+        assert explorer.sentence.endswith("is lost for this token.")
+    [ax] = drawn(explorer).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("Lena") == (token >= 1) + (token == 12 and 1 in reached)
+    assert ("?" in texts) == (token == 12 and 1 not in reached)
 
 
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_the_ring_shows_what_a_list_of_the_last_positions_holds(window):
     explorer = explorers.ring_cache()
     explorer.controls["window"].value = window
-    for step in (0, window - 1, window, STEPS - 1):
-        explorer.controls["step"].value = step
-        kept = [position for position in range(STEPS) if 0 <= step - position < window]
-        ring, timeline = drawn(explorer).axes
-        slots = {text.get_text() for text in ring.texts if not text.get_text().startswith("slot")}
-        assert slots == {str(position) for position in kept}
-        grey = [to_hex(cell.get_facecolor()) == style.FADED for cell in timeline.patches[:STEPS]]
-        assert [position for position in range(step + 1) if not grey[position]] == kept
-        assert f"slot {step} mod {window} = {step % window}" in explorer.sentence
-        *wedges, frame = ring.patches
-        assert frame.theta1 == wedges[step % window].theta1
+    last = explorer.controls["token"].max
+    for token in (0, window - 1, window, last):
+        explorer.controls["token"].value = token
+        kept = [position for position in range(last + 1) if 0 <= token - position < window]
+        ring, text = drawn(explorer).axes
+        slots = [label.get_text().split("\n")[1] for label in ring.texts if "\n" in label.get_text()]
+        assert {int(slot) for slot in slots if slot.isdigit()} == set(kept)
+        assert len(text.lines) == token + 1 - len(kept)  # each lost token is struck out
+        assert f"goes to slot {token} mod {window} = {token % window}" in explorer.sentence
+        assert ("overwrites" in explorer.sentence) == (token >= window)
 
 
 def test_the_play_button_moves_the_token():
     explorer = explorers.ring_cache()
-    [play] = [child for child in explorer.widget.children[0].children if isinstance(child, widgets.Play)]
-    before = explorer.png
+    play, before = explorer.controls["token"].play, explorer.png
     play.value += 1
-    assert explorer.controls["step"].value == play.value
+    assert explorer.controls["token"].value == play.value
     assert explorer.png != before
-    explorer.controls["step"].value = 0
+    explorer.controls["token"].value = 0
     assert play.value == 0
 
 
@@ -578,10 +631,6 @@ def a_panel():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: figures.plot_ring(np.zeros((2, 2), int), written=0, longest=3, ax=a_panel()), r"\(2, 2\)"),
-        (lambda: figures.plot_ring(np.zeros(2, int), written=2, longest=3, ax=a_panel()), "written is 2"),
-        (lambda: figures.plot_positions(np.zeros(3), newest=0, title="x", ax=a_panel()), "float64"),
-        (lambda: figures.plot_positions(np.zeros(3, bool), newest=3, title="x", ax=a_panel()), "newest is 3"),
         (lambda: figures.plot_code_shares(-np.ones(16), title="x", ax=a_panel()), "0 or more"),
         (lambda: figures.plot_load_bars(np.array([np.nan]), ax=a_panel()), "NaN"),
         (

@@ -8,7 +8,7 @@ from figure_checks import (
     check_refused,
     no_figure_left_open,  # noqa: F401 - for all tests of this file
 )
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 
 from mistral_lab import figures
 from mistral_lab.figures import style, windows
@@ -16,8 +16,8 @@ from mistral_lab.figures import style, windows
 MASK = np.array([[True, False, False], [True, True, False], [False, True, True]])
 INFLUENCE = np.array([[1.0, 0.1, 0.0, 0.0], [1.0, 0.2, 0.003, 0.0]])
 REACHES = np.array([2, 3])
-SLOTS = np.array([[0, -1], [0, 1], [2, 1]])
-WRITTEN = np.array([[True, False], [False, True], [True, False]])
+SHARES = np.array([[1.0, 1.0, 0.5], [1.0, 0.25, 0.0]])
+GIB = np.array([[1.0, 1.0, 1.0], [2.0, 4.0, 6.0]])
 SIZES = [256, 512, 1024]
 MEASURED = np.array([[1.0, 2.0, 4.0], [np.nan, np.nan, 30.0]])
 PREDICTED = np.array([[0.5, 1.0, 2.0], [np.nan, np.nan, 20.0]])
@@ -33,8 +33,23 @@ def influence(ax=None):
     return figures.plot_influence(INFLUENCE, reaches=REACHES, names=["1 layer", "2 layers"], unit="gradient", ax=ax)
 
 
-def slots(ax=None):
-    return figures.plot_slots(SLOTS, written=WRITTEN, window=2, ax=ax)
+def recall(ax=None):
+    bounds = np.stack([np.clip(SHARES - 0.1, 0, 1), np.clip(SHARES + 0.1, 0, 1)])
+    return figures.plot_recall(
+        [10, 20, 30],
+        SHARES,
+        names=["given", "whole"],
+        hop=12,
+        hops=2,
+        bounds=bounds,
+        guess=15,
+        guess_label="your guess",
+        ax=ax,
+    )
+
+
+def cache(ax=None):
+    return figures.plot_cache_bytes([1, 2, 3], GIB, names=["window", "none"], free=[("4 GiB", 4.0)], ax=ax)
 
 
 def growth(ax=None):
@@ -56,7 +71,7 @@ def by_range(ax=None):
     )
 
 
-@pytest.mark.parametrize("plot", [mask, influence, slots, growth, by_range])
+@pytest.mark.parametrize("plot", [mask, influence, recall, cache, growth, by_range])
 class TestEveryPlot(EveryPlot):
     def test_labels_along_the_axis_do_not_cover_each_other(self, plot):
         ax = plot()
@@ -86,22 +101,24 @@ def test_influence_leaves_out_what_is_exactly_zero_and_marks_the_reach():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1 layer", "2 layers"]
 
 
-def test_slots_name_what_they_hold_and_frame_what_was_written():
-    ax = slots()
-    numbers = {tuple(text.get_position()): text.get_text() for text in ax.texts}
-    assert numbers == {
-        (slot, step): str(SLOTS[step, slot]) for step, slot in np.ndindex(3, 2) if SLOTS[step, slot] >= 0
-    }
-    frames = {(p.get_x() + 0.45, p.get_y() + 0.45) for p in ax.patches if not p.get_fill()}
-    assert frames == {(slot, step) for step, slot in np.ndindex(3, 2) if WRITTEN[step, slot]}
-    empty = [p for p in ax.patches if p.get_fill() and to_rgb(p.get_facecolor()) == to_rgb(style.FADED)]
-    assert [(p.get_x() + 0.5, p.get_y() + 0.5) for p in empty] == [(1, 0)]
-    assert ax.yaxis_inverted()
+def test_recall_draws_every_share_the_hops_and_the_guess():
+    ax = recall()
+    drawn = {line.get_label(): line for line in ax.lines}
+    for name, line in zip(("given", "whole"), SHARES, strict=True):
+        np.testing.assert_array_equal(drawn[name].get_ydata(), line)
+        np.testing.assert_array_equal(drawn[name].get_xdata(), [10, 20, 30])
+    upright = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
+    assert upright == [12, 24]
+    texts = [text.get_text() for text in ax.texts]
+    assert {"1 hop", "at most\n24 tokens", "your guess"} <= set(texts)
 
 
-def test_slots_of_a_ring_that_is_stored_twice_are_numbered_twice():
-    ax = figures.plot_slots(np.zeros((1, 4), int), written=np.ones((1, 4), bool), window=2)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "0", "1"]
+def test_caches_end_at_their_names_and_limits_are_drawn():
+    ax = cache()
+    np.testing.assert_array_equal([line.get_ydata() for line in ax.lines[:2]], GIB)
+    assert {"window", "none", "4 GiB"} == {text.get_text() for text in ax.texts}
+    assert ax.lines[2].get_ydata()[0] == 4
+    assert ax.get_ylim()[0] == 0
 
 
 def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way():
@@ -112,8 +129,8 @@ def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way(
         np.testing.assert_array_equal(measured.get_xdata(), SIZES)
         assert (measured.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
         assert measured.get_marker() == predicted.get_marker()
-        assert predicted.get_color() == style.COLOURS[1]
-    assert ax.lines[0].get_color() == style.COLOURS[0]
+        assert predicted.get_color() == style.PREDICTED
+    assert ax.lines[0].get_color() == style.MEASURED
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "512", "1,024"]
     named = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -148,7 +165,14 @@ def test_ranges_hold_means_and_intervals_in_their_places():
             lambda: figures.plot_influence(-INFLUENCE, reaches=REACHES, names=["a", "b"], unit=""),
             "an amount is negative, infinite or NaN: expected finite amounts of 0 or more",
         ),
-        (lambda: figures.plot_slots(SLOTS, written=WRITTEN[:2], window=2), r"\(3, 2\), written \(2, 2\)"),
+        (
+            lambda: figures.plot_recall([1, 2], SHARES, names=["a", "b"], hop=1, hops=1),
+            r"shares has shape \(2, 3\): expected \(2, 2\)",
+        ),
+        (
+            lambda: figures.plot_recall([1, 2, 3], 2 * SHARES, names=["a", "b"], hop=1, hops=1),
+            "shares go from 0.0 to 2.0: expected 0 to 1",
+        ),
         (
             lambda: figures.plot_growth(SIZES, MEASURED.T, PREDICTED, names=["a", "b"], x_label="", unit=""),
             r"measured has shape \(3, 2\): expected \(2, 3\)",

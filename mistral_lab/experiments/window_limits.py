@@ -22,8 +22,8 @@ def recall_when_cut(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Encoded],
     *,
-    windows: Sequence[int],
-    depths: Sequence[int],
+    windows: Sequence[int] = (),
+    depths: Sequence[int] = (),
 ) -> dict[str, dict[str, Interval]]:
     """Share of names recalled, by distance, with all layers and narrower windows, and with fewer layers.
 
@@ -42,13 +42,13 @@ def recall_when_cut(
         found = evaluation.recall(model, tokenizer, list(texts))
         return {distance: evaluation.wilson(row.hits, row.asked) for distance, row in found.items()}
 
-    shares, layers = {}, model.config.num_hidden_layers
+    shares = {}
     for window in windows:
         with with_window(model, window):
-            shares[f"{layers} layers,\nW = {window}"] = measured()
+            shares[f"W = {window}"] = measured()
     for depth in depths:
         with only_layers(model, 0, depth):
-            shares[f"{depth} layer{'s' * (depth > 1)},\nW = {model.config.sliding_window}"] = measured()
+            shares[f"{depth} layer{'s' * (depth > 1)}"] = measured()
     return shares
 
 

@@ -89,7 +89,7 @@ class Recalled:
 
 @torch.inference_mode()
 def recall_by_distance(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, *, names: int = 12
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, story: Story, *, names: int = 8
 ) -> Recalled:
     """Tell the story with other names, and take one sentence after another out of its middle: who is still recalled?
 

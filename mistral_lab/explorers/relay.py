@@ -9,10 +9,10 @@ from ..figures import bare_figure, plot_relay, relay_height
 from ..masks import receptive_field, sliding_window_mask
 from .base import Explorer, count_slider, moving_slider
 
-WORDS = ("called", "Lena", "Grant", ",", "and", "he", "lived", "near", "the", "harbour", ".", "All", "knew")
+WORDS = ("was", "Lena", "Grant", ",", "and", "he", "lived", "near", "the", "sea", ".", "All", "knew")
 SOURCE, LAST = 1, len(WORDS) - 1  # the name's first word, and the token after which it is due
 MOST_LAYERS, MOST_WINDOW = 4, 8
-MOMENTS = (2, 5, 8, LAST)  # of the strip that stands for the explorer
+MOMENTS = (3, 5, 8, LAST)  # of the strip that stands for the explorer
 
 
 def relay() -> Explorer:
@@ -24,6 +24,7 @@ def relay() -> Explorer:
 
     def view(token: int, window: int, layers: int):
         figure, axes = bare_figure(height_in=relay_height(layers) / 2)
+        figure.set_layout_engine("none")
         axes[0, 0].set_position((0, 0, 1, 1))
         _draw(axes[0, 0], token, window, layers)
         return figure, _sentence(token, window, layers)

@@ -18,7 +18,7 @@ ABSENT = -1  # in a slot that holds nothing
 
 def relay_height(layers: int) -> float:
     """Height of the stage that `plot_relay` needs, in its units; it is 16 of them wide."""
-    return BOTTOM + layers * FLOOR_GAP + 1.75
+    return BOTTOM + layers * FLOOR_GAP + 2.1
 
 
 @mpl.rc_context(STYLE)
@@ -56,22 +56,23 @@ def plot_relay(
     layers, tokens = knows.shape[0] - 1, len(words)
     as_stage(ax, WIDTH, relay_height(layers))
     x, y = np.linspace(LEFT, RIGHT, tokens), BOTTOM + FLOOR_GAP * np.arange(layers + 1)
-    size = 7 if brief else 9
-    write(ax, 0.1, relay_height(layers) - 0.35, title, fontsize=8.5 if brief else 11, ha="left")
-    for floor in range(layers + 1):
-        label = f"layer {floor}" if brief else f"after layer {floor}"
-        lowest = "words" if brief else "embedding"
-        write(ax, 0.1, y[floor], label if floor else lowest, fontsize=size - 0.5, colour=QUIET, ha="left")
+    write(ax, 0.1, relay_height(layers) - 0.45, title, fontsize=9 if brief else 11, ha="left")
+    for floor in range(1, layers + 1):
+        write(ax, 0.1, y[floor], str(floor) if brief else f"after layer {floor}", colour=QUIET, ha="left")
+    write(ax, 0.1, y[0], "words" if brief else "embedding", colour=QUIET, ha="left")
+    if brief:
+        write(ax, 0.1, y[layers] + 0.8, "layer", colour=QUIET, ha="left")
     _draw_reading(ax, x, y, knows, held, now)
     _draw_states(ax, x, y, knows, path, now)
     _draw_words(ax, x, words, now=now, source=source, brief=brief)
     for layer in range(layers):
         _draw_ring(ax, (RING_X, (y[layer] + y[layer + 1]) / 2), held, knows[layer], now=now)
-    write(ax, RING_X, BOTTOM - 0.3, "rings" if brief else "rings of keys", fontsize=size - 0.5, colour=QUIET)
+    write(ax, RING_X, BOTTOM - 0.3, "rings" if brief else "rings of keys", colour=QUIET)
     arrived = bool(knows[layers, now])
     if now == tokens - 1:
         text, colour = (words[source], KEY) if arrived else ("?", QUIET)
-        draw_token(ax, x[now], y[layers] + 0.72, text, width=1.15, state="now", colour=colour, fontsize=size)
+        width, height = (1.9, 0.8) if brief else (1.15, 0.5)
+        draw_token(ax, x[now], y[layers] + 0.8, text, width=width, height=height, state="now", colour=colour)
     return ax
 
 
@@ -113,13 +114,14 @@ def _draw_states(ax: Axes, x, y, knows, path, now: int) -> None:
 def _draw_words(ax: Axes, x, words: Sequence[str], *, now: int, source: int, brief: bool) -> None:
     """The tokens: the name orange, the newest framed in the query's blue, what has not arrived as an empty box."""
     width = 0.94 * (x[1] - x[0]) if len(x) > 1 else 1.0
-    for place, word in enumerate(words):
-        marked = place in (now, source) and place <= now
-        text = word if (marked or not brief) and place <= now else ""
-        state = "now" if marked else "past" if place <= now else "idle"
+    marked = [place for place in (source, now) if place <= now]
+    for place in [*(place for place in range(len(words)) if place not in marked), *marked]:
+        text = words[place] if (place in marked or not brief) and place <= now else ""
+        state = "now" if place in marked else "past" if place <= now else "idle"
+        # In a small picture the marked ones are as wide as their text, over the empty boxes beside them.
+        own = 0.6 + 0.33 * len(text) if brief and text else width
         colour = KEY if place == source else QUERY
-        look = {"width": width, "height": 0.62, "fontsize": 6.5 if brief else 8}
-        draw_token(ax, x[place], 0.6, text, state=state, colour=colour, **look)
+        draw_token(ax, x[place], 0.6, text, width=own, height=0.62 if not brief else 0.8, state=state, colour=colour)
 
 
 def _draw_ring(ax: Axes, centre, held, knows, *, now: int) -> None:

@@ -46,7 +46,7 @@ def plot_ring(words: Sequence[str], held: np.ndarray, *, now: int, brief: bool =
             text = str(position) if brief else f"{words[position]}\n{position}"
             ax.text(*place, text, ha="center", va="center", fontsize=9, color="black", zorder=5, parse_math=False)
         outside = 4 + 3.35 * np.cos(angle), 4 + 3.35 * np.sin(angle)
-        write(ax, *outside, str(slot) if brief else f"slot {slot}", fontsize=8, colour=QUIET)
+        write(ax, *outside, str(slot) if brief else f"slot {slot}", colour=QUIET)
     write(ax, 4, 4, f"{now} mod {len(held)}\n= {now % len(held)}", fontsize=9 if brief else 12)
     return ax
 
@@ -72,7 +72,7 @@ def plot_ring_text(words: Sequence[str], *, now: int, window: int, ax: Axes) -> 
             ax, x, y, word if kept else "", width=1.7, height=0.6, state="now" if kept else "idle", colour=colour
         )
         if not kept:
-            write(ax, x, y, word, colour=QUIET, fontsize=8.5)
+            write(ax, x, y, word, colour=QUIET)
             ax.plot([x - 0.6, x + 0.6], [y, y], color=QUIET, linewidth=1)
     return ax
 
@@ -148,7 +148,7 @@ def plot_padded_ring(held: np.ndarray, *, padding: int, ax: Axes) -> Axes:
             ax.text(x, y, str(row[place]), ha="center", va="center", fontsize=11, bbox=_paper(face))
             if not right:
                 ax.add_patch(Rectangle(box, 1.1, 0.8, fill=False, edgecolor="#c8402a", linewidth=2.6))
-                write(ax, x, y - 0.68, "shown" if filler else "hidden", colour="#c8402a", fontsize=8.5)
+                write(ax, x, y - 0.68, "shown" if filler else "hidden", colour="#c8402a")
     for place in range(len(held)):
         x = left + size * (place + 0.5)
         for start, stop in ((3.3, 4.2), (2.7, 1.8)):

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from .arrays import as_amount_intervals, as_amounts, as_positive
 from .canvas import axes_or_new
@@ -198,7 +199,7 @@ def plot_recall(
     Args:
         distances: (n,) tokens back, ascending.
         shares: (series, n) from 0 to 1, measured; NaN where nothing was asked.
-        names: of the series, at most four; each stands beside its line's fall.
+        names: of the series, at most four.
         hop: tokens of one hop, W - 1.
         hops: layers; a line stands after each hop, the last one labelled "at most".
         bounds: (2, series, n), the ends of the intervals; None draws none.
@@ -216,14 +217,15 @@ def plot_recall(
     ax = axes_or_new(ax, height_in=3.2)
     for number in range(1, hops + 1):
         ax.axvline(hop * number, color=FADED, linewidth=1.2, zorder=1)
-        text = (
-            f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most: {number} hops, {hop * number} tokens"
-        )
-        ax.annotate(text, (hop * number, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points")
+        text = f"{number} hop{'s' * (number > 1)}" if number < hops else f"at most\n{hop * number} tokens"
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        at = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": paper, "zorder": 5}
+        ax.annotate(text, (hop * number, 0.45), (3, 0), **at)
     looks = zip(names, MARKERS[: len(names)], RECALL_COLOURS[: len(names)], strict=True)
     for series, (name, marker, colour) in enumerate(looks):
         line = shares[series]
-        ax.plot(distances, line, f"{marker}-", color=colour, markersize=5, linewidth=1.5, label=name, zorder=3)
+        look = {"markersize": 9 - 2 * series, "linewidth": 3 - 0.7 * series}  # so that lines on each other are all seen
+        ax.plot(distances, line, f"{marker}-", color=colour, label=name, zorder=3, **look)
         if bounds is not None:
             low, high = bounds[0][series], bounds[1][series]
             ax.fill_between(distances, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
@@ -233,7 +235,7 @@ def plot_recall(
     ax.set_xlim(0, 1.02 * max(distances.max(), hop * hops + 45, guess or 0))
     ax.set_xlabel("tokens back to the name")
     ax.set_ylabel(unit)
-    ax.legend(loc="center left", bbox_to_anchor=(0.02, 0.45), frameon=True, facecolor="white", edgecolor="white")
+    legend_above(ax, columns=len(names))
     return ax
 
 
@@ -241,7 +243,7 @@ def plot_recall(
 def plot_cache_bytes(
     contexts: Sequence[int], gib: np.ndarray, *, names: Sequence[str], free: Sequence[tuple[str, float]], ax=None
 ) -> Axes:
-    """Draw how caches grow with the text, computed, on two logarithmic axes, with lines for what machines have left.
+    """Draw how caches grow with the text, computed, with lines for what machines have left.
 
     Args:
         contexts: (n,) tokens, ascending.
@@ -252,14 +254,16 @@ def plot_cache_bytes(
     gib = as_positive("gib", gib, (len(names), len(contexts)))
     ax = axes_or_new(ax, height_in=3.6)
     for line, name, marker, colour in zip(gib, names, MARKERS, RECALL_COLOURS, strict=False):
-        ax.plot(contexts, line, f"{marker}--", color=colour, markerfacecolor="white", markersize=6)
+        ax.plot(contexts, line, f"{marker}--", color=colour, markerfacecolor="white", markersize=6, clip_on=False)
         ax.annotate(name, (contexts[-1], line[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
     for label, amount in free:
         ax.axhline(amount, color=INK, linewidth=1)
-        ax.annotate(label, (contexts[0], amount), (0, 3), textcoords="offset points", fontsize=9)
-    doubling_axis(ax, contexts)
-    decade_axis(ax.yaxis)
-    ax.set_xlabel("tokens of text (logarithmic axis)")
-    ax.set_ylabel("GiB of keys and values, 16 bits\n(logarithmic axis)")
+        ax.annotate(label, (contexts[-1], amount), (0, 3), textcoords="offset points", ha="right", fontsize=9)
+    ax.set_xlim(0, contexts[-1])
+    ax.set_ylim(0, None)
+    ax.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 4, 5, 10]))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_xlabel("tokens of text")
+    ax.set_ylabel("GiB of keys and values in 16 bits")
     ax.grid(axis="y")
     return ax
