@@ -8,7 +8,7 @@ Other programs slow a move down. The second table is the time that this process 
 less. On a busy machine run it a few times, where possible with priority, and keep the quietest.
 
     python benchmarks/explorers.py
-    nice -n -5 python benchmarks/explorers.py --moves 300 --only ring_cache mask_and_reach
+    nice -n -5 python benchmarks/explorers.py --moves 300 --only ring_cache relay
 """
 
 import argparse
@@ -23,7 +23,7 @@ from importlib.resources import files
 import ipywidgets as widgets
 import torch
 
-from mistral_lab import explorers, load
+from mistral_lab import experiments, explorers, load
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
 TEXTS = tuple(STORY[:end] for end in range(4, len(STORY), 3))
@@ -53,11 +53,18 @@ def adapter_rank() -> explorers.Explorer:
     return explorers.adapter_rank(json.loads(record.read_text(encoding="utf-8")))
 
 
+def token_loop() -> explorers.Explorer:
+    """The loop of lesson 1, with the prompt that it has there."""
+    return explorers.token_loop(experiments.follow_tokens(loaded("tiny-mistral"), "My favourite condiment is"))
+
+
 MAKERS: dict[str, Callable[[], explorers.Explorer]] = {
+    "token_loop": token_loop,
     "next_token": next_token,
     "guesses_by_layer": guesses_by_layer,
     "head_groups": explorers.head_groups,
-    "mask_and_reach": explorers.mask_and_reach,
+    "kept_squares": explorers.kept_squares,
+    "relay": explorers.relay,
     "ring_cache": explorers.ring_cache,
     "routed_text": routed_text,
     "four_bits": explorers.four_bits,

@@ -56,8 +56,8 @@ def float_codebook() -> torch.Tensor:
     fifteen different values.
 
     Source: `get_4bit_type` in bitsandbytes/functional.py.
-    Differs: other libraries and hardware mean E2M1 by FP4, which `e2m1_codebook` has; its smallest step is not 1/16 of
-        the next power but as long as the step above it.
+    Differs: E2M1, which others call FP4, has the same values but for the smallest above zero: that is 1/12 there and
+        1/192 here. `e2m1_codebook` has them.
 
     Returns:
         (16,) float32, in the order of their bits.

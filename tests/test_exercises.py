@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import inspect
 import re
 from typing import NamedTuple
 
@@ -13,9 +14,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import notebook_files
 from mistral_lab import checks
 
-HEADING = "## Exercises"
+SECTION = "## Exercises"  # in lessons whose exercises stand together at the end
+DEEPER = ("## Dig deeper", "## References")
 SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>", re.DOTALL)
 MINUTES = re.compile(r"\((\d+) minutes(, open)?\)$")
+OWN = "not tried yet; the lesson goes on with its own"
+IN_PLACE = ("01", "02", "03")  # the lessons in which a stub stands where its idea arises
 
 
 class Exercise(NamedTuple):
@@ -24,36 +28,61 @@ class Exercise(NamedTuple):
     title: str
     solution: str | None  # Python
     attempt: str | None  # the code cell below: a stub, and its check as last line
+    place: float  # of its title in the main path: 0 is the first cell, 1 the last
+    together: bool  # under "## Exercises"
+
+    @property
+    def open(self) -> bool:
+        """Whether it has no check."""
+        return re.search(r"\bopen\b", self.title) is not None
 
 
 def exercises(notebook: NotebookNode) -> list[Exercise]:
-    """Those of the section "## Exercises", which the next heading of its level ends."""
-    found, inside = [], False
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            inside = cell.source.startswith(HEADING)
-        elif inside and cell.cell_type == "markdown" and cell.source.startswith("### "):
+    """Headings that say minutes, and all that stand under "## Exercises"; what digs deeper is left out."""
+    cells = notebook.cells
+    end = next((i for i, cell in enumerate(cells) if cell.source.startswith(DEEPER)), len(cells))
+    found, together = [], False
+    for index, cell in enumerate(cells[:end]):
+        headings = re.findall(r"^###? .+$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        below = cells[index + 1] if index + 1 < end else None
+        for title in headings:
+            together = title.startswith(SECTION) if title.startswith("## ") else together
+            if not MINUTES.search(title) and not (together and title.startswith("### ")):
+                continue
             solution = SOLUTION.search(cell.source)
-            found.append(Exercise(cell.source.splitlines()[0], solution and solution[1], None))
-        elif inside and cell.cell_type == "code" and found:
-            found[-1] = found[-1]._replace(attempt=cell.source)
+            right_above = title == headings[-1] and below is not None and below.cell_type == "code"
+            attempt = below.source if right_above else None
+            found.append(Exercise(title, solution and solution[1], attempt, index / max(1, end - 1), together))
     return found
 
 
-def problems(notebook: NotebookNode) -> list[str]:
+def problems(notebook: NotebookNode, *, in_place: bool = False) -> list[str]:
     """What is wrong with the exercises of a lesson that has some, one line each."""
     found = exercises(notebook)
-    wrong = [] if 3 <= len(found) <= 5 else [f"{len(found)} exercises, expected 3 to 5"]
-    minutes = [MINUTES.search(exercise.title) for exercise in found]
-    wrong += [f"{e.title}: says no minutes" for e, match in zip(found, minutes, strict=True) if match is None]
-    stated = [int(match[1]) for match in minutes if match]
+    checked = [exercise for exercise in found if not exercise.open]
+    wrong = [] if 3 <= len(found) <= 6 else [f"{len(found)} exercises, expected 3 to 6"]
+    wrong += [f"{exercise.title}: says no minutes" for exercise in found if not MINUTES.search(exercise.title)]
+    if not found or not found[-1].open:
+        wrong.append(f"{found[-1].title if found else 'no exercise'}: the last exercise is open, and its title says so")
+    if in_place and len(checked) < 3:
+        wrong.append(f"{len(checked)} exercises with a check, expected at least 3")
+    if in_place and not any(exercise.place < 0.5 for exercise in checked):
+        wrong.append("no check in the first half of the lesson")
+    stated = [int(match[1]) for exercise in found if exercise.together and (match := MINUTES.search(exercise.title))]
     if stated != sorted(stated):
         wrong.append(f"minutes {stated}: expected easy to hard")
-    if minutes and minutes[-1] and not minutes[-1][2]:
-        wrong.append(f"{found[-1].title}: the last exercise is open, '(... minutes, open)'")
-    for exercise in found[:-1]:
+    for exercise in checked:
         wrong += [f"{exercise.title}: {what}" for what in problems_of(exercise)]
-    return wrong
+    without_task = set(stubs(notebook)) - {exercise.attempt for exercise in found}
+    return wrong + [f"{source.splitlines()[-1]}: no task with minutes right above it" for source in without_task]
+
+
+def stubs(notebook: NotebookNode) -> list[str]:
+    """The code cells that call a check."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code" and re.search(CALL, cell.source, re.M)]
+
+
+CALL = r"^(?:(?P<bound>\w+) = )?checks\.(?P<check>\w+)\((?P<function>\w+)\)$"
 
 
 def problems_of(exercise: Exercise) -> list[str]:
@@ -62,11 +91,11 @@ def problems_of(exercise: Exercise) -> list[str]:
         return ["has no folded solution"]
     if exercise.attempt is None:
         return ["has no code cell to try it in"]
-    last = ast.parse(exercise.attempt).body[-1]
-    called = re.fullmatch(r"checks\.(\w+)\((\w+)\)", ast.unparse(last))
-    if called is None or called[1] not in checks.__all__:
-        return [f"ends with {ast.unparse(last)!r}, expected checks.x(my_function)"]
-    _, function = called.groups()
+    last = ast.unparse(ast.parse(exercise.attempt).body[-1])
+    called = re.fullmatch(CALL, last)
+    if called is None or called["check"] not in checks.__all__ or called["bound"] != called["function"]:
+        return [f"ends with {last!r}, expected my_x = checks.x(my_x)"]
+    function = called["function"]
     for where, source in (("stub", exercise.attempt), ("solution", exercise.solution)):
         defined = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         if function not in [node.name for node in defined]:
@@ -83,23 +112,34 @@ def problems_of(exercise: Exercise) -> list[str]:
 
 
 def at_hand(notebook: NotebookNode) -> dict:
-    """What a solution may use: the lesson's imports and functions, not what its cells compute."""
+    """What a solution may use: the lesson's imports and functions, and what its checks return; nothing computed."""
     names: dict = {}
     for _, cell in notebook_rules.code_cells(notebook)[1:]:
-        kept = [n for n in notebook_rules.body(cell) if isinstance(n, ast.Import | ast.ImportFrom | ast.FunctionDef)]
+        kept = [
+            node
+            for node in notebook_rules.body(cell)
+            if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef) or re.fullmatch(CALL, ast.unparse(node))
+        ]
         exec(compile(ast.Module(kept, []), "<lesson>", "exec"), names)
     return names
 
 
 def tried(notebook: NotebookNode, exercise: Exercise, capsys) -> tuple[str, str]:
-    """What the check prints on the stub, and on the solution."""
+    """What the check prints on the stub, which then is the lesson's own function, and on the solution."""
     names = at_hand(notebook)
+    last = exercise.attempt.splitlines()[-1]
+    function = re.fullmatch(CALL, last)["function"]
     capsys.readouterr()
     exec(exercise.attempt, names)
     stub = capsys.readouterr().out
+    exec(last, names)  # the lesson's own function passes
+    assert capsys.readouterr().out.endswith(": passed\n")
     exec(exercise.solution, names)
-    exec(exercise.attempt.splitlines()[-1], names)
-    return stub, capsys.readouterr().out
+    handed_in = names[function]
+    exec(last, names)
+    found = capsys.readouterr().out
+    assert not found.endswith(": passed\n") or inspect.unwrap(names[function]) is handed_in
+    return stub, found
 
 
 LESSONS = {path.stem: notebook_rules.read(path) for path in notebook_files.lessons()}
@@ -107,28 +147,23 @@ LESSONS = {path.stem: notebook_rules.read(path) for path in notebook_files.lesso
 
 @pytest.fixture(params=LESSONS)
 def lesson(request) -> NotebookNode:
-    notebook = LESSONS[request.param]
-    if not exercises(notebook):
-        pytest.skip(f"{request.param} has no section {HEADING!r} yet")
-    return notebook
+    return LESSONS[request.param]
 
 
-def test_exercises_are_complete(lesson):
-    assert problems(lesson) == []
+@pytest.mark.parametrize("name", LESSONS)
+def test_exercises_are_complete(name):
+    assert problems(LESSONS[name], in_place=name.startswith(IN_PLACE)) == []
 
 
 def test_solutions_pass_and_stubs_say_that_they_are_stubs(lesson, capsys):
-    for exercise in exercises(lesson)[:-1]:
-        name = ast.parse(exercise.attempt).body[-1].value.func.attr
-        assert tried(lesson, exercise, capsys) == (f"{name}: not tried yet\n", f"{name}: passed\n"), exercise.title
+    for exercise in exercises(lesson):
+        if not exercise.open:
+            name = ast.parse(exercise.attempt).body[-1].value.func.attr
+            assert tried(lesson, exercise, capsys) == (f"{name}: {OWN}\n", f"{name}: passed\n"), exercise.title
 
 
 def test_every_check_belongs_to_an_exercise():
-    without = [name for name, notebook in LESSONS.items() if not exercises(notebook)]
-    if without:
-        pytest.skip(f"{', '.join(without)}: no section {HEADING!r} yet")
-    attempts = [e.attempt for notebook in LESSONS.values() for e in exercises(notebook) if e.attempt]
-    used = [name for attempt in attempts for name in re.findall(r"checks\.(\w+)\(", attempt)]
+    used = [re.search(CALL, source, re.M)["check"] for notebook in LESSONS.values() for source in stubs(notebook)]
     assert sorted(used) == sorted(checks.__all__)
 
 
@@ -147,7 +182,7 @@ def my_slots(seen, window):
 ```
 
 </details>"""
-STUB = "def my_slots(seen, window):\n    return NotImplemented\n\n\nchecks.ring_slots(my_slots)"
+STUB = "def my_slots(seen, window):\n    return NotImplemented\n\n\nmy_slots = checks.ring_slots(my_slots)"
 LESSON = """from mistral_lab import checks
 
 costly = 1 / 0  # what a lesson computes is not there for a solution
@@ -163,7 +198,7 @@ def filled(seen, window, empty):
 @pytest.fixture
 def small() -> NotebookNode:
     """Two exercises and an open one: cells 3 to 7; a function of the lesson in cell 1."""
-    cells = [new_code_cell("%pip install lab"), new_code_cell(LESSON), new_markdown_cell(f"{HEADING}\n\nTry.")]
+    cells = [new_code_cell("%pip install lab"), new_code_cell(LESSON), new_markdown_cell(f"{SECTION}\n\nTry.")]
     for number, minutes in ((1, 5), (2, 10)):
         cells += [new_markdown_cell(TASK.format(number=number, minutes=minutes)), new_code_cell(STUB)]
     cells.append(new_markdown_cell("### 3. More (30 minutes, open)\n\nChange the model."))
@@ -178,7 +213,25 @@ def test_a_good_section_has_no_problem(small, capsys):
     assert found[-1].solution is None
     assert found[-1].attempt is None
     for exercise in found[:2]:
-        assert tried(small, exercise, capsys) == ("ring_slots: not tried yet\n", "ring_slots: passed\n")
+        assert tried(small, exercise, capsys) == (f"ring_slots: {OWN}\n", "ring_slots: passed\n")
+
+
+def test_exercises_in_place_are_found_and_counted(small):
+    cells = [cell for cell in small.cells if not cell.source.startswith(SECTION)]
+    cells[2:2] = [new_markdown_cell("## The ring")]
+    in_place = new_notebook(cells=cells)
+    assert problems(in_place, in_place=True) == ["2 exercises with a check, expected at least 3"]
+    late = new_notebook(cells=[*(new_markdown_cell("More.") for _ in range(20)), *cells])
+    assert "no check in the first half of the lesson" in problems(late, in_place=True)
+    deeper = new_notebook(
+        cells=[*cells, new_markdown_cell("## Dig deeper"), new_markdown_cell(TASK), new_code_cell(STUB)]
+    )
+    assert len(exercises(deeper)) == 3
+
+
+def test_a_stub_without_a_task_is_seen(small):
+    small.cells.append(new_code_cell(STUB.replace("my_slots", "my_ring")))
+    assert problems(small) == ["my_ring = checks.ring_slots(my_ring): no task with minutes right above it"]
 
 
 def test_a_wrong_solution_is_seen(small, capsys):
@@ -197,7 +250,7 @@ def test_a_stub_with_an_answer_is_seen(small, capsys):
 
 
 BREAKAGES = {
-    "two exercises": (lambda cells: cells.pop(7), "2 exercises, expected 3 to 5"),
+    "two exercises": (lambda cells: cells.pop(7), "2 exercises, expected 3 to 6"),
     "no minutes": (lambda cells: cells[3].update(source=TASK.replace("({minutes} minutes)", "")), "says no minutes"),
     "hard to easy": (
         lambda cells: cells[3].update(source=TASK.format(number=1, minutes=15)),
@@ -210,10 +263,14 @@ BREAKAGES = {
         "has no folded solution",
     ),
     "nowhere to try": (lambda cells: cells.pop(4), "has no code cell to try it in"),
-    "no check": (lambda cells: cells[4].update(source=STUB.rpartition("\n")[0]), r"expected checks\.x\(my_function\)"),
+    "no check": (lambda cells: cells[4].update(source=STUB.rpartition("\n")[0]), r"expected my_x = checks\.x\(my_x\)"),
     "an unknown check": (
         lambda cells: cells[4].update(source=STUB.replace("ring_", "wing_")),
-        "ends with 'checks.wing",
+        "ends with 'my_slots = checks.wing",
+    ),
+    "a check without its name bound": (
+        lambda cells: cells[4].update(source=STUB.replace("my_slots = ", "")),
+        r"expected my_x = checks\.x\(my_x\)",
     ),
     "another function": (
         lambda cells: cells[3].update(source=cells[3].source.replace("my_slots", "slots")),

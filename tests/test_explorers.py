@@ -1,8 +1,11 @@
 """Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
 
+import ast
+import gc
 import io
 import json
 import warnings
+import weakref
 from html import unescape
 from importlib.resources import files
 
@@ -15,9 +18,11 @@ import pytest
 import torch
 from figure_checks import check_whole
 
-from mistral_lab import PRESETS, explorers, figures, load, memory, moe, nf4
+import notebook_files
+from mistral_lab import PRESETS, experiments, explorers, figures, load, memory, moe, nf4
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
+from mistral_lab.explorers.prediction import SHOWN
 from mistral_lab.figures.tokens import font_letters
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
@@ -48,10 +53,17 @@ def record():
     return json.loads((files("mistral_lab") / "bundled" / "traces" / "ranks.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def trip(dense):
+    return experiments.follow_tokens(dense, "Once there was", new_tokens=2)
+
+
 MAKERS = {
+    "token_loop": lambda get: explorers.token_loop(get("trip")),
     "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
     "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
     "head_groups": lambda get: explorers.head_groups(),
+    "kept_squares": lambda get: explorers.kept_squares(),
     "relay": lambda get: explorers.relay(),
     "ring_cache": lambda get: explorers.ring_cache(),
     "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),
@@ -104,10 +116,22 @@ def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
     assert len(data["image/png"]) < 60_000  # a lesson with all of its pictures stays below a megabyte
 
 
-def test_the_picture_that_is_kept_is_the_one_on_the_screen(untouched):
-    kept, live = pixels(untouched._repr_mimebundle_()[0]["image/png"]), pixels(untouched.png)
+def test_the_picture_that_is_kept_is_the_one_on_the_screen_unless_it_is_a_strip_of_moments(untouched):
+    data = untouched._repr_mimebundle_()[0]
+    if data["text/plain"] != untouched.sentence:
+        assert data["text/plain"].startswith("Four moments")
+        return
+    kept, live = pixels(data["image/png"]), pixels(untouched.png)
     assert kept.shape == live.shape
     assert np.abs(kept.astype(int) - live).mean() < 1  # of 255: 256 colours are kept
+
+
+def test_every_explorer_is_tested_and_timed():
+    makers = set(explorers.__all__) - {"Explorer", "Guess", "moving_slider", "loop_picture"}
+    assert set(MAKERS) == makers
+    timed = ast.parse((notebook_files.ROOT / "benchmarks" / "explorers.py").read_text(encoding="utf-8"))
+    [table] = [node.value for node in timed.body if isinstance(node, ast.AnnAssign) and node.target.id == "MAKERS"]
+    assert {key.value for key in table.keys} == makers
 
 
 def test_every_control_is_labelled_and_worked_by_keyboard(untouched):
@@ -247,6 +271,41 @@ def test_a_moving_slider_runs_with_its_play_button_and_stays_within_its_ends():
     assert (slider.play.max, slider.play.value, explorer.sentence) == (2, 2, "The number is 2.")
 
 
+def test_a_move_leaves_no_figure_to_the_collector_and_the_collector_as_it_was():
+    made = []
+
+    def view(value: int):
+        figure, sentence = number(value)
+        made.append(weakref.ref(figure))
+        if value == 2:
+            raise ValueError("no two")
+        return figure, sentence
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, view)
+    made.clear()
+    for collecting in (True, False):
+        gc.enable() if collecting else gc.disable()
+        try:
+            for value in (0, 2, 3):
+                explorer.controls["value"].value = value
+            assert gc.isenabled() == collecting
+        finally:
+            gc.enable()
+    assert [figure() for figure in made] == [None] * 6
+
+
+def test_a_stage_is_laid_out_by_its_view_alone():
+    def view(value: int):
+        figure, panels = figures.new_stage(4, 1, columns=value, kept=False)
+        figures.draw_query(panels[0], 1, 0.5)
+        return figure, f"The number is {value}."
+
+    explorer = Explorer({"value": base.count_slider("value", 1, 1, 3)}, view)
+    explorer.controls["value"].value = 3
+    assert explorer.sentence == "The number is 3."
+    assert [ax.get_position().x0 for ax in drawn(explorer).axes] == pytest.approx([0, 1 / 3, 2 / 3])
+
+
 def test_what_adapts_a_control_draws_once():
     calls = []
 
@@ -331,8 +390,9 @@ def test_left_out_tokens_are_marked_and_get_no_probability(by_depth, dense):
     explorer = explorers.next_token(by_depth[0][-1][-1], dense.tokenizer)
     explorer.controls["top_p"].value = 0.5
     before, after = drawn(explorer).axes
-    hatched = [bool(bar.get_hatch()) for bar in sorted(before.patches, key=lambda bar: bar.get_y())]
-    widths = [bar.get_width() for bar in sorted(after.patches, key=lambda bar: bar.get_y())]
+    before, after = (sorted(ax.patches, key=lambda bar: bar.get_y())[:SHOWN] for ax in (before, after))
+    hatched = [bool(bar.get_hatch()) for bar in before]  # below them is a bar for all other tokens
+    widths = [bar.get_width() for bar in after]
     assert hatched == [width == 0 for width in widths]
     assert 0 < sum(hatched) < len(hatched)
 
@@ -405,8 +465,7 @@ def test_the_ring_shows_what_a_list_of_the_last_positions_holds(window):
 
 def test_the_play_button_moves_the_token():
     explorer = explorers.ring_cache()
-    [play] = [child for child in explorer.widget.children[0].children if isinstance(child, widgets.Play)]
-    before = explorer.png
+    play, before = explorer.controls["token"].play, explorer.png
     play.value += 1
     assert explorer.controls["token"].value == play.value
     assert explorer.png != before

@@ -183,6 +183,16 @@ def test_traffic_of_a_single_token_that_moved_nothing():
     assert below.get_ylim() == (0, 1)
 
 
+def test_a_token_in_the_hue_of_its_expert_is_seen_even_where_it_is_a_space():
+    tokens, experts = [" the", " "], [6, 2]
+    places = figures.token_places(tokens, experts=8, width_in=4)
+    ax = figures.plot_coloured_tokens(
+        tokens, experts=experts, places=places, title="x", ax=figures.new_figure()[1][0, 0]
+    )
+    assert [text.get_text() for text in ax.texts] == [" the₆", "␣₂"]
+    assert [to_hex(box.get_facecolor()) for box in ax.patches] == [language.EXPERTS[6], language.EXPERTS[2]]
+
+
 def test_balance_draws_largest_and_smallest_per_cent():
     drawn = [line.get_ydata() for line in balance().lines[:4]]
     np.testing.assert_array_equal(drawn, 100 * np.array([LARGEST[0], SMALLEST[0], LARGEST[1], SMALLEST[1]]))

@@ -4,139 +4,179 @@ import numpy as np
 import pytest
 from figure_checks import (
     EveryPlot,
+    check_apart,
     check_refused,
     check_whole,
     no_figure_left_open,  # noqa: F401 - for all tests of this file
 )
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Circle, Rectangle
 
 from mistral_lab import figures
 from mistral_lab.figures import heads
+from mistral_lab.figures.language import KEY, VALUE, pale
 
 SHARED = np.array([0, 0, 0, 1, 1, 1])
-WEIGHTS = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0.25, 0.25, 0.5]])
-TOKENS = ["Nora", "lived", "."]
-AS_BUILT = np.array([800.0, 320.0, 128.0]) * 2**10
+KEPT = np.array([800.0, 320.0, 128.0]) * 2**10
 MULTI_HEAD = np.array([800.0, 2560.0, 512.0]) * 2**10
 MODELS = ["Llama 2 13B", "Llama 2 70B", "Mistral 7B"]
-BUILT = ["multi-head", "grouped-query", "grouped-query"]
-LENGTHS = np.array([0, 100_000])
-MEMORY = np.array([[8.0, 58.0], [7.0, 20.0]]) * 2**30
-LONGEST = np.array([16_000, 69_000])
-COUNTS = [1, 4, 32]
-MEDIAN_S = np.array([[0.001, 0.002, 0.009], [0.002, 0.05, 0.01]])
-PREDICTED_S = np.array([0.0002, 0.0008, 0.006])
+FITS = np.array([[7_699, 33_966, 279_131], [24_083, 99_502, 803_419]])
+COUNTS = [32, 4, 1]
+RUNS_S = np.array([[0.008, 0.009, 0.011], [0.002, 0.003, 0.01], [0.001, 0.001, 0.002]])
+FLOOR_S = np.array([0.002, 0.0003, 0.0001])
+WAYS = {"copies": np.array([0.06, 0.05, 0.09]), "rows": np.array([0.004, 0.003, 0.005]), "yours": np.array([0.004] * 3)}
 NAMES = ["as built", "averaged"]
 MEANS, LOWS, HIGHS = np.array([0.62, 2.05]), np.array([0.57, 1.92]), np.array([0.66, 2.19])
 
 
 def head_groups(ax=None):
-    return figures.plot_head_groups(SHARED, scheme="grouped-query", ax=ax)
+    return figures.plot_head_groups(SHARED, title="grouped-query", ax=ax)
 
 
-def head_weights(ax=None):
-    return figures.plot_head_weights(WEIGHTS, shared=SHARED, tokens=TOKENS, title="layer 0", ax=ax)
+def kept_bytes(ax=None):
+    return figures.plot_kept_bytes(KEPT, MULTI_HEAD, names=MODELS, unit="KiB", unit_bytes=2**10, of="per token", ax=ax)
 
 
-def token_bytes(ax=None):
-    return figures.plot_token_bytes(AS_BUILT, MULTI_HEAD, models=MODELS, schemes=BUILT, ax=ax)
+def longest(ax=None):
+    return figures.plot_longest(FITS, cards=["8 GiB", "16 GiB"], heads=[32, 8, 1], declared=32_768, ax=ax)
 
 
-def context(ax=None):
-    return figures.plot_context(
-        LENGTHS,
-        MEMORY,
-        schemes=["multi-head", "grouped-query"],
-        longest=LONGEST,
-        limit_bytes=16 * 2**30,
-        title="weights in 4 bits",
-        ax=ax,
-    )
+def head_times(ax=None):
+    return figures.plot_head_times(COUNTS, RUNS_S, FLOOR_S, ax=ax)
 
 
-def decode(ax=None):
-    return figures.plot_decode(
-        COUNTS, MEDIAN_S / 2, MEDIAN_S, MEDIAN_S * 3, ways=["grouped", "copies"], predicted_s=PREDICTED_S, ax=ax
-    )
+def row_times(ax=None):
+    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, ax=ax)
 
 
 def intervals(ax=None):
-    return figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES, unit="nats a token", ax=ax)
+    return figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES, unit="loss, nats per token", ax=ax)
 
 
-@pytest.mark.parametrize("plot", [head_groups, head_weights, token_bytes, context, decode, intervals])
+@pytest.mark.parametrize("plot", [head_groups, kept_bytes, longest, head_times, row_times, intervals])
 class TestEveryPlot(EveryPlot):
-    def test_readable_and_whole(self, plot):
-        check_whole(plot().figure)  # the legend of `plot_context` stands inside, below its lines
+    """Holds for each picture on Axes."""
+
+
+def kept(tokens=("My", "favourite", "condiment"), places=(0.5, 0.5, 2.5, 2.5), columns=2.0, layout=heads.PAGE):
+    figure, [ax] = figures.new_stage(layout.width, layout.height)
+    figures.draw_kept(
+        ax,
+        tokens,
+        np.array(places),
+        columns=columns,
+        layout=layout,
+        title="3 tokens, K = 2",
+        square_bytes=256,
+        most_tokens=7,
+        bytes_per_s=30e9,
+    )
+    return figure
+
+
+def wall():
+    return figures.draw_wall(sizes_bytes=[13.5 * 2**30, 16 * 2**30], text="32,768 tokens")
+
+
+def clocks():
+    angles = np.array([[0, 1, 2.0], [0, 0.1, 0.2]])
+    return figures.draw_clocks(angles, tokens=["My", "favourite", "condiment"], pairs=[0, 8], steps=["57°", "6°"])
+
+
+def ways(**options):
+    runs_s = {"bfloat16": WAYS, "float32": {way: 2 * runs for way, runs in WAYS.items()}}
+    return figures.plot_ways(runs_s, {"bfloat16": 0.001, "float32": 0.002}, **({"shown": list(WAYS)} | options))
+
+
+@pytest.mark.parametrize("draw", [kept, wall, figures.draw_rows, clocks, ways])
+def test_drawn_pictures_are_whole_and_their_texts_apart(draw):
+    figure = draw()
+    check_whole(figure)
+    for ax in figure.axes:
+        check_apart(ax.texts)
+
+
+def squares(figure, colour):
+    return [patch for patch in figure.axes[0].patches if patch.get_facecolor() == to_rgba(colour)]
+
+
+def test_a_column_has_a_key_and_a_value_for_each_token_and_the_newest_is_full():
+    figure = kept()
+    for colour in (KEY, VALUE):
+        assert len([patch for patch in squares(figure, colour) if patch.get_height() > 0.3]) == 2  # the bar is lower
+        assert len(squares(figure, pale(colour))) == 2 * 2
+    assert sum(isinstance(patch, Circle) for patch in figure.axes[0].patches) == 4
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"3 KiB kept", "at least 0.10 µs to read", "a head each"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
+
+
+def test_bars_of_bytes_shrink_with_the_columns_and_the_mark_stays():
+    widths, marks = [], []
+    for columns, places in ((4.0, (0, 1, 2, 3)), (2.0, (0.5, 0.5, 2.5, 2.5))):
+        figure = kept(places=places, columns=columns)
+        widths.append(max(patch.get_width() for patch in squares(figure, KEY) if isinstance(patch, Rectangle)))
+        marks.append(figure.axes[0].lines[0].get_xdata()[0])
+    assert widths[0] == pytest.approx(2 * widths[1])
+    assert marks[0] == marks[1]
+
+
+def test_a_wall_has_a_square_of_each_kind_for_every_head_and_token():
+    figure = wall()
+    assert len(squares(figure, pale(VALUE))) == 32 * 4
+    assert len(squares(figure, VALUE)) == 32
+    assert {"its weights: 13.5 GiB"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_hands_of_clocks_point_where_the_angles_say():
+    hands = [line for line in clocks().axes[0].lines if line.get_linewidth() > 2]
+    turned = [np.arctan2(*np.diff(line.get_xydata(), axis=0)[0][::-1]) for line in hands]
+    np.testing.assert_allclose(turned, [0, 0, 1, 0.1, 2, 0.2], atol=1e-12)  # one token after the other; rounding alone
 
 
 def test_each_query_head_is_joined_to_the_head_it_reads():
-    ax = head_groups()
-    ends = [line.get_xydata().tolist() for line in ax.lines]
+    [lines] = [collection for collection in head_groups().collections if hasattr(collection, "get_segments")]
+    ends = [segment.tolist() for segment in lines.get_segments()]
     assert ends == [[[head, 1], [1 if head < 3 else 4, 0]] for head in range(6)]  # a group's head stands in its middle
-    assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4", "5", "0", "1"]
-    assert {line.get_color() for line in ax.lines} == {heads.SCHEME_COLOURS["grouped-query"]}
-    assert ax.get_title(loc="left") == "grouped-query"
 
 
-def test_heads_that_are_no_neighbours_may_share():
-    ends = [line.get_xydata()[1].tolist() for line in figures.plot_head_groups([0, 1, 0], scheme="grouped-query").lines]
-    assert ends == [[1, 0], [1, 0], [1, 0]]
+def test_kept_bytes_are_half_keys_and_half_values_in_the_outline_of_a_head_each():
+    outline, keys, values = kept_bytes().containers
+    np.testing.assert_array_equal([bar.get_width() for bar in outline], MULTI_HEAD / 2**10)
+    for bars, colour, left in ((keys, KEY, 0 * KEPT), (values, VALUE, KEPT / 2**11)):
+        np.testing.assert_array_equal([bar.get_width() for bar in bars], KEPT / 2**11)
+        np.testing.assert_array_equal([bar.get_x() for bar in bars], left)
+        assert {bar.get_facecolor() for bar in bars} == {to_rgba(colour)}
+    assert [text.get_text() for text in kept_bytes().texts][:2] == ["800 KiB", "320 KiB, with a head each 2,560"]
 
 
-def test_weights_are_drawn_as_they_are_with_a_line_between_groups():
-    ax = head_weights()
-    np.testing.assert_array_equal(ax.images[0].get_array(), WEIGHTS)
-    assert ax.images[0].get_clim() == (0, 1)
-    assert [line.get_ydata()[0] for line in ax.lines] == [2.5]
-    assert [label.get_text() for label in ax.get_xticklabels()] == TOKENS
-    assert ax.get_yticklabels()[3].get_text() == "query head 3 (KV head 1)"
-
-
-def test_token_bytes_stand_in_kib_with_each_way_of_building_named_once():
-    ax = token_bytes()
-    for bars, amounts, above in zip(ax.containers, (AS_BUILT, MULTI_HEAD), (-1, 1), strict=True):
-        np.testing.assert_array_equal([bar.get_width() for bar in bars], amounts / 2**10)
-        middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
-        np.testing.assert_allclose(middles, np.arange(3) + 0.2 * above, rtol=1e-12)  # one sum
-    assert [bar.get_facecolor() for bar in ax.containers[0]] == [to_rgba(heads.SCHEME_COLOURS[way]) for way in BUILT]
-    assert [text.get_text() for text in ax.texts] == ["800", "320", "128", "800", "2,560", "512"]
-    named = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert sorted(named) == ["as built: grouped-query", "as built: multi-head", "if multi-head"]
-    assert ax.yaxis_inverted()
-
-
-def test_context_is_drawn_in_gib_and_marked_where_it_ends():
-    ax = context()
-    limit, *lines = ax.lines
-    assert list(limit.get_ydata()) == [16, 16]
-    for line, amounts in zip(lines, MEMORY, strict=True):
-        np.testing.assert_array_equal(line.get_xydata(), np.column_stack([LENGTHS / 1e3, amounts / 2**30]))
-    assert [points.get_offsets().tolist() for points in ax.collections] == [[[16, 16]], [[69, 16]]]
-    assert [text.get_text() for text in ax.texts] == ["16", "69"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["16 GiB", "multi-head", "grouped-query"]
-    assert [line.get_color() for line in lines] == [
-        heads.SCHEME_COLOURS["multi-head"],
-        heads.SCHEME_COLOURS["grouped-query"],
-    ]
-
-
-def test_decode_times_stand_in_milliseconds_with_bars_from_fastest_to_slowest():
-    ax = decode()
-    predicted = ax.lines[0]
-    np.testing.assert_allclose(predicted.get_xydata(), np.column_stack([COUNTS, PREDICTED_S * 1e3]), rtol=1e-12)
-    assert predicted.get_linestyle() == "--"
-    for container, row in zip(ax.containers, MEDIAN_S, strict=True):
-        line, _, [bars] = container.lines
-        np.testing.assert_allclose(line.get_xydata(), np.column_stack([COUNTS, row * 1e3]), rtol=1e-12)
-        spans = np.array([segment[:, 1] for segment in bars.get_segments()])
-        np.testing.assert_allclose(spans, np.column_stack([row / 2, row * 3]) * 1e3, rtol=1e-9)  # sums of products
-    assert ax.get_xscale() == ax.get_yscale() == "log"
-    assert {text.get_text() for text in ax.get_legend().get_texts()} == {
-        "predicted: the least",
-        "measured: grouped",
-        "measured: copies",
+def test_the_longest_texts_stand_in_thousands_each_with_its_number():
+    ax = longest()
+    widths = np.array([[bar.get_width() for bar in bars] for bars in ax.containers])
+    np.testing.assert_allclose(widths.T, FITS / 1e3)
+    assert {"32 KV heads: 7,699 tokens", "1 KV head: 803,419 tokens", "declared: 32,768"} <= {
+        text.get_text() for text in ax.texts
     }
+
+
+def test_times_of_heads_stand_in_milliseconds_above_their_floor():
+    ax = head_times()
+    [container] = ax.containers
+    line, _, [bars] = container.lines
+    np.testing.assert_allclose(line.get_xydata(), np.column_stack([COUNTS, 1e3 * np.median(RUNS_S, axis=1)]))
+    spans = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(spans, 1e3 * np.column_stack([RUNS_S.min(axis=1), RUNS_S.max(axis=1)]))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1e3 * FLOOR_S)
+
+
+def test_only_the_ways_that_are_shown_have_a_name_and_a_bar():
+    first, second = ways(shown=["copies", "yours"], guess_s=0.02, guess_label="your guess").axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["copies", "?", "yours"]
+    np.testing.assert_allclose([bars[0].get_width() for bars in first.containers], [60, 4])
+    np.testing.assert_allclose([bars[0].get_width() for bars in second.containers], [120, 8])
+    texts = [[text.get_text() for text in ax.texts] for ax in (first, second)]
+    assert "your guess" in texts[0]
+    assert "your guess" not in texts[1]
+    assert "at least 1.0 ms" in texts[0]
 
 
 def test_intervals_span_low_to_high_from_the_top():
@@ -153,41 +193,20 @@ def test_intervals_span_low_to_high_from_the_top():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: figures.plot_head_groups([0, 2], scheme="multi-head"), r"shared is \[0, 2\]: expected"),
-        (lambda: figures.plot_head_groups([], scheme="multi-head"), r"shared is \[\]: expected"),
-        (lambda: figures.plot_head_groups([0, 0], scheme="half"), "scheme is 'half': expected one of multi-head"),
-        (lambda: figures.plot_head_weights(WEIGHTS.T, shared=SHARED, tokens=TOKENS), r"\(3, 6\): expected \(6, 3\)"),
-        (lambda: figures.plot_head_weights(2 * WEIGHTS, shared=SHARED, tokens=TOKENS), "outside 0 to 1"),
-        (lambda: figures.plot_head_weights(WEIGHTS * np.nan, shared=SHARED, tokens=TOKENS), "NaN"),
+        (lambda: figures.plot_head_groups([0, 2]), r"shared is \[0, 2\]: expected"),
+        (lambda: figures.plot_head_groups([]), r"shared is \[\]: expected"),
         (
-            lambda: figures.plot_token_bytes(AS_BUILT[:2], MULTI_HEAD, models=MODELS, schemes=BUILT),
+            lambda: figures.plot_kept_bytes(
+                KEPT[:2], MULTI_HEAD, names=MODELS, unit="KiB", unit_bytes=1, of="per token"
+            ),
             r"\(2,\): expected \(3,\)",
         ),
-        (lambda: figures.plot_token_bytes(AS_BUILT, MULTI_HEAD, models=MODELS, schemes=BUILT[:2]), "2 schemes for 3"),
-        (
-            lambda: figures.plot_context(
-                LENGTHS, MEMORY, schemes=["multi-head"], longest=LONGEST, limit_bytes=1, title=""
-            ),
-            r"memory_bytes has shape \(2, 2\)",
-        ),
-        (
-            lambda: figures.plot_decode(
-                COUNTS, MEDIAN_S, MEDIAN_S[:1], MEDIAN_S, ways=["a", "b"], predicted_s=PREDICTED_S
-            ),
-            r"median_s has shape \(1, 3\): expected \(2, 3\)",
-        ),
-        (
-            lambda: figures.plot_decode(
-                COUNTS, MEDIAN_S, MEDIAN_S, MEDIAN_S, ways=["a", "b"], predicted_s=0 * PREDICTED_S
-            ),
-            "predicted_s holds 0: expected",
-        ),
-        (
-            lambda: figures.plot_decode(
-                COUNTS, 2 * MEDIAN_S, MEDIAN_S, MEDIAN_S, ways=["a", "b"], predicted_s=PREDICTED_S
-            ),
-            "a median lies outside its interval",
-        ),
+        (lambda: figures.plot_longest(FITS, cards=["8 GiB"], heads=[32, 8, 1], declared=1), r"\(2, 3\): expected"),
+        (lambda: figures.plot_longest(0 * FITS, cards=["a", "b"], heads=[32, 8, 1], declared=1), "tokens holds 0"),
+        (lambda: figures.plot_head_times(COUNTS, RUNS_S, 0 * FLOOR_S), "floor_s holds 0: expected"),
+        (lambda: figures.plot_head_times(COUNTS[:2], RUNS_S, FLOOR_S), r"\(3, 3\): expected \(2, 3\)"),
+        (lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}), r"\(3, 3\): expected \(2, 3\)"),
+        (lambda: figures.draw_clocks(np.zeros((1, 2)), tokens=["a"], pairs=[0], steps=["x"]), r"\(1, 2\): expected"),
         (lambda: figures.plot_intervals(MEANS, HIGHS, LOWS, names=NAMES, unit=""), "outside its interval"),
         (lambda: figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES[:1], unit=""), r"\(2,\): expected \(1,\)"),
     ],

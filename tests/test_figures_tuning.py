@@ -162,7 +162,7 @@ def test_shares_by_rank_are_per_cent_with_their_intervals():
     np.testing.assert_allclose(drawn, 100 * np.column_stack([SHARES - 0.05, SHARES + 0.01]))
     ax = container.lines[0].axes
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "8", "32"]
-    assert ax.get_ylim() == (0, 104)
+    assert ax.get_ylim() == (-4, 104)
 
 
 @pytest.mark.parametrize("chosen", RANKS)

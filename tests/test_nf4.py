@@ -71,9 +71,8 @@ def test_e2m1_is_the_table_of_the_mx_specification_and_not_what_bitsandbytes_cal
     expected = torch.tensor(magnitudes + [-value for value in magnitudes]) / 6
     assert E2M1_CODEBOOK.tolist() == expected.tolist()
     assert E2M1_CODEBOOK.dtype == torch.float32
-    # Both share -1 ... 1 in twelfths down to a sixth; only the two smallest magnitudes are bitsandbytes' own.
-    shared = set(E2M1_CODEBOOK.abs().tolist()) & set(FP4_CODEBOOK.abs().tolist())
-    assert len(shared) < 8
+    ours, theirs = (set(codebook.abs().tolist()) for codebook in (E2M1_CODEBOOK, FP4_CODEBOOK))
+    assert ours ^ theirs == set((torch.tensor([1.0, 1 / 16]) / 12).tolist())  # the smallest step alone is another
 
 
 def test_of_the_tables_nf4_rounds_normal_numbers_best_and_e2m1_better_than_int4():

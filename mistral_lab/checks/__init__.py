@@ -3,17 +3,22 @@
 It returns the function that the lesson goes on with: the reader's if it passed, the package's own otherwise.
 """
 
+from .balance import balance_by_layer
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
+from .chunks import prefill_in_chunks
 from .counts import least_time, parameter_count
-from .experts import balance_by_layer, chosen_experts, tokens_to_touch
+from .experts import chosen_experts, tokens_to_touch
 from .grouped import grouped_attention
 from .heads import longest_text, shared_heads, token_bytes
-from .layers import fused_feed_forward, layer_output, rms_normed
-from .machines import all_reduce_bytes, fullest_device, partial_output
+from .layers import fused_feed_forward, layer_output
+from .machines import all_reduce_bytes, fullest_device
 from .nf4 import bits_per_weight, round_trip, unpacked_numbers
+from .norms import rms_normed
+from .ranks import partial_output
+from .rings import ring_order, ring_slots
 from .sampling import draw_probabilities, whole_characters
 from .tuning import adapter_bytes, answer_labels, merged_weight
-from .windows import prefill_in_chunks, ring_order, ring_slots, window_mask
+from .windows import window_mask
 
 __all__ = [
     "adapter_bytes",

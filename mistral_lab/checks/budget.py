@@ -41,7 +41,13 @@ def plain_call_bytes(function: Callable) -> Callable:
                 lambda linear, other: linear * 2 + other * per_weight,
                 "it is the other way round: the parameters in nn.Linear become four-bit",
             ),
-            Mistake(lambda linear, other: linear * 4 + other * 16, "you count bits: bytes are asked for"),
+            *(
+                Mistake(wrong, "you count bits: bytes are asked for")
+                for wrong in (
+                    lambda linear, other: linear * 4 + other * 16,
+                    lambda linear, other: 8 * (linear * per_weight + other * 2),
+                )
+            ),
             Mistake(
                 lambda linear, other: linear * (0.5 + 4) + other * 2,
                 "you count a scale for each weight: 64 of them share one",

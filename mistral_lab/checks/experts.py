@@ -1,11 +1,11 @@
-"""Lesson 4: the choice of experts, the tokens that touch a share of them, and a balancing loss for each layer."""
+"""Lesson 4: the choice of experts, and the tokens that touch a share of them."""
 
 import math
 from collections.abc import Callable
 
 import torch
 
-from ..moe import load_balancing_loss, route_top_k
+from ..moe import route_top_k
 from .judging import Mistake, judge
 
 
@@ -32,7 +32,12 @@ def chosen_experts(function: Callable) -> Callable:
     def of_chosen(logits, indices):
         return logits.gather(1, indices)
 
-    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    def by_number(logits, experts_per_token):
+        indices, weights = answer(logits, experts_per_token)
+        order = indices.argsort(1)
+        return indices.gather(1, order), weights.gather(1, order)
+
+    logits, others = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     over_tokens = (
         "your first token's weights add to {got}: the softmax runs over the tokens, and it must run over the experts "
         "of one token"
@@ -41,7 +46,8 @@ def chosen_experts(function: Callable) -> Callable:
         "chosen_experts",
         function,
         answer=answer,
-        cases=[(logits, 2), (logits, 3), (logits, 1), (logits.flip(1), 2), (logits[:, :4] * 3, 2)],
+        cases=[(logits, 2), (logits, 3), (logits, 1), (others, 2), (logits[:, :4] * 3, 2), (others[:1], 2)]
+        + [(others[:3, :4], 4), (logits[:2, 1:4], 1)],
         mistakes=[
             Mistake(
                 weighed(lambda logits, indices: logits.softmax(-1).gather(1, indices)),
@@ -82,6 +88,27 @@ def chosen_experts(function: Callable) -> Callable:
                 "as it is",
             ),
             Mistake(lightest_first, "your experts are right, but the lightest come first: give the heaviest first"),
+            Mistake(by_number, "your experts are right, but in the order of their numbers: give the heaviest first"),
+            Mistake(
+                lambda logits, experts_per_token: answer(logits, 2),
+                "you choose 2 experts whatever `experts_per_token` is: here it is {experts_per_token}",
+            ),
+            Mistake(
+                lambda logits, experts_per_token: answer(logits, 1),
+                "you choose one expert whatever `experts_per_token` is: here it is {experts_per_token}",
+            ),
+            Mistake(
+                weighed(lambda logits, indices: torch.full(indices.shape, 1 / indices.shape[1])),
+                "your weights are all equal: take the softmax of the chosen logits",
+            ),
+            Mistake(
+                weighed(lambda logits, indices: of_chosen(logits, indices).log_softmax(-1)),
+                "your weights are logarithms, below 0: take the softmax itself",
+            ),
+            Mistake(
+                weighed(lambda logits, indices: of_chosen(logits.softmax(-1), indices).softmax(-1)),
+                "you take the softmax twice: once is enough, over the chosen logits",
+            ),
         ],
         show=lambda found: f"{found[1][0].sum():.2f}",
     )
@@ -104,8 +131,32 @@ def tokens_to_touch(function: Callable) -> Callable:
         "tokens_to_touch",
         function,
         answer=answer,
-        cases=[(8, 2, 0.5), (8, 2, 0.9), (8, 1, 0.9), (64, 2, 0.9), (64, 6, 0.9), (64, 6, 0.5)],
+        cases=[(8, 2, 0.5), (8, 2, 0.9), (8, 1, 0.9), (64, 2, 0.9), (64, 6, 0.9), (64, 6, 0.5)]
+        + [(8, 4, 0.5), (2, 1, 0.75), (12, 6, 0.875)],  # reached exactly, by 1, 2 and 3 tokens
         mistakes=[
+            Mistake(
+                lambda num_experts, experts_per_token, share: (
+                    math.floor(tokens(1 - experts_per_token / num_experts, share)) + 1
+                ),
+                "you answer {got}, but {expected} tokens reach the share of {share:g} exactly, which is enough: is it "
+                "a strict comparison, or a floor and 1 more?",
+            ),
+            Mistake(
+                lambda num_experts, experts_per_token, share: round(tokens(1 - experts_per_token / num_experts, share)),
+                "with {got} tokens the share is not reached yet: round up, not to the nearest",
+            ),
+            Mistake(
+                lambda num_experts, experts_per_token, share: math.ceil(tokens(experts_per_token / num_experts, share)),
+                "you answer {got}: is the base of your power the share that a token reads? It must be the share "
+                "that it misses, 1 - A / E",
+            ),
+            Mistake(
+                lambda num_experts, experts_per_token, share: math.ceil(
+                    tokens((1 - 1 / num_experts) ** experts_per_token, share)
+                ),
+                "you answer {got}: you let a token choose the same expert twice; its {experts_per_token} experts "
+                "differ, so it misses an expert with probability 1 - A / E",
+            ),
             Mistake(
                 lambda num_experts, experts_per_token, share: math.floor(
                     tokens(1 - experts_per_token / num_experts, share)
@@ -130,73 +181,15 @@ def tokens_to_touch(function: Callable) -> Callable:
                 ),
                 "you answer {got}: is that the share that is missed, not the share that is read?",
             ),
-        ],
-    )
-
-
-def balance_by_layer(function: Callable) -> Callable:
-    """Check `function(logits, experts_per_token)`: the balancing loss of each layer (N, E), averaged over layers.
-
-    >>> my_answer = balance_by_layer(lambda logits, experts_per_token: NotImplemented)
-    balance_by_layer: not tried yet; the lesson goes on with its own
-    """
-
-    def mean(layer_loss):
-        return lambda logits, experts_per_token: sum(layer_loss(x, experts_per_token) for x in logits) / len(logits)
-
-    def one(scores, experts_per_token):
-        return load_balancing_loss([scores], num_experts_per_tok=experts_per_token).item()
-
-    def answer(logits, experts_per_token):
-        return mean(one)(logits, experts_per_token)
-
-    def of_chosen_only(scores, experts_per_token):
-        indices, weights = route_top_k(scores, num_experts_per_tok=experts_per_token)
-        shares = torch.zeros(scores.shape[1]).index_add(0, indices.flatten(), torch.ones(indices.numel())) / len(scores)
-        spread = torch.zeros(scores.shape[1]).index_add(0, indices.flatten(), weights.flatten()) / len(scores)
-        return (scores.shape[1] * (shares * spread).sum()).item()
-
-    def counts_twice(scores, experts_per_token):
-        indices = scores.topk(experts_per_token).indices
-        shares = indices.flatten().bincount(minlength=scores.shape[1]) / len(scores)
-        return (scores.shape[1] * (shares * shares).sum()).item()
-
-    generator = torch.Generator().manual_seed(0)
-    half = torch.full((4, 8), -9.0)
-    for token in range(4):
-        half[token, [token, (token + 1) % 4]] = torch.tensor([9.0, 8.0])
-    layers = [2 * torch.randn(12, 8, generator=generator) for _ in range(3)]
-    return judge(
-        "balance_by_layer",
-        function,
-        answer=answer,
-        cases=[([half, half.roll(4, 1)], 2), (layers, 2), (layers, 3), (layers[:2], 2), ([layers[0][:, :4]], 2)],
-        mistakes=[
             Mistake(
-                lambda logits, experts_per_token: load_balancing_loss(
-                    logits, num_experts_per_tok=experts_per_token
-                ).item(),
-                "your loss is {got} where each layer leaves half its experts idle: it pools the layers, which cancel "
-                "out",
+                lambda num_experts, experts_per_token, share: math.ceil(share * num_experts),
+                "you answer {got}, which is a number of experts: tokens are asked for",
             ),
             Mistake(
-                lambda logits, experts_per_token: answer(logits, experts_per_token) / experts_per_token,
-                "your loss is {got} where {expected} is right: f is the share of tokens that chose an expert, not of "
-                "choices",
-            ),
-            Mistake(
-                lambda logits, experts_per_token: answer(logits, experts_per_token) * len(logits),
-                "you add the layers up: take their mean",
-            ),
-            Mistake(
-                lambda logits, experts_per_token: answer(logits, experts_per_token) / logits[0].shape[1],
-                "your loss is {got}: the factor E is missing",
-            ),
-            Mistake(
-                mean(of_chosen_only), "P is the mean probability over all experts: take the softmax before the choice"
-            ),
-            Mistake(
-                mean(counts_twice), "you multiply f by itself: P is the mean of the softmax, which training can change"
+                lambda num_experts, experts_per_token, share: math.ceil(
+                    math.log(1 / num_experts) / math.log(1 - experts_per_token / num_experts)
+                ),
+                "you answer {got}, which is for all experts but one: the share that is asked for is {share:g}",
             ),
         ],
     )

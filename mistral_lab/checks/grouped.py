@@ -121,9 +121,12 @@ def grouped_attention(function: Callable) -> Callable:
                 attend(hide=lambda scores, mask: scores + mask),
                 "you add the mask to the scores, where True counts as 1: hidden scores must be minus infinity",
             ),
-            Mistake(
-                attend(hide=hidden_where(lambda mask: ~mask)),
-                "you hide what may be seen: True in the mask means that a query may look",
+            *(
+                Mistake(
+                    attend(hide=hidden_where(lambda mask: ~mask), nan=nan),
+                    "you hide what may be seen: True in the mask means that a query may look",
+                )
+                for nan in (math.nan, 0.0)
             ),
             *(
                 Mistake(attend(hide=hidden_where(change), nan=nan), own_mask)

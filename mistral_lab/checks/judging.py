@@ -129,8 +129,10 @@ def _verdict(function, answer, cases, mistakes, show, watch) -> str:
         return "your answer holds NaN, which is no number: is something divided by zero, or is everything hidden?"
     if unused := _unused(parameters, cases[: len(answers)], answers, expected):
         return f"your answer stays the same whatever `{unused}` is given: is that argument used?"
-    if end:
+    if isinstance(end, Raised):
         return str(end)
+    if end:  # what refused a later case may not be what makes this one wrong
+        return say_difference(got, wanted, say_arguments(parameters, case))
     if factor := _factor(answers, expected):
         return factor
     # Two mistakes at once, or other rounding: take the mistake that explains the first wrong answer and most others.

@@ -38,6 +38,10 @@ def unpacked_numbers(function: Callable) -> Callable:
             (torch.arange(248, 256, dtype=torch.uint8),),
         ],
         mistakes=[
+            Mistake(
+                lambda packed: halves(high, low)(packed) - 8,
+                "your numbers have a sign: stored are places in a table, from 0 to 15",
+            ),
             Mistake(halves(low, high), "you read the low half first: the first number is in the high half"),
             Mistake(
                 lambda packed: torch.cat([high(packed), low(packed)]),
@@ -94,6 +98,14 @@ def bits_per_weight(function: Callable) -> Callable:
         answer=lambda block_size, double: bits(block_size, double),
         cases=[(64, False), (32, False), (64, True), (4096, False), (256, True), (32, True)],
         mistakes=[
+            Mistake(
+                lambda block_size, double: bits(block_size, double) - 4,
+                "you answer {got}, the scales alone: the weight itself takes 4 bits",
+            ),
+            Mistake(
+                lambda block_size, double: bits(block_size, double, absmax=16, nested=16 / 256),
+                "you count 16 bits for an absmax, which is float32: it takes 32",
+            ),
             Mistake(
                 lambda block_size, double: bits(block_size, double) / 8,
                 "you answer {got}: are those bytes where bits are asked for?",

@@ -89,7 +89,7 @@ def adapter_bytes(function: Callable) -> Callable:
             ),
             Mistake(
                 counted(parameters, 12),
-                "you take 12 bytes per parameter, 4 too few: float32 numbers are its value, a gradient and two of AdamW",
+                "you take 12 bytes per parameter, 4 too few: it has a value, a gradient and two numbers of AdamW",
             ),
             Mistake(
                 counted(parameters, 14),
@@ -140,6 +140,14 @@ def answer_labels(function: Callable) -> Callable:
             ([1, 11, 2, 12], [21], 2),  # a prompt of two turns: the first ended too
         ],
         mistakes=[
+            Mistake(
+                labelled(lambda prompt, answer, end: [ignored] * len(answer) + [*answer, end]),
+                "you give -100 as often as the answer is long: it is the prompt that does not count",
+            ),
+            Mistake(
+                labelled(lambda prompt, answer, end: [ignored] * (len(prompt) - 1) + [prompt[-1], *answer, end]),
+                "the last token of your prompt counts: is there one -100 too few?",
+            ),
             Mistake(labelled(lambda prompt, answer, end: [*prompt, *answer, end]), all_count),
             Mistake(labelled(without_end, without_end), all_count + "; and the end token is missing"),
             Mistake(

@@ -33,7 +33,7 @@ def read_answer(value: object, like: object) -> np.ndarray | list | float | tupl
         if not isinstance(value, list | tuple) or not all(_is(element, x) for x in value):
             raise Refusal(f"{found}: expected {kind_of(like)}")
         return [x if element is str else float(x) for x in value]
-    if isinstance(like, torch.Tensor):
+    if isinstance(like, torch.Tensor) and like.ndim:  # one without axes is a number
         if not isinstance(value, torch.Tensor | np.ndarray | list | tuple):
             raise Refusal(f"{found}: expected {kind_of(like)}")
         array = _array(_in_lists(value) if isinstance(value, list | tuple) else value, found)

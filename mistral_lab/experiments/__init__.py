@@ -18,7 +18,6 @@ NAMES = {  # of each module of this folder
     ),
     "heads": (
         "WayTimes",
-        "differences",
         "extra_memory",
         "in_rows",
         "repeat_and_attend",
@@ -26,6 +25,7 @@ NAMES = {  # of each module of this folder
         "time_rows",
         "time_ways",
     ),
+    "plugged_in": ("differences",),
     "merged_heads": (
         "count_arithmetic",
         "fewer_heads",

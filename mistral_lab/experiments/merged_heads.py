@@ -23,7 +23,7 @@ MERGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedModel:
-    """Copy a model, with its key and value heads merged into fewer; queries and everything else stay.
+    """Copy a model to the CPU in float32, with its key and value heads merged into fewer; all else stays.
 
     Source: Ainslie et al., "GQA", arXiv:2305.13245, section 2.1, which averages the heads of a group.
 
@@ -47,7 +47,7 @@ def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedMod
         if name.endswith(("k_proj.weight", "v_proj.weight")):
             groups = matrix.unflatten(0, (n_kv_heads, before // n_kv_heads, -1))
             weights[name] = MERGES[merge](groups).flatten(0, 1)
-    fewer = type(model)(shape).to(device=model.device, dtype=model.dtype)
+    fewer = type(model)(shape)
     fewer.load_state_dict(weights)
     return fewer.eval()
 
@@ -71,11 +71,12 @@ def fewer_heads(lab: Loaded, *, documents: int = 24, steps: int = 10) -> dict[st
         raise ValueError(f"{lab.name} has {heads} KV heads and {parameters:,} parameters: take a bundled model here")
     texts = evaluation.held_out(lab.tokenizer, documents)
     built = f"as built, K = {heads}"
-    models = {built: lab.model} | {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
+    models = {built: merged(lab.model, heads, "averaged")}  # groups of one: the same heads
+    models |= {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
     found = {name: _loss(model, texts) for name, model in models.items()}
-    for name, model in ((built, merged(lab.model, heads, "averaged")), ("K = 1, averaged", models["K = 1, averaged"])):
-        train_on(model, lab.tokenizer, steps)
-        found[f"{name}, {steps} steps more"] = _loss(model, texts)
+    for name in (built, "K = 1, averaged"):
+        train_on(models[name], lab.tokenizer, steps)
+        found[f"{name}, {steps} steps more"] = _loss(models[name], texts)
     return found
 
 

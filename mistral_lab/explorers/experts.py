@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..figures import WIDTH_IN, bare_figure, drawable, plot_coloured_tokens, plot_load_bars, token_places
 from ..figures.tokens import LINE_POINTS
 from ..moe import capture_routing, expert_load
-from .base import FULL, Explorer, count_slider
+from .base import FULL, Explorer, moving_slider
 
 MOST_TOKENS, MOST_LINES = 160, 18
 TEXTS_KEPT = 8
@@ -76,6 +76,6 @@ def routed_text(model: torch.nn.Module, tokenizer) -> Explorer:
     words = {"continuous_update": False, "rows": 4, "style": FULL, "layout": {"width": "56em", "max_width": "100%"}}
     controls = {
         "text": widgets.Textarea(TEXT, description="text, routed when you leave the field", **words),
-        "layer": count_slider("layer", 0, 0, config.n_layers - 1),
+        "layer": moving_slider("layer", 0, 0, config.n_layers - 1, interval_ms=1500),
     }
     return Explorer(controls, view)

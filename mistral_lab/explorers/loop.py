@@ -12,6 +12,7 @@ from .base import Explorer, moving_slider
 
 STOPS = 4  # on the way up the floors; a tall tower is climbed several floors at a time
 INTERVAL_MS = 700
+LEAST_SHOWN = 0.005  # a smaller chance is written as 0.00 and has no bar
 SIZE = (8.0, 4.6)  # inches
 STILL = (4.0, 3.2)  # of one moment of the strip
 
@@ -89,7 +90,11 @@ def _draw_moment(ax: Axes, trip, moment: Moment, *, title: str = "", note: str =
     """Draw one moment of a trip on a stage in inches; the rest as `figures.plot_loop` takes it."""
     tokens, first, floor, drawn = moment
     draw = tokens - trip.prompt_tokens
-    at_scores = floor > trip.layers
+    shown = [
+        place
+        for place, chance in enumerate(trip.probabilities[draw])
+        if floor > trip.layers and (chance >= LEAST_SHOWN or place == trip.drawn[draw])
+    ]
     plot_loop(
         trip.texts[:tokens],
         ids=trip.ids[:tokens],
@@ -97,10 +102,10 @@ def _draw_moment(ax: Axes, trip, moment: Moment, *, title: str = "", note: str =
         first=first,
         floor=floor,
         layers=trip.layers,
-        candidates=trip.candidates[draw] if at_scores else (),
-        probabilities=trip.probabilities[draw] if at_scores else (),
-        kept=trip.kept[draw] if at_scores else (),
-        drawn=trip.drawn[draw] if drawn else None,
+        candidates=[trip.candidates[draw][place] for place in shown],
+        probabilities=[trip.probabilities[draw][place] for place in shown],
+        kept=[trip.kept[draw][place] for place in shown],
+        drawn=shown.index(trip.drawn[draw]) if drawn else None,
         title=title,
         note=note,
         labelled=labelled,

@@ -62,6 +62,7 @@ def split_model() -> Explorer:
         )
         legend_above(ax, columns=4)
         keep_numbers_readable(ax, narrow=0.1)
+        ax.locator_params(axis="x", nbins=4)  # few numbers, because each takes a millisecond of a redraw
         each = np.array(list(received.values())) / devices / 2**10
         unit = "received, KiB per token\n(predicted, mean per device)"
         plot_received(each, names=ways, chosen=split, unit=unit, ax=axes[0, 1])

@@ -5,7 +5,7 @@ import torch
 
 from ..figures import bare_figure, plot_code_shares, plot_rounded_block
 from ..nf4 import BLOCK_SIZES, CODEBOOK, dequantize, quantize
-from .base import FULL, Explorer, choice_slider, count_slider
+from .base import FULL, Explorer, choice_slider, moving_slider
 
 WEIGHTS = 2**14
 DRAWN = 32  # weights of the block
@@ -45,6 +45,8 @@ def four_bits() -> Explorer:
             ax=axes[0, 0],
         )
         plot_code_shares(shares.numpy(), title="codes in the block", ax=axes[0, 1])
+        axes[0, 0].set_yticks([-2, 0, 2])  # few numbers, because each takes a millisecond of a redraw
+        axes[0, 1].set_yticks([0, 50, 100])
         used = int((shares > 0).sum())
         what = f"with one weight of {outlier}" if outlier else "without an outlier"
         return figure, (
@@ -56,7 +58,7 @@ def four_bits() -> Explorer:
 
     controls = {
         "block_size": choice_slider("block size", 64, BLOCK_SIZES),
-        "outlier": count_slider("outlier, in rms (0: none)", 10, 0, 60),
+        "outlier": moving_slider("outlier, in rms (0: none)", 10, 0, 60, interval_ms=400),
         "double": widgets.Checkbox(False, description="double quantisation", style=FULL, indent=False),
     }
     return Explorer(controls, view)

@@ -77,6 +77,8 @@ def adapter_rank(found: Mapping) -> Explorer:
             unit=f"right, % (measured\non {tried})",
             ax=axes[1, 0],
         )
+        axes[1, 0].set_yticks([0, 50, 100])  # few numbers, because each takes a millisecond of a redraw
+        axes[0, 0].locator_params(axis="x", nbins=4)
 
         beside = "attention" if places == "attention" else "attention and every feed-forward matrix"
         lacking = [card for card, amount in cards.items() if amount < total]

@@ -13,7 +13,7 @@ from .language import KEY, QUIET, VALUE, draw_floor, draw_guess, draw_predicted,
 from .marks import draw_intervals, label_rows, write_beside
 from .style import FADED, INK, MEASURED, STYLE, decade_axis, doubling_axis
 
-UNKNOWN = "?"  # of a way whose time is not shown yet
+UNKNOWN = "?"  # stands for the name of a way that is not shown yet
 
 
 @mpl.rc_context(STYLE)
@@ -122,12 +122,12 @@ def plot_ways(
     guess_s: float | None = None,
     guess_label: str = "a guess",
 ) -> Figure:
-    """Draw how long several ways take, one panel for each number format; those that are not shown yet have a "?".
+    """Draw how long several ways take, one panel for each number format; one that is not shown yet is a "?".
 
     Args:
         runs_s: format -> way -> (rounds,) seconds; a bar ends at the median, a line runs from fastest to slowest.
         floor_s: format -> the least that any way can take.
-        shown: the ways whose times are drawn; the others keep their row.
+        shown: the ways that are named and drawn; the others keep their rows.
         guess_s: where a flag stands over the first shown way of the first panel; None draws none.
         guess_label: beside the flag.
     """
@@ -137,7 +137,6 @@ def plot_ways(
         most = max(np.max(runs) for runs in times.values())
         for row, (way, runs) in enumerate(times.items()):
             if way not in shown:
-                write_beside(ax, UNKNOWN, (0, row), shift=(6, 0), ha="left", fontsize=11)
                 continue
             low, middle, high = 1e3 * np.array([np.min(runs), np.median(runs), np.max(runs)])
             ax.barh(row, middle, height=0.5, color=MEASURED if way == "yours" else pale(MEASURED, 0.35))
@@ -146,10 +145,8 @@ def plot_ways(
         if guess_s is not None and ax is axes[0, 0]:
             draw_guess(ax, 1e3 * guess_s, ways.index(shown[0]) - 0.27, label=guess_label)
             most = max(most, guess_s)
-        draw_floor(
-            ax, 1e3 * floor_s[dtype], text=f"at least {1e3 * floor_s[dtype]:.1f} ms: reading the keys and values once"
-        )
-        label_rows(ax, ways, room=1.35)
+        draw_floor(ax, 1e3 * floor_s[dtype], text=f"at least {1e3 * floor_s[dtype]:.1f} ms")
+        label_rows(ax, [way if way in shown else UNKNOWN for way in ways])
         ax.set_ylim(len(ways) - 0.5, -1.35)
         ax.set_xlim(0, 1.4 * 1e3 * most)
         ax.set_xlabel(f"ms per layer, {dtype}")
@@ -165,10 +162,10 @@ def plot_row_times(rows: Sequence[int], runs_s: Mapping[str, np.ndarray], *, ax:
         rows: (n,) queries per head.
         runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest.
     """
+    runs_s = {name: as_positive("runs_s", runs, (len(rows), np.shape(runs)[1])) for name, runs in runs_s.items()}
     ax = axes_or_new(ax, height_in=2.8)
     medians = {dtype: 1e3 * np.median(runs, axis=1)[-1] for dtype, runs in runs_s.items()}
     for number, (dtype, runs) in enumerate(runs_s.items()):
-        runs = as_positive("runs_s", runs, (len(rows), np.shape(runs)[1]))
         bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
         colour, look = (MEASURED, "o-") if number == 0 else (QUIET, "s:")
         places = np.asarray(rows) * 1.04**number  # side by side, so that their bars do not cover each other

@@ -33,14 +33,20 @@ MOST_NAMED = 16  # heads of which each has room for its number
 
 
 @mpl.rc_context(STYLE)
-def draw_wall(tokens: Sequence[str], *, n_heads: int, sizes_bytes: tuple[float, float], text: str) -> Figure:
+def draw_wall(
+    *,
+    sizes_bytes: Sequence[float],
+    text: str,
+    tokens: Sequence[str] = ("My", "favourite", "condiment", "is", "mu"),
+    n_heads: int = 32,
+) -> Figure:
     """Draw what one layer keeps if every query head remembers for itself: a wall of keys and values.
 
     Args:
+        sizes_bytes: of the model's weights, and of all keys and values of a long text: two bars to one scale.
+        text: how long that text is, as in "32,768 tokens".
         tokens: the text so far, the newest last; it asks.
         n_heads: query heads, each with keys and values of its own.
-        sizes_bytes: of the model's weights, and of all its keys and values for a long text: two bars to one scale.
-        text: how long that text is, as in "32,768 tokens".
     """
     pitch, left, top = 0.43, 2.1, 5.2
     figure, [ax] = new_stage(16, 6.75)
@@ -82,8 +88,8 @@ class Layout(NamedTuple):
     bar_width: float
 
 
-STRIP = Layout(4, 6.6, left=1.9, top=4.65, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
-PAGE = Layout(16, 7.6, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
+STRIP = Layout(4, 6.5, left=1.9, top=4.5, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
+PAGE = Layout(16, 7.5, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
 
 
 @mpl.rc_context(STYLE)

@@ -13,8 +13,9 @@ from .language import IDLE, KEY, QUERY, QUIET, VALUE, WEIGHTS, draw_token, new_s
 from .style import INK, STYLE
 from .tokens import drawable, text_width
 
-GAP, PADDING = 0.07, 0.13  # inches, between boxes and around their text
+GAP, PADDING = 0.05, 0.12  # inches, between boxes and around their text
 BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
+MOST_BARS = 5  # for which the scores have room; fewer are no thicker
 ON_WAY = "#cfdcf7"  # the beam of a token that is on its way
 MARKS_BELOW = -1  # the floor of a token that still waits in its box
 
@@ -68,7 +69,7 @@ def plot_loop(
     left = 1.42 if labelled else 0.12
     appended = drawn is not None
     names = [_short(text) for text in texts] + ([_short(candidates[drawn])] if appended else [])
-    places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.14))
+    places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.27 if appended else 0.14))
     columns = places[:count]
 
     base = 0.36  # of the boxes
@@ -83,7 +84,8 @@ def plot_loop(
     _draw_table(ax, columns, rows, first, floor, at=table)
     for number, (x, wide) in enumerate(places):
         new = number >= first if not appended else number == count
-        draw_token(ax, x, base, names[number], width=wide, height=BOX, state="now" if new else "past")
+        name = _fitting(names[number], wide)
+        draw_token(ax, x, base, name, width=wide, height=BOX, state="now" if new else "past")
         if number < count:
             write(ax, x, base - BOX / 2 - 0.1, str(ids[number]), fontsize=9, colour=QUIET)
     if floor > layers:
@@ -101,6 +103,13 @@ def plot_loop(
 def _short(text: str) -> str:
     """A token without the space before it, so that its box is narrow; a space alone is a sign."""
     return drawable(text.strip()) or "␣"
+
+
+def _fitting(name: str, wide: float) -> str:
+    """As much of a name as its box has room for."""
+    while len(name) > 1 and text_width(name) / 72 > wide - 0.04:
+        name = name[:-2] + "…"
+    return name
 
 
 def _columns(names: Sequence[str], *, left: float, right: float) -> list[tuple[float, float]]:
@@ -177,12 +186,12 @@ def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
 def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -> tuple[float, float]:
     """The likeliest next tokens as bars; what top-p cuts is grey. Returns the place beside the drawn one's number."""
     names = [_short(text) for text in candidates]
-    high = (_scores_height(labelled) - 0.1) / max(len(names), 1)
+    high = (_scores_height(labelled) - 0.1) / max(len(names), MOST_BARS)
     start = left + max((text_width(name) / 72 for name in names), default=0) + 0.2
     scale = (ax.get_xlim()[1] - start - (2.6 if labelled else 0.75)) / max(chances.max(initial=0), 0.25)
     beside = (0.0, 0.0)
     for row, (name, chance) in enumerate(zip(names, chances, strict=True)):
-        y = top + 0.02 + (len(names) - row - 0.5) * high
+        y = top + 0.02 + (max(len(names), MOST_BARS) - row - 0.5) * high
         chosen, stays = row == drawn, not len(kept) or kept[row]
         face = QUERY if chosen else pale(QUERY, 0.55) if stays else IDLE
         ax.add_patch(
@@ -242,7 +251,7 @@ def plot_pieces(pieces: Sequence[bytes], *, printed: Sequence[str], ax: Axes | N
     columns = _columns(names, left=1.6, right=ax.get_xlim()[1] - 0.1)
     for (x, wide), name, text, came in zip(columns, names, alone, printed, strict=True):
         broken = "\ufffd" in text
-        draw_token(ax, x, lines[0], name, width=wide, height=BOX, state="now" if broken else "past")
+        draw_token(ax, x, lines[0], _fitting(name, wide), width=wide, height=BOX, state="now" if broken else "past")
         write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=12, colour=INK if broken else QUIET)
         shown = drawable(came) if came.strip() else "␣" if came else "·"
         write(ax, x, lines[2], shown, fontsize=12, colour=INK if came else QUIET)

@@ -24,7 +24,7 @@ def plot_times(
     guess_label: str = "a guess",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw measured times beside predicted ones, on a logarithmic axis.
+    """Draw measured times beside predicted ones, on a logarithmic axis, or from 0 on where all lie within a decade.
 
     Args:
         measured_s: (tasks,) seconds; NaN where nothing was measured, which leaves the prediction alone.
@@ -37,7 +37,7 @@ def plot_times(
     measured_s = as_positive("measured_s", measured_s, (len(tasks),), gaps=True)
     predicted_s = as_positive("predicted_s", predicted_s, (len(tasks),), gaps=True)
     guessed = guess_s is not None
-    ax = axes_or_new(ax, height_in=(1.5 if guessed else 1.2) + 0.55 * len(tasks))
+    ax = axes_or_new(ax, height_in=(1.6 if guessed else 1.2) + 0.55 * len(tasks))
     rows = np.arange(len(tasks))
     ax.hlines(rows, predicted_s * 1e3, measured_s * 1e3, color=FADED, linewidth=3, zorder=1)
     mark = (
@@ -54,15 +54,20 @@ def plot_times(
         for row, value in zip(rows, seconds, strict=True):
             if not np.isnan(value):
                 write_beside(ax, milliseconds(value), (value * 1e3, row), **beside)
-    decade_axis(ax.xaxis)
-    ax.margins(x=0.12)
     label_rows(ax, tasks, room=0.6)
+    every_s = np.array([*measured_s, *predicted_s, guess_s if guessed else np.nan], float)
+    longest, near = np.nanmax(every_s), np.nanmax(every_s) < 10 * np.nanmin(every_s)
+    if near:
+        ax.set_xlim(0, longest * 1e3 * 1.15)
+    else:
+        decade_axis(ax.xaxis)
+        ax.margins(x=0.12)
     if guessed:
         low, high = ax.get_xlim()
-        ax.set_xlim(min(low, guess_s * 1e3 / 1.5), max(high, guess_s * 1e3 * 10))  # room for its label
-        ax.set_ylim(len(tasks) - 0.4, -1.0)
-        draw_guess(ax, guess_s * 1e3, 0, label=guess_label)
-    ax.set_xlabel("milliseconds (logarithmic axis)")
+        ax.set_xlim(low if near else min(low, guess_s * 1e3 / 1.5), max(high, guess_s * 1e3 * (1.3 if near else 10)))
+        ax.set_ylim(len(tasks) - 0.4, -1.25)
+        draw_guess(ax, guess_s * 1e3, -0.5, label=guess_label)  # above the number of the measurement
+    ax.set_xlabel("milliseconds" if near else "milliseconds (logarithmic axis)")
     ax.grid(axis="x")
     legend_above(ax, columns=2)
     return ax
@@ -116,7 +121,7 @@ def plot_layer_times(
 
     Args:
         layers: how many the model had.
-        seconds: (series, counts) medians.
+        seconds: (series, counts), one time for each count.
         names: of the series.
         lines: of each series the seconds without a layer and those per layer.
     """
@@ -127,7 +132,8 @@ def plot_layer_times(
         ax.plot(ends, (fixed + each * ends) * 1e3, color=MEASURED, linewidth=1, linestyle="--")
         ax.plot(layers, values * 1e3, "o", color=MEASURED, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
-        write_beside(ax, milliseconds(max(fixed, 0)), (0, fixed * 1e3), shift=(4, 4), ha="left", va="bottom")
+        if fixed > 0.15 * seconds.max():  # below its own line, where the line leaves room
+            write_beside(ax, milliseconds(fixed), (0, fixed * 1e3), shift=(5, -5), ha="left", va="top")
     ax.set_xlim(0, max(layers) * 1.4)
     ax.set_ylim(bottom=0)
     ax.set_xticks([0, *layers])

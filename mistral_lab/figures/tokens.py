@@ -141,4 +141,5 @@ def text_width(text: str) -> float:
 
 
 def _with_number(token: str, expert: int) -> str:
-    return drawable(token) + str(expert).translate(SUBSCRIPTS)
+    shown = drawable(token)
+    return (shown if shown.strip() else shown.replace(" ", "␣")) + str(expert).translate(SUBSCRIPTS)

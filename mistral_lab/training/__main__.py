@@ -100,9 +100,10 @@ def record_windows(bundled: Path, interleaved: Path, tokenizer: PreTrainedTokeni
         interleaved: the model that is recorded.
         tokenizer: the tokenizer of all of them.
     """
-    folders = {name: bundled / name for name in RECIPES} | {INTERLEAVED.name: interleaved}
-    models = {
-        name: AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval() for name, folder in folders.items()
+    mistral, mixtral = (bundled / name for name in RECIPES)
+    models = {  # from the one that sees least
+        name: AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+        for name, folder in ((mistral.name, mistral), (INTERLEAVED.name, interleaved), (mixtral.name, mixtral))
     }
     encoded, asked = (held_out(tokenizer, count) for count in (card.DOCUMENTS, card.RECALL_DOCUMENTS))
     for_the_card = card.measure_model(models[INTERLEAVED.name], tokenizer, encoded, asked)

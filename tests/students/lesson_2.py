@@ -1,5 +1,7 @@
 """Lesson 2: shared heads, the cache in bytes, and grouped attention."""
 
+import math
+
 import numpy as np
 import reference
 import torch
@@ -8,6 +10,52 @@ import torch
 def grouped(q, k, v, mask):
     q, k, v = (np.asarray(x).swapaxes(1, 2) for x in (q, k, v))
     return reference.attention(q, k, v, np.asarray(mask))[0].swapaxes(1, 2)
+
+
+def attention_of(q, k, v, mask, scale=None, axis=-1, repeat=lambda x, G: x.repeat_interleave(G, dim=1)):
+    k, v = (repeat(x, q.shape[1] // k.shape[1]) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / (scale or q.shape[-1] ** 0.5)
+    return scores.masked_fill(~mask, float("-inf")).softmax(axis) @ v
+
+
+def shared_by_groups(n_heads, n_kv_heads):
+    heads = []
+    for kv_head in range(n_kv_heads):
+        heads += [kv_head] * (n_heads // n_kv_heads)
+    return heads
+
+
+def head_by_head(q, k, v, mask):
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            kv = h // (q.shape[1] // k.shape[1])
+            scores = q[b, h] @ k[b, kv].T / math.sqrt(q.shape[-1])
+            scores[~mask] = -math.inf
+            out[b, h] = torch.softmax(scores, dim=-1) @ v[b, kv]
+    return out
+
+
+def without_copies(q, k, v, mask):
+    B, H, T, D = q.shape
+    K = k.shape[1]
+    grouped_queries = q.reshape(B, K, H // K, T, D)
+    scores = torch.einsum("bkgtd,bksd->bkgts", grouped_queries, k) * D**-0.5
+    weights = scores.masked_fill(mask.logical_not(), float("-inf")).softmax(-1)
+    return torch.einsum("bkgts,bksd->bkgtd", weights, v).reshape(B, H, T, D)
+
+
+def by_library(q, k, v, mask):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def rows_of_a_group(q, k, v, mask, per_query=None):
+    """The queries of a group as rows of one product; with S for T, as a reader who tried T = S alone writes it."""
+    B, H, T, D = q.shape
+    K, rows = k.shape[1], per_query or T
+    scores = q.view(B, K, H // K * rows, D) @ k.mT / D**0.5
+    scores = scores.view(B, H, rows, -1).masked_fill(~mask, -math.inf)
+    return (scores.softmax(-1).view(B, K, H // K * rows, -1) @ v).view(B, H, rows, D)
 
 
 RIGHT = [
@@ -19,13 +67,33 @@ RIGHT = [
         ),
     ),
     ("grouped_attention", grouped),
+    ("shared_heads", shared_by_groups),
+    ("shared_heads", lambda n_heads, n_kv_heads: np.arange(n_kv_heads).repeat(n_heads // n_kv_heads)),
+    ("shared_heads", lambda H, K: torch.arange(H) // (H // K)),
+    ("shared_heads", lambda H, K: [float(h // (H / K)) for h in range(H)]),
+    ("shared_heads", lambda H, K: tuple(h * K // H for h in range(H))),
+    (
+        "token_bytes",
+        lambda n_layers, n_kv_heads, head_dim, bytes_per_value: sum(
+            n_kv_heads * head_dim * bytes_per_value for _ in range(n_layers) for _ in ("key", "value")
+        ),
+    ),
+    ("token_bytes", lambda L, K, D, size: 2 * L * K * D * size),
+    ("token_bytes", lambda L, K, D, size: float(L * (K * D * size + K * D * size))),
+    ("token_bytes", lambda L, K, D, size: np.prod([2, L, K, D, size])),
+    ("token_bytes", lambda L, K, D, size: torch.zeros(L, 2, K, D).numel() * size),
+    ("longest_text", lambda free, L, H, G, D, size: int(free / (2 * L * (H / G) * D * size))),
+    ("longest_text", lambda free, L, H, G, D, size: math.floor(free / (L * 2 * H / G * D * size))),
+    ("longest_text", lambda free, L, H, G, D, size: free // (2 * L * (H // G) * D * size)),
+    ("longest_text", lambda free, L, H, G, D, size: np.floor(free / (2 * L * (H // G) * D * size))),
+    ("grouped_attention", attention_of),
+    ("grouped_attention", head_by_head),
+    ("grouped_attention", without_copies),
+    ("grouped_attention", by_library),
+    ("grouped_attention", rows_of_a_group),
+    ("grouped_attention", lambda q, k, v, mask: grouped(q, k, v, mask).tolist()),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q.double(), k.double(), v.double(), mask)),
 ]
-
-
-def attention_of(q, k, v, mask, scale=None, axis=-1, repeat=lambda x, G: x.repeat_interleave(G, dim=1)):
-    k, v = (repeat(x, q.shape[1] // k.shape[1]) for x in (k, v))
-    scores = q @ k.transpose(-1, -2) / (scale or q.shape[-1] ** 0.5)
-    return scores.masked_fill(~mask, float("-inf")).softmax(axis) @ v
 
 
 WRONG = [
@@ -57,4 +125,45 @@ WRONG = [
         lambda q, k, v, mask: attention_of(q, k, v, mask, axis=-2).nan_to_num(),
         "softmax runs over the queries",
     ),
+    ("shared_heads", lambda H, K: [h % (H // K) for h in range(H)], "place within its group"),
+    ("shared_heads", lambda H, K: list(range(H)), "several query heads share one"),
+    ("shared_heads", lambda H, K: [0] * H, "each of them is read by some"),
+    ("shared_heads", lambda H, K: list(range(K)), "for each of the 8 query heads is expected|8 query heads"),
+    ("shared_heads", lambda H, K: [h / (H // K) for h in range(H)], "number of a head is whole"),
+    ("shared_heads", lambda H, K: [round(h * K / H) for h in range(H)], "round down"),
+    ("token_bytes", lambda L, K, D, size: L * K * D * size, "both a key and a value"),
+    ("token_bytes", lambda L, K, D, size: 2 * K * D * size, "one layer: each of the 32"),
+    ("token_bytes", lambda L, K, D, size: 2 * L * K * D, "the number of values"),
+    ("token_bytes", lambda L, K, D, size: 4 * L * K * D, "2 bytes for every value: here it is 4"),
+    ("token_bytes", lambda L, K, D, size: 16 * L * K * D * size, "which is bits"),
+    ("token_bytes", lambda L, K, D, size: 2 * L * D * size, "one KV head: each of the 8"),
+    ("token_bytes", lambda L, K, D, size: 2 * L * K * size, "one value per head: a head's key has 128"),
+    ("token_bytes", lambda L, K, D, size: 2 * L * K * D * size / 1024, "1,024 times too small: is it a unit"),
+    ("longest_text", lambda free, L, H, G, D, size: round(free / (2 * L * (H // G) * D * size)), "not to the nearest"),
+    ("longest_text", lambda free, L, H, G, D, size: free // (2 * (H // G) * D * size), "cache of one layer"),
+    ("longest_text", lambda free, L, H, G, D, size: 1 + free // (2 * L * (H // G) * D * size), "one too many"),
+    ("longest_text", lambda free, L, H, G, D, size: free // (4 * L * (H // G) * D), "2 bytes per value"),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, mask.tril()), "triangle of your own"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: by_library(q, k, v, torch.ones_like(mask).tril()),
+        "triangle of your own",
+    ),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, mask, scale=8**0.5), "it is not always 8"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: rows_of_a_group(q, k, v, mask, per_query=k.shape[2]),
+        r"raises RuntimeError.*called with q of shape \(1, 4, 1, 4\), k of shape \(1, 2, 9, 4\)",
+    ),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: attention_of(q, k.mean(1, keepdim=True), v.mean(1, keepdim=True), mask),
+        "average over the KV heads",
+    ),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: attention_of(q, k.mean(1, keepdim=True).expand_as(k), v, mask),
+        "average over the KV heads.*the values are right",
+    ),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, ~mask).nan_to_num(), "hide what may be seen"),
 ]

@@ -16,17 +16,98 @@ def slots(seen, window):
     return [max([p for p in range(seen) if p % window == slot], default=-1) for slot in range(window)]
 
 
+def mask_by_loops(queries, keys, window):
+    mask = torch.zeros(len(queries), len(keys), dtype=torch.bool)
+    for row, i in enumerate(queries.tolist()):
+        for column, j in enumerate(keys.tolist()):
+            mask[row, column] = j <= i and j > i - window
+    return mask
+
+
+def deque_of_slots(seen, window):
+    held = [-1] * window
+    for position in range(seen):
+        held[position % window] = position
+    return held
+
+
+def slots_by_rule(seen, window):
+    newest = np.arange(window) + (seen - 1 - np.arange(window)) // window * window
+    return np.where(newest < 0, -1, newest)
+
+
+def order_by_sorting(seen, window):
+    held = deque_of_slots(seen, window)
+    return sorted((slot for slot in range(window) if held[slot] >= 0), key=lambda slot: held[slot])
+
+
+def attention_of(q, k, v, mask):
+    return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(-1) @ v
+
+
+def chunk_by_chunk(q, k, v, window, chunk, weigh=None, back=None, scale=None):
+    outputs = []
+    for start in range(0, len(q), chunk):
+        first = max(0, start - (window - 1 if back is None else back))
+        i = torch.arange(start, min(start + chunk, len(q)))
+        j = torch.arange(first, min(start + chunk, len(q)))
+        mask = (i[:, None] >= j) & (i[:, None] - j < window)
+        scores = q[i] @ k[j].T / (scale or q.shape[1] ** 0.5)
+        weights = weigh(scores, mask) if weigh else scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        outputs.append(weights @ v[j])
+    return torch.cat(outputs)
+
+
+def query_by_query(q, k, v, window, chunk):
+    out = torch.zeros_like(q)
+    for start in range(0, len(q), chunk):
+        for t in range(start, min(start + chunk, len(q))):
+            seen = slice(max(0, t - window + 1), t + 1)
+            out[t] = (k[seen] @ q[t] / q.shape[1] ** 0.5).softmax(0) @ v[seen]
+    return out
+
+
+def kept_and_new(q, k, v, window, chunk):
+    kept_k, kept_v, out = k[:0], v[:0], []
+    for queries, keys, values in zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True):
+        kept_k, kept_v = torch.cat([kept_k, keys]), torch.cat([kept_v, values])
+        T, S = len(queries), len(kept_k)
+        far = torch.arange(S - T, S)[:, None] - torch.arange(S)
+        out.append(attention_of(queries, kept_k, kept_v, (far >= 0) & (far < window)))
+        kept_k, kept_v = kept_k[max(0, S - window + 1) :], kept_v[max(0, S - window + 1) :]
+    return torch.cat(out)
+
+
+def last_chunk_forgotten(q, k, v, window, chunk):
+    out = torch.zeros_like(q)
+    whole = len(q) // chunk * chunk
+    if whole:
+        out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
+    return out
+
+
 RIGHT = [
     ("window_mask", lambda queries, keys, window: np.array([[0 <= i - j < window for j in keys] for i in queries])),
     ("ring_slots", slots),
     ("prefill_in_chunks", in_chunks),
+    ("window_mask", mask_by_loops),
+    ("window_mask", lambda i, j, W: (i[:, None] >= j[None]) & (i[:, None] < j[None] + W)),
+    ("window_mask", lambda i, j, W: mask_by_loops(i, j, W).tolist()),
+    ("window_mask", lambda i, j, W: torch.logical_and(torch.sub(i[:, None], j) >= 0, i[:, None] - j <= W - 1)),
+    ("ring_slots", deque_of_slots),
+    ("ring_slots", slots_by_rule),
+    ("ring_slots", lambda seen, window: torch.tensor(deque_of_slots(seen, window))),
+    ("ring_slots", lambda seen, window: tuple(map(float, deque_of_slots(seen, window)))),
+    ("ring_order", order_by_sorting),
+    ("ring_order", lambda seen, W: [p % W for p in range(max(0, seen - W), seen)]),
+    ("ring_order", lambda seen, W: [*range(seen % W, W), *range(seen % W)] if seen >= W else list(range(seen))),
+    ("ring_order", lambda seen, W: torch.arange(max(0, seen - W), seen) % W),
+    ("ring_order", lambda seen, W: np.roll(np.arange(W), -(seen % W)) if seen > W else range(seen)),
+    ("prefill_in_chunks", chunk_by_chunk),
+    ("prefill_in_chunks", query_by_query),
+    ("prefill_in_chunks", kept_and_new),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q.double(), k.double(), v.double(), W, C)),
 ]
-
-
-def attention_of(q, k, v, mask, scale=None, axis=-1, repeat=lambda x, G: x.repeat_interleave(G, dim=1)):
-    k, v = (repeat(x, q.shape[1] // k.shape[1]) for x in (k, v))
-    scores = q @ k.transpose(-1, -2) / (scale or q.shape[-1] ** 0.5)
-    return scores.masked_fill(~mask, float("-inf")).softmax(axis) @ v
 
 
 def without_mask(q, k, v, window, chunk):
@@ -74,5 +155,45 @@ WRONG = [
     ("prefill_in_chunks", without_mask, "read without a mask"),
     ("prefill_in_chunks", blind_chunks, "see only themselves"),
     ("prefill_in_chunks", whole_prompt, "one key too many"),
-    ("prefill_in_chunks", lambda q, k, v, window, chunk: in_chunks(q, k, v, len(q), chunk), "more than W = 3|`window`"),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, window, chunk: in_chunks(q, k, v, len(q), chunk),
+        "see everything before them",
+    ),
+    ("window_mask", lambda i, j, W: (i[:, None] >= j) & (i[:, None] - j < W - 1), "shows 3 keys.*one too few"),
+    ("window_mask", lambda i, j, W: (i[:, None] - j).abs() <= W // 2, "to both sides"),
+    ("window_mask", lambda i, j, W: ~mask_by_loops(i, j, W), "mark what is hidden"),
+    ("window_mask", lambda i, j, W: (i[:, None] >= j) & (i[:, None] // W == j // W), "stand still, in blocks"),
+    ("ring_slots", lambda seen, W: [p % W for p in range(seen)], "those are numbers of slots"),
+    ("ring_slots", lambda seen, W: [p % W for p in range(max(0, seen - W), seen)], "those are numbers of slots"),
+    ("ring_slots", lambda seen, W: [max(0, p) for p in slots(seen, W)], "an empty slot is -1"),
+    ("ring_slots", lambda seen, W: ring_with(min(seen, W), W, lambda p: p), "a full ring goes on|numbers of slots"),
+    ("ring_slots", lambda seen, W: [p for p in slots(seen, W) if p >= 0], "an empty slot is listed too"),
+    ("ring_order", lambda seen, W: list(range(min(seen, W))), "order of the slots"),
+    ("ring_order", lambda seen, W: order_by_sorting(seen, W)[::-1], "newest first"),
+    ("ring_order", lambda seen, W: list(range(max(0, seen - W), seen)), "those are positions"),
+    ("ring_order", lambda seen, W: [(seen + i) % W for i in range(W)], "still empty"),
+    ("ring_order", lambda seen, W: [(seen - 1 + i) % W for i in range(min(seen, W))], "begin with the newest"),
+    ("ring_order", lambda seen, W: [p % W for p in range(seen)], "comes up twice"),
+    ("ring_order", lambda seen, W: [1 + s for s in order_by_sorting(seen, W)], "counted from 0"),
+    ("ring_order", lambda seen, W: [(seen + i) % W for i in range(min(seen, W))], "oldest token is in slot 0"),
+    ("prefill_in_chunks", last_chunk_forgotten, "last chunk of your answer is missing"),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C)[: len(q) // C * C],
+        "last chunk of your answer is missing",
+    ),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, lambda s, m: s.masked_fill(~m, -torch.inf).softmax(0)),
+        "softmax runs over the queries",
+    ),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, lambda s, m: s.softmax(-1) * m),
+        "hide keys after the softmax",
+    ),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, scale=1.0), "square root of D"),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, scale=2.0), "not always 4"),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, back=max(0, W - 2)), "misses one key"),
 ]

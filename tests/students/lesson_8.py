@@ -81,7 +81,7 @@ WRONG = [
     ("merged_weight", lambda W, A, B, alpha: alpha / len(A) * B @ A, "the change alone: it is added to W"),
     ("merged_weight", lambda W, A, B, alpha: W + B @ A, "scale alpha / r is missing"),
     ("merged_weight", lambda W, A, B, alpha: alpha / len(A) * (W + B @ A), "you scale W too"),
-    ("merged_weight", lambda W, A, B, alpha: W + alpha / 3 * B @ A, "values are wrong, the first at"),
+    ("merged_weight", lambda W, A, B, alpha: W + alpha / 3 * B @ A, "you divide alpha by 3, whatever the rank is"),
     ("merged_weight", in_place, "changes its argument `W`: work on a copy"),
     ("merged_weight", lambda W, A, B, alpha: W + alpha / len(A) * A @ B, "raises RuntimeError: .*the line `.*A @ B"),
 ]

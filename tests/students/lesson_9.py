@@ -43,7 +43,7 @@ def swiglu(x, gate, up, down):
     return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def my_slice(rank, ranks, h=12):
+def my_slice(rank, ranks, h):
     return slice(rank * h // ranks, (rank + 1) * h // ranks)
 
 
@@ -80,7 +80,7 @@ WRONG = [
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice(r, R)) / R,
+        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice(r, R, len(gate))) / R,
         "divide your part by the number of ranks",
     ),
     ("partial_output", inputs_cut, "silu then sees parts of sums"),
@@ -96,27 +96,27 @@ WRONG = [
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice((r - 1) % R, R)),
+        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice((r - 1) % R, R, len(gate))),
         "that of rank - 1: ranks are counted from 0",
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice(r + 1, R)),
+        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, my_slice(r + 1, R, len(gate))),
         "that of rank [+] 1",
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, slice(0, 12 // R)),
+        lambda x, gate, up, down, r, R: part_of(x, gate, up, down, slice(0, len(gate) // R)),
         "whatever `rank` is",
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: part_of(x, up, gate, down, my_slice(r, R)),
+        lambda x, gate, up, down, r, R: part_of(x, up, gate, down, my_slice(r, R, len(gate))),
         "gate and up swapped",
     ),
     (
         "partial_output",
-        lambda x, gate, up, down, r, R: swiglu(x, gate[my_slice(r, R)], up[my_slice(r, R)], down),
+        lambda x, gate, up, down, r, R: swiglu(x, gate[my_slice(r, R, len(gate))], up[my_slice(r, R, len(gate))], down),
         "raises RuntimeError",
     ),
 ]

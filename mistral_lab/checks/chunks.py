@@ -1,0 +1,143 @@
+"""Lesson 3: a prompt read in chunks, through a window."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..masks import position_mask
+from .judging import Mistake, judge
+
+
+def prefill_in_chunks(function: Callable) -> Callable:
+    """Check `function(q, k, v (T, D), window, chunk) -> (T, D)`: windowed attention, `chunk` queries at a time.
+
+    >>> my_answer = prefill_in_chunks(lambda q, k, v, window, chunk: NotImplemented)
+    prefill_in_chunks: not tried yet; the lesson goes on with its own
+    """
+
+    def plain(scores, seen):
+        return scores.masked_fill(~seen, -math.inf).softmax(1)
+
+    def by_positions(rows, columns, window):
+        return position_mask(rows, columns, window=window)
+
+    def chunks(q, k, v, window, chunk, *, before=0, visible=by_positions, weigh=plain, root=None):
+        """The right answer, or with one step replaced; `before` is the number of keys more than W - 1."""
+        out = torch.zeros_like(v)
+        for start in range(0, len(q), chunk):
+            end = min(start + chunk, len(q))
+            rows = torch.arange(start, end, device=q.device)
+            columns = torch.arange(max(0, min(start, start - (window - 1 + before))), end, device=q.device)
+            scores = q[rows] @ k[columns].T / math.sqrt(root or q.shape[1])
+            out[rows] = weigh(scores, visible(rows, columns, window)) @ v[columns]
+        return out
+
+    def answer(q, k, v, window, chunk):
+        return chunks(q, k, v, window, chunk)
+
+    def wrong(**changes):
+        return lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, **changes)
+
+    def everything(rows, columns, window):
+        return torch.ones(len(rows), len(columns), dtype=torch.bool)
+
+    def from_zero(rows, columns, window):
+        return position_mask(torch.arange(len(rows)), torch.arange(len(columns)), window=window)
+
+    def from_zero_without_window(rows, columns, window):
+        return from_zero(rows, columns, len(columns))
+
+    def without_end(rows, columns, window):
+        return position_mask(rows, columns)
+
+    def dropped(q, k, v, window, chunk):
+        return len(q) // chunk * chunk
+
+    def cut(q, k, v, window, chunk):
+        return answer(q, k, v, window, chunk)[: dropped(q, k, v, window, chunk)]
+
+    def zeros(q, k, v, window, chunk):
+        out = answer(q, k, v, window, chunk)
+        out[dropped(q, k, v, window, chunk) :] = 0
+        return out
+
+    generator = torch.Generator().manual_seed(0)
+
+    def example(T, D):
+        return torch.randn(3, T, D, generator=generator).unbind()
+
+    (q, k, v), others = example(11, 4), example(11, 4)
+    last_chunk = (
+        "the last chunk of your answer is missing: {chunk} does not divide the number of queries, and the rest of them "
+        "are a shorter chunk"
+    )
+    extreme = "your weights are too extreme: are the scores divided by the square root of D?"
+    constant = "you divide by the same number whatever D is: take D from q, here it is not always {:g}"
+    over_queries = "your softmax runs over the queries: the weights of one query over its keys must add to 1"
+    over_chunk = "your mask counts from the first query of the chunk: it needs positions in the whole text"
+    return judge(
+        "prefill_in_chunks",
+        function,
+        answer=answer,
+        cases=[(q, k, v, 3, 11), (q, k, v, 3, 4), (q, k, v, 5, 4), (q, k, v, 5, 2), (q, k, v, 20, 4), (q, k, v, 3, 1)]
+        + [(others[0], k, v, 3, 4), (q, others[1], v, 3, 4), (q, k, others[2], 3, 4)]
+        + [(*example(7, 6), 2, 3), (*example(6, 64), 4, 5), (*example(1, 2), 4, 1), (q, k, v, 1, 4)],
+        mistakes=[
+            Mistake(
+                wrong(visible=everything),
+                "your chunk is read without a mask: inside it a query sees keys that come after it",
+            ),
+            Mistake(
+                wrong(visible=without_end),
+                "in a chunk of {chunk} later queries see more than W = {window} keys: the mask needs the window too",
+            ),
+            Mistake(
+                wrong(before=len(q), visible=without_end),
+                "your queries see everything before them: W = {window} hides what lies further back",
+            ),
+            Mistake(
+                lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, before=1 - window),
+                "your chunks see only themselves: the first query of a chunk also sees the W - 1 keys before it",
+            ),
+            Mistake(
+                lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, before=1 - window, visible=without_end),
+                "your chunks see only themselves, and without a window: the first query of a chunk also sees the W - 1 "
+                "keys before it",
+            ),
+            Mistake(
+                lambda q, k, v, window, chunk: chunks(q, k, v, window + 1, chunk),
+                "your queries see one key too many: W = {window} counts the token itself",
+            ),
+            Mistake(
+                lambda q, k, v, window, chunk: chunks(q, k, v, max(1, window - 1), chunk),
+                "your queries see one key too few: W = {window} counts the token itself",
+            ),
+            Mistake(wrong(before=-1), "the first query of your chunks misses one key: keep the W - 1 before it"),
+            Mistake(wrong(visible=from_zero), over_chunk),
+            Mistake(wrong(visible=from_zero, weigh=lambda scores, seen: plain(scores, seen).nan_to_num()), over_chunk),
+            Mistake(wrong(visible=from_zero_without_window), over_chunk + "; and it needs the window"),
+            Mistake(wrong(root=1), extreme),
+            *(Mistake(wrong(root=D), constant.format(D)) for D in (4, 64, 128)),
+            Mistake(
+                lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, root=q.shape[1] ** 2),
+                "your weights are too even: divide by the square root of D, not by D",
+            ),
+            Mistake(wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0)), over_queries),
+            Mistake(
+                wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0).nan_to_num()),
+                over_queries,
+            ),
+            Mistake(
+                wrong(weigh=lambda scores, seen: scores.softmax(1) * seen),
+                "you hide keys after the softmax, so the weights do not add to 1: mask the scores",
+            ),
+            Mistake(
+                wrong(weigh=lambda scores, seen: (scores * seen).softmax(1)),
+                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
+            ),
+            Mistake(wrong(weigh=lambda scores, seen: scores * seen), "the softmax is missing: scores are no weights"),
+            Mistake(cut, last_chunk),
+            Mistake(zeros, last_chunk),
+        ],
+    )

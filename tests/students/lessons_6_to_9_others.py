@@ -1,0 +1,145 @@
+"""Lessons 6 to 9 again: slips by someone who did not write these checks."""
+
+import math
+
+import torch
+
+
+def back(w, block_size, codebook, scale=lambda blocks: blocks.abs().amax(1, keepdim=True), undo=None, rows=None):
+    blocks = (w if rows is None else rows(w)).reshape(-1, block_size)
+    absmax = scale(blocks)
+    numbers = (blocks / absmax).unsqueeze(-1).sub(codebook).abs().argmin(-1)
+    return (codebook[numbers] * (absmax if undo is None else undo(blocks))).reshape(w.shape)
+
+
+def without_zero(w, block_size, codebook):
+    return back(w, block_size, codebook[codebook != 0])
+
+
+def part(x, gate, up, down, mine, switch=torch.nn.functional.silu):
+    return (switch(x @ gate[mine].T) * (x @ up[mine].T)) @ down[:, mine].T
+
+
+def block_of(rank, ranks, h):
+    return slice(rank * (h // ranks), (rank + 1) * (h // ranks))
+
+
+def labels_of(prompt, answer, end, ignored=-100):
+    return [*prompt, *answer, end], [ignored] * len(prompt) + [*answer, end]
+
+
+WRONG = [
+    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b & 7], 1).flatten(), "1 of 2 values are wrong"),
+    ("unpacked_numbers", lambda b: torch.stack([b // 15, b % 15], 1).flatten(), "2 of 2 values are wrong"),
+    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b >> 4], 1).flatten(), "read the high half twice"),
+    ("unpacked_numbers", lambda b: torch.stack([b // 16 - 8, b % 16 - 8], 1).flatten(), "numbers have a sign"),
+    ("bits_per_weight", lambda B, double: 4 + (8 + 32 if double else 32) / B, "second float32 is shared by 256"),
+    ("bits_per_weight", lambda B, double: 4 + (16 if not double else 8 + 16 / 256) / B, "16 bits for an absmax"),
+    ("bits_per_weight", lambda B, double: 4 * (1 + 1 / B), "whatever `double` is"),
+    ("bits_per_weight", lambda B, double: (32 if not double else 8 + 32 / 256) / B, "the scales alone"),
+    (
+        "round_trip",
+        lambda w, B, c: back(w, B, c, scale=lambda x: x.norm(dim=1, keepdim=True)),
+        "values are wrong, the first",
+    ),
+    (
+        "round_trip",
+        lambda w, B, c: back(w, B, c, scale=lambda x: x.std(dim=1, keepdim=True)),
+        "scale is the standard deviation",
+    ),
+    ("round_trip", lambda w, B, c: back(w, B, c, undo=lambda x: 1), "multiply by the absmax again"),
+    ("round_trip", without_zero, "values are wrong, the first"),
+    (
+        "plain_call_bytes",
+        lambda linear, other: linear * 0.5 + other * 0.5,
+        "everything in four bits, and without scales",
+    ),
+    ("plain_call_bytes", lambda linear, other: linear * 0.5625 + other, "your answer is 424,000, expected 488,000"),
+    ("plain_call_bytes", lambda linear, other: (linear + other) * 2 * 0.5625, "your answer is 792,000, expected"),
+    ("plain_call_bytes", lambda linear, other: linear * (0.5 + 8 / 64) + other * 2, "your answer is 528,000, expected"),
+    (
+        "share_in_four_bits",
+        lambda t: sum(n for n, d in t if d == "uint8") / sum(n for n, d in t if d != "uint8"),
+        "your answer is 0.333333, expected 0.4",
+    ),
+    (
+        "share_in_four_bits",
+        lambda t: t[0][0] * 2 / (t[0][0] * 2 + sum(n for n, _ in t[1:])),
+        "your answer is 0.789474, expected",
+    ),
+    (
+        "share_in_four_bits",
+        lambda t: 2 * sum(n for n, d in t if d == "uint8") / sum(n for n, _ in t),
+        "below the line too",
+    ),
+    ("share_in_four_bits", lambda t: 2 * sum(n for n, d in t if d == "uint8"), "your answer is 200, expected 0.4"),
+    ("kept_sets", lambda a, b: (a.sort(1).values == b.sort(1).values).float().mean(), "you count single choices"),
+    (
+        "kept_sets",
+        lambda a, b: torch.tensor([set(x) == set(y) for x, y in zip(a, b, strict=True)]).float().mean(),
+        "sets of tensors",
+    ),
+    ("kept_sets", lambda a, b: (a.sort(1).values == b.sort(1).values).all(1).sum(), "that is a count"),
+    ("kept_sets", lambda a, b: float(torch.equal(a.sort(1).values, b.sort(1).values)), "1 if every token is kept"),
+    (
+        "adapter_bytes",
+        lambda r, shapes: sum(4 * r * (o + i) * 2 for o, i in shapes),
+        "8 bytes per parameter: is the optimiser",
+    ),
+    (
+        "adapter_bytes",
+        lambda r, shapes: sum(4 * r * (o + i) + 12 * o * i for o, i in shapes),
+        "your answer is 405,504, expected 49,152",
+    ),
+    ("adapter_bytes", lambda r, shapes: sum(r * (o + i) for o, i in shapes), "the number of parameters: bytes"),
+    ("adapter_bytes", lambda r, shapes: sum(16 * r * max(o, i) for o, i in shapes), "your answer is 32,768, expected"),
+    ("adapter_bytes", lambda r, shapes: sum(16 * (r * i + o) for o, i in shapes), "your answer is 20,480, expected"),
+    ("answer_labels", lambda p, a, end: labels_of(p, a, end, 100), "result 2 of 2 is wrong"),
+    ("answer_labels", lambda p, a, end: labels_of(p[:-1], p[-1:] + a, end), "last token of your prompt counts"),
+    ("answer_labels", lambda p, a, end: (p + [end] + a, [-100] * len(p) + [end] + a), "result 1 of 2 is wrong"),
+    ("answer_labels", lambda p, a, end: (p + a + [end], [-100] * len(a) + a + [end]), "as often as the answer is long"),
+    ("merged_weight", lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "upside down"),
+    ("merged_weight", lambda W, A, B, alpha: W + (A.T @ B.T) * alpha / len(A), "change is transposed"),
+    ("merged_weight", lambda W, A, B, alpha: (W + B @ A) * alpha / len(A), "you scale W too"),
+    ("merged_weight", lambda W, A, B, alpha: W + alpha / math.sqrt(len(A)) * B @ A, "rsLoRA"),
+    ("all_reduce_bytes", lambda n, ranks: 2 * (ranks - 1) / ranks * n / 1024, "1,024 times too small: is it a unit"),
+    ("all_reduce_bytes", lambda n, ranks: n * math.ceil(math.log2(ranks)), "whole tensors in a tree"),
+    ("all_reduce_bytes", lambda n, ranks: 2 * n * (ranks + 1) / ranks, "your answer is 2,100, expected 1,260"),
+    ("all_reduce_bytes", lambda n, ranks: 2 * (ranks - 1) * (n // (ranks + 1)), "your answer is 1,008, expected"),
+    (
+        "fullest_device",
+        lambda shared, E, each, ranks: shared + (E // ranks + E % ranks) * each,
+        "everything left over on one device",
+    ),
+    (
+        "fullest_device",
+        lambda shared, E, each, ranks: shared + (E - E // ranks) * each,
+        "your answer is 1,180, expected",
+    ),
+    (
+        "fullest_device",
+        lambda shared, E, each, ranks: math.ceil((shared + E * each) / ranks),
+        "your answer is 414, expected",
+    ),
+    ("fullest_device", lambda shared, E, each, ranks: shared + each, "one expert on a device"),
+    (
+        "partial_output",
+        lambda x, g, u, d, r, R: part(x, g, u, d, block_of(r, R, len(g)), torch.nn.functional.gelu),
+        "switch is GELU",
+    ),
+    (
+        "partial_output",
+        lambda x, g, u, d, r, R: part(x, g, u, d, block_of(R - 1 - r, R, len(g))),
+        "from the last to the first",
+    ),
+    (
+        "partial_output",
+        lambda x, g, u, d, r, R: R * part(x, g, u, d, block_of(r, R, len(g))),
+        "multiply your part by the number of ranks",
+    ),
+    (
+        "partial_output",
+        lambda x, g, u, d, r, R: part(x, g, u, d, block_of(r, R, len(g)), lambda z: z),
+        "switch is missing",
+    ),
+]

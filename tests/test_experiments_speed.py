@@ -1,0 +1,136 @@
+"""What lesson 1 measures: the bytes of a pass, times in rounds, layers cut and put back, a trip, bytes of tokens."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from mistral_lab import PRESETS, experiments, load, memory
+from mistral_lab.config import ModelConfig
+from mistral_lab.experiments import speed
+
+MISTRAL = PRESETS["mistral-7b-v0.1"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of transformers with four layers, in float32, whose times mean nothing."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    return SimpleNamespace(model=model, config=ModelConfig.from_transformers(config))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny-mistral")
+
+
+def test_a_pass_reads_all_but_the_other_rows_of_the_embedding():
+    counts = memory.parameter_counts(MISTRAL)
+    expected = 2 * (counts.total - counts.embedding + MISTRAL.dim)
+    assert experiments.pass_bytes(MISTRAL, "bfloat16") == expected
+    assert experiments.pass_bytes(MISTRAL, "float32") == 2 * expected
+    tied = replace(MISTRAL, tied_embeddings=True)  # the output layer reads the whole embedding
+    assert experiments.pass_bytes(tied, "bfloat16") == memory.weight_bytes(tied, "bfloat16")
+
+
+def test_a_mixture_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match=r"\Athe model has 8 experts, [^\n]+ dense one\Z"):
+        experiments.pass_bytes(PRESETS["mixtral-8x7b-v0.1"], "bfloat16")
+
+
+@pytest.mark.parametrize(("dtype", "quantised", "name"), [
+    (torch.float32, None, "float32"),
+    (torch.bfloat16, None, "bfloat16"),
+    (torch.bfloat16, {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, "nf4-double"),
+])  # fmt: skip
+def test_the_form_in_which_weights_are_held_has_its_name(dtype, quantised, name):
+    model = SimpleNamespace(dtype=dtype, config=SimpleNamespace(quantization_config=quantised))
+    assert experiments.held_precision(SimpleNamespace(model=model)) == name
+
+
+def test_tokens_are_timed_beside_the_speed_of_memory(small, monkeypatch):
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    times = experiments.time_tokens(small, prompt_tokens=5, new_tokens=3, repeats=2)
+    assert len(times.prompt.runs_s) == len(times.new.runs_s) == 2
+    assert times.read_bytes == experiments.pass_bytes(small.config, "float32")
+    assert times.least_s == pytest.approx((times.read_bytes / 5e9, times.read_bytes / 1e9), rel=1e-12)  # one quotient
+
+
+def test_passes_have_two_floors_and_only_one_grows_with_the_tokens(small, monkeypatch):
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(speed, "operations_per_s", lambda device, dtype: 1e9)
+    passes = experiments.time_passes(small, tokens=(1, 6), rounds=3)
+    assert passes.runs_s.shape == (3, 2)
+    np.testing.assert_array_equal(passes.median_s, np.median(passes.runs_s, axis=0))
+    counts = memory.parameter_counts(small.config)
+    weights = counts.total - counts.embedding
+    np.testing.assert_allclose(passes.compute_s, [2 * weights / 1e9, 12 * weights / 1e9], rtol=1e-12)  # one quotient
+    assert passes.read_s == experiments.pass_bytes(small.config, "float32") / 1e9
+
+
+def test_layers_are_cut_and_put_back_even_after_an_error(small):
+    whole = small.model.model.layers
+    cut = experiments.time_layers(small, layers=(1, 3), prompt_tokens=4, new_tokens=3, rounds=2)
+    assert cut.pass_s.shape == cut.token_s.shape == (2, 2)
+    assert (cut.token_s > 0).all()
+    with speed.first_layers(small.model, 2):
+        assert (len(small.model.model.layers), small.model.config.num_hidden_layers) == (2, 2)
+    with pytest.raises(ZeroDivisionError), speed.first_layers(small.model, 2):
+        _ = 1 / 0
+    assert small.model.model.layers is whole
+    assert small.model.config.num_hidden_layers == 4
+    with pytest.raises(ValueError, match=r"layers is \(2, 9\): expected two or more counts from 1 to 4"):
+        experiments.time_layers(small, layers=(2, 9))
+
+
+def test_a_line_through_the_fastest_rounds_says_what_no_layer_costs():
+    cut = speed.LayerTimes((1, 2, 4), np.ones((2, 3)), np.array([[5.0, 7.0, 99.0], [8.0, 7.0, 11.0]]))
+    assert cut.line("token") == pytest.approx((3.0, 2.0), rel=1e-9)  # 5, 7, 11: a fit rounds a little
+
+
+def test_a_trip_ends_where_generate_does(tiny):
+    """Greedy, so that nothing is drawn: prefill, the cache and one token at a time give what `generate` gives."""
+    trip = experiments.follow_tokens(tiny, "My name is", new_tokens=4, temperature=0)
+    tokens = tiny.tokenizer("My name is", return_tensors="pt")["input_ids"]
+    expected = tiny.model.generate(tokens, do_sample=False, max_new_tokens=4, pad_token_id=2)[0].tolist()
+    assert list(trip.ids) == expected
+    assert trip.prompt_tokens == tokens.shape[1]
+    table = tiny.model.get_input_embeddings().weight[list(trip.ids)].detach()
+    np.testing.assert_array_equal(trip.rows, table[:, : trip.rows.shape[1]].float().numpy())
+    assert [trip.candidates[n][place] for n, place in enumerate(trip.drawn)] == list(trip.texts[-4:])
+
+
+def test_a_trip_is_the_same_for_the_same_seed_and_shows_what_top_p_cuts(tiny):
+    one, same, other = (experiments.follow_tokens(tiny, "My favourite condiment is", seed=seed) for seed in (0, 0, 5))
+    assert one.ids == same.ids != other.ids
+    assert all(kept[place] for kept, place in zip(one.kept, one.drawn, strict=True))
+    assert not one.kept.all()
+    assert (one.probabilities.sum(axis=1) <= 1 + 1e-6).all()  # float32 sums
+    with pytest.raises(ValueError, match="top_p is 2"):
+        experiments.follow_tokens(tiny, "a", top_p=2)
+
+
+@pytest.mark.parametrize("text", ["AI的未来是 a ☃, 饕🦙\n\té “x”", "".join(map(chr, range(1, 0x250)))])
+def test_the_bytes_of_tokens_join_to_the_text(tiny, text):
+    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(experiments.bytes_of_tokens(tiny.tokenizer, ids)) == text.encode()
+
+
+def test_pieces_of_mistrals_own_tokenizer_are_read_too():
+    class Pieces:
+        all_special_ids = (1,)
+
+        def get_vocab(self):
+            return {"<0x00>": 3}
+
+        def convert_ids_to_tokens(self, ids):
+            return [{1: "<s>", 5: "▁snow", 6: "<0xE2>", 7: "是"}[number] for number in ids]
+
+    found = experiments.bytes_of_tokens(Pieces(), [1, 5, 6, 7])
+    assert found == [b"<s>", b" snow", b"\xe2", "是".encode()]
