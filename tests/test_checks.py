@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from students import handed_in, lesson_2, lesson_3
+from handed_in import handed_in, lesson_2, lesson_3
 
 from mistral_lab import checks
 from mistral_lab.checks import judging, values

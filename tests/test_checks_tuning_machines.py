@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from students.lesson_8 import adapter_by_numbers
-from students.lesson_9 import fullest_by_dealing, part_by_hand, swiglu
+from handed_in.lesson_8 import adapter_by_numbers
+from handed_in.lesson_9 import fullest_by_dealing, part_by_hand, swiglu
 
 import mistral_lab
 from mistral_lab import checks, distributed, finetune, memory

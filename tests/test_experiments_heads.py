@@ -10,7 +10,7 @@ from mistral_lab.attention import grouped_query_attention
 from mistral_lab.experiments import heads, merged_heads
 from mistral_lab.loading.compat import attention_of
 
-STORY = "Once there was a baker called Nora, and she lived near the river. " * 6  # longer than the window of 64
+STORY = "Once there was a baker called Nora, and she lived near the river. " * 5  # longer than the window of 64
 
 
 def right(q, k, v, mask):
@@ -106,7 +106,7 @@ def test_what_cannot_be_merged_is_refused(lab, heads, merge):
 def test_training_takes_back_loss_and_leaves_the_loaded_model_alone():
     lab = load("tiny-mistral")
     before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
-    found = experiments.fewer_heads(lab, documents=3, steps=2)
+    found = experiments.fewer_heads(lab, documents=2, steps=1)
     built, averaged, _, _, after = (interval.mean for interval in found.values())
     assert built < after < averaged
     assert all(torch.equal(lab.model.state_dict()[name], tensor) for name, tensor in before.items())

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from students import handed_in
+from handed_in import handed_in
 
 from mistral_lab import checks
 
