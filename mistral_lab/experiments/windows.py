@@ -276,9 +276,9 @@ def generate_padded(loaded: Loaded, texts: Sequence[str], *, window: int) -> dic
     """Continue two prompts at once, one of which is shorter than the window and is padded on the left.
 
     Args:
-        loaded: what `load` returned; its model gets the window for the time being.
+        loaded: what `load` returned.
         texts: two, of which the first 5/2 W and 1/4 W tokens are the prompts.
-        window: W, at least 4.
+        window: W, at least 4, which its model gets for the time being.
 
     Returns:
         the new tokens (2, W / 2) of "no cache", "position order" and "slot order".
