@@ -217,8 +217,7 @@ class WindowSlip:
     """What another window changes, in all places of some texts.
 
     Args:
-        places: how many.
-        moved: places in which a logit moves by more than 1.
+        places, moved: how many, and in how many of them a logit moves by more than 1.
         most: the largest move.
         choices: places in which the first choice changes.
     """
