@@ -217,8 +217,7 @@ class WindowSlip:
     """What another window changes, in all places of some texts.
 
     Args:
-        places: how many.
-        moved: places in which a logit moves by more than 1.
+        places, moved: how many, and in how many of them a logit moves by more than 1.
         most: the largest move.
         choices: places in which the first choice changes.
     """
@@ -276,9 +275,9 @@ def generate_padded(loaded: Loaded, texts: Sequence[str], *, window: int) -> dic
     """Continue two prompts at once, one of which is shorter than the window and is padded on the left.
 
     Args:
-        loaded: what `load` returned; its model gets the window for the time being.
+        loaded: what `load` returned.
         texts: two, of which the first 5/2 W and 1/4 W tokens are the prompts.
-        window: W, at least 4.
+        window: W, at least 4, which its model gets for the time being.
 
     Returns:
         the new tokens (2, W / 2) of "no cache", "position order" and "slot order".

@@ -114,7 +114,7 @@ def _draw_states(ax: Axes, x, y, knows, path, now: int) -> None:
 def _draw_words(ax: Axes, x, words: Sequence[str], *, now: int, source: int, brief: bool) -> None:
     """The tokens: the name orange, the newest framed in the query's blue, what has not arrived as an empty box."""
     width = 0.94 * (x[1] - x[0]) if len(x) > 1 else 1.0
-    marked = [place for place in (source, now) if place <= now]
+    marked = [place for place in sorted({source, now}) if place <= now]
     for place in [*(place for place in range(len(words)) if place not in marked), *marked]:
         text = words[place] if (place in marked or not brief) and place <= now else ""
         state = "now" if place in marked else "past" if place <= now else "idle"
