@@ -36,11 +36,11 @@ def test_the_story_of_the_lesson_is_answered_with_another_name(tiny):
     assert (f"{first} {last}", story.size) == (story.name, 2)
     assert story.distance == len(story.tokens) - 1 - story.source
     assert 189 < story.distance < masks.receptive_field(64, 4)  # within the reach of four layers, beyond that of three
-    said = experiments.answer(tiny.model, tiny.tokenizer, story.tokens, size=2)
+    said = experiments.answer_story(tiny.model, tiny.tokenizer, story.tokens, size=2)
     assert len(said.split()) == 2
     assert said != story.name
     near = story.tokens[: story.ends[0] + 1] + story.tokens[story.ends[-1] + 1 :]
-    assert experiments.answer(tiny.model, tiny.tokenizer, near, size=2) == story.name
+    assert experiments.answer_story(tiny.model, tiny.tokenizer, near, size=2) == story.name
 
 
 def test_recall_counts_words_at_every_distance(tiny):

@@ -32,7 +32,7 @@ NAMES = {  # of each module of this folder
     ),
     "windows": (
         "SlotOrderCache",
-        "answer",
+        "answer_story",
         "compare_windows",
         "generate_padded",
         "measure_influence",
