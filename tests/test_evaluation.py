@@ -63,7 +63,8 @@ def test_wilson_is_the_interval_that_the_literature_prints():
         none, every = evaluation.wilson(0, asked), evaluation.wilson(asked, asked)
         assert (none.mean, none.low, every.mean, every.high) == (0, 0, 1, 1)
         # Solved by hand where nothing is right: high = z² / (n + z²).
-        assert none.high == 1 - every.low == pytest.approx(1.959964**2 / (asked + 1.959964**2))
+        by_hand = 1.959964**2 / (asked + 1.959964**2)
+        assert (none.high, 1 - every.low) == (pytest.approx(by_hand), pytest.approx(by_hand))
     for right, asked in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match=f"{right} of {asked} right: expected at least one"):
             evaluation.wilson(right, asked)

@@ -145,7 +145,7 @@ def _counted(row: Recall | None) -> dict:
 
 
 def as_json(found: dict, *, for_the_card: dict) -> str:
-    """Write the record in the form of the bundled file: fractions with four places, a line for each model.
+    """Write the record in the form of the bundled file: fractions with six places, a line for each model.
 
     Args:
         found: what `measure_windows` returned.
@@ -159,14 +159,14 @@ def as_json(found: dict, *, for_the_card: dict) -> str:
 
 
 def _rounded(value: object) -> object:
-    """Turn intervals and the like into plain objects, and every fraction into one of four places."""
+    """Turn intervals and the like into plain objects, and every fraction into one of six places."""
     if isinstance(value, Interval | Recall):
         return _rounded(asdict(value))
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def read_card(record: dict) -> dict:
