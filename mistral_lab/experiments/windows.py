@@ -62,7 +62,9 @@ def read_story(tokenizer: PreTrainedTokenizerBase, number: int = STORY) -> Story
     return Story(tokens, words, text.name, source, size, ends)
 
 
-def answer_story(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, size: int) -> str:
+def answer_story(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, size: int
+) -> str:
     """Let the model go on by `size` tokens, each time with the token that it finds most likely."""
     tokens = list(tokens)
     for _ in range(size):
