@@ -100,7 +100,6 @@ def test_what_a_reader_writes_is_no_formula():
     drawn = [
         figures.plot_next_tokens(PROBABILITIES, tokens=priced).get_yticklabels(),
         figures.plot_labels(priced, np.array([False, True, True])).texts,
-        figures.plot_head_weights(np.eye(2, 3), shared=np.array([0, 0]), tokens=priced).get_xticklabels(),
     ]
     for texts in drawn:
         texts[0].figure.canvas.draw()

@@ -108,7 +108,7 @@ def fullest_device(function: Callable) -> Callable:
             (400, 8, 30, 3),
             (1000, 10, 30, 4),
             (1000, 8, 30, 1),
-            (550, 5, 20, 7),
+            (550, 9, 20, 7),
         ],
         mistakes=[
             Mistake(

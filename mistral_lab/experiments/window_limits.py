@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..loading.compat import attention_of
 from ..masks import causal_mask, sliding_window_mask
 from ..training import evaluation
 from ..training.evaluation import Encoded, Interval
@@ -102,7 +103,7 @@ def first_token_share(model: PreTrainedModel, blocks: torch.Tensor, *, tokens: i
         blocks: (blocks, at least `tokens`).
         tokens: how many are read; queries from a quarter of them on count.
     """
-    used = model.config._attn_implementation
+    used = attention_of(model)
     model.set_attn_implementation("eager")  # the one that returns its weights
     layers = model(blocks[:, :tokens].to(model.device), use_cache=False, output_attentions=True).attentions
     model.set_attn_implementation(used)
