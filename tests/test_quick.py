@@ -41,7 +41,12 @@ LESSON = "notebooks/05_the_whole_model.ipynb"
             None,
             "tests/test_card.py",  # has its own
         ),
-        ("mistral_lab/bundled/runs.json", ["tests/test_bundled.py", "tests/test_card.py", "tests/test_training_windows.py"], None, MASKS),
+        (
+            "mistral_lab/bundled/runs.json",
+            ["tests/test_bundled.py", "tests/test_card.py", "tests/test_training_windows.py"],
+            None,
+            MASKS,
+        ),
         (
             LESSON,
             [f"tests/test_{name}.py" for name in ("environments", "exercises", "notebooks", "tiers")],
