@@ -60,8 +60,8 @@ class Explorer:
         )
         self._text = widgets.HTML(_as_html(self.sentence))
         row = widgets.Box(layout={"flex_flow": "row wrap"})
-        for control in self.controls.values():
-            row.children += (control, control.play) if isinstance(control, MovingSlider) else (control,)
+        for control in self.controls.values():  # a slider and its buttons stay side by side where a row is full
+            row.children += (widgets.Box([control, control.play]) if isinstance(control, MovingSlider) else control,)
         self.widget = widgets.VBox([row, self._image, self._text])
         self.widget.add_class(CSS_CLASS)
         for control in self.controls.values():

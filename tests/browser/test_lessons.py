@@ -1,4 +1,4 @@
-"""Every lesson in JupyterLab: its pictures before it runs, its run, and its explorers moved by keyboard alone.
+"""Every lesson in JupyterLab: its pictures before it runs, its run, its guesses and its explorers by keyboard alone.
 
 `make test-browser` runs this, not `make test`: it needs Chromium, and runs every lesson once more. The screenshots in
 build/screens are for looking at.
@@ -17,7 +17,8 @@ RUN_S = 240
 # A run that stands still is begun again: about one in ten did so here, each lesson ran when asked again, and the cause
 # is not known. A cell that fails is never tried again.
 FURTHER_TRIES = 3
-EXPLORER = ".mistral-lab-explorer"
+EXPLORER, GUESS = ".mistral-lab-explorer", ".mistral-lab-guess"
+WIDTHS = (1280, 800)  # of the screenshots
 CODE = ".jp-Notebook .jp-CodeCell"
 # From the top of the lesson to the end of its last cell; the panel itself goes on, so that one can scroll past it.
 LESSON_END = """panel => [...panel.querySelectorAll(".jp-Cell")].at(-1).getBoundingClientRect().bottom
@@ -44,9 +45,11 @@ def test_a_lesson_in_the_browser(path, lab, page, stop_kernels):
             unfinished = run_all(page, len(code))
     assert not unfinished, f"not finished in {RUN_S} s, several times; the prompts of the cells: {unfinished}"
     see_no_error(page)
+    enter_guesses(page)
     explorers = move_explorers(page)
     see_pictures(page, count_pictures(code) - explorers)  # an explorer's picture is live now, and no output of its own
-    screenshot(page, path.stem)
+    for width in WIDTHS:
+        screenshot(page, f"{path.stem}_{width}", width)
 
 
 def open_lesson(page, address: str, cells: int) -> None:
@@ -96,6 +99,25 @@ def see_no_error(page) -> None:
     assert not page.locator(".jupyter-widgets-error-widget").count()
 
 
+def enter_guesses(page) -> None:
+    """Move the slider of every guess by an arrow key and press its button with Enter; its line follows both."""
+    for guess in page.locator(GUESS).all():
+        guess.scroll_into_view_if_needed()
+        line = guess.locator('[role="status"]')
+        assert line.inner_text().startswith("A guess to compare with is")
+        guess.locator(".noUi-handle").focus()
+        for key in ("ArrowLeft", "ArrowRight"):  # whichever way is not its end
+            page.keyboard.press(key)
+            page.wait_for_timeout(600)
+            if line.inner_text().startswith("Your guess is"):
+                break
+        assert "when you are sure" in line.inner_text()
+        guess.locator("button").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(600)
+        assert "The cells below now draw it" in line.inner_text()
+
+
 def move_explorers(page) -> int:
     """Move one control of every explorer by keyboard; each redraws. Returns how many there are."""
     explorers = page.locator(EXPLORER)
@@ -116,12 +138,19 @@ def move_explorers(page) -> int:
     return explorers.count()
 
 
-def screenshot(page, name: str) -> None:
-    """The whole lesson, in pictures of at most 16,000 pixels: Chromium draws no more at once."""
+def screenshot(page, name: str, width: int) -> None:
+    """The whole lesson in a window of this width, in pictures of at most 16,000 pixels: Chromium draws no more at once.
+
+    In a narrow window the list of files beside the lesson is closed, as a reader would do.
+    """
+    page.set_viewport_size({"width": width, "height": 1200})
+    if width < WIDTHS[0] and page.locator(".jp-FileBrowser").is_visible():
+        page.keyboard.press("Control+b")
+    page.wait_for_timeout(1500)
     panel = page.locator(".jp-WindowedPanel-outer").last
     top, part = 0, 1
     while (left := panel.evaluate(LESSON_END) - top) > 0:
-        page.set_viewport_size({"width": 1280, "height": min(16_000, int(left) + 200)})
+        page.set_viewport_size({"width": width, "height": min(16_000, int(left) + 200)})
         panel.evaluate("(panel, top) => panel.scrollTo(0, top)", top)
         page.wait_for_timeout(1500)  # cells are drawn when they come into view, and only then have their true height
         page.screenshot(path=SCREENS / (f"{name}.png" if part == 1 else f"{name}_{part}.png"))
