@@ -169,8 +169,12 @@ def test_checks_of_answers_that_lie_there(device, capsys):
     def there(function):
         return lambda *arguments: tree_map(lambda x: x.to(device), function(*arguments))
 
-    def back(w, block_size, codebook):
-        return nf4.dequantize(nf4.quantize(w, block_size=block_size, codebook=codebook))
+    def back(w, block_size, codebook):  # by hand, because this check refuses calls of the package's own functions
+        rows = []
+        for block in w.flatten().split(block_size):
+            absmax = block.abs().max()
+            rows.append(absmax * codebook[(block[:, None] / absmax - codebook).abs().argmin(1)])
+        return torch.cat(rows).reshape(w.shape)
 
     checks.round_trip(there(back))
     checks.merged_weight(there(lambda W, A, B, alpha: W + alpha / len(A) * B @ A))
