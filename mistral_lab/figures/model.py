@@ -105,7 +105,7 @@ def plot_read(
     ax.set_ylim(len(models) - 0.4, -0.85)
     ax.set_xlim(0, 112)  # room for the label of a guess at the end
     ax.set_xticks([0, 25, 50, 75, 100])
-    ax.set_xlabel("percent of the file; the pale end is not read")
+    ax.set_xlabel("percent of the weights; the grey end is not read")
     return ax
 
 
