@@ -86,13 +86,13 @@ def parameter_count(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda config: answer(replace(config, head_dim=config.dim // config.n_heads)),
-                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: a head is "
-                "head_dim wide, which need not be dim / n_heads",
+                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: a head "
+                "is head_dim wide, which need not be dim / n_heads",
             ),
             Mistake(
                 summed(once, once, norms),
-                "you get {got}: attention and feed-forward stand in each of the {config.n_layers} layers, and you count "
-                "one layer",
+                "you get {got}: attention and feed-forward stand in each of the {config.n_layers} layers, and you "
+                "count one layer",
             ),
             Mistake(
                 summed(every, once, norms),
@@ -134,8 +134,8 @@ def parameter_count(function: Callable) -> Callable:
             Mistake(counted(norms=0), "you get {got}: each layer has two norms, and you count the last one alone"),
             Mistake(
                 counted(wide=lambda config: config.dim),
-                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: the query "
-                "heads are together n_heads times head_dim wide, which need not be dim",
+                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: the "
+                "query heads are together n_heads times head_dim wide, which need not be dim",
             ),
             Mistake(counted(each=2), "you get {got}, twice too much: is that bytes? Parameters are asked for"),
             Mistake(counted(each=4), "you get {got}, four times too much: is that bytes? Parameters are asked for"),

@@ -131,7 +131,7 @@ def draw_probabilities(function: Callable) -> Callable:
             ),
             Mistake(
                 by_bare_exp,
-                "the exponential of a logit near 1,000 is infinite: take `softmax`, or subtract the largest logit first",
+                "the exponential of a logit near 1,000 is infinite: take `softmax`, or subtract the largest first",
             ),
             Mistake(
                 cut(likelier_may_reach),

@@ -17,7 +17,7 @@ class RecordedTimes:
         device: whose processor read the weights.
         contexts: tokens before the new one, one count per entry.
         runs_s: of each context the seconds of its runs.
-        least_s: of each context the seconds to read weights, keys and values once, at the fastest reading in the record.
+        least_s: of each context the seconds to read weights, keys and values once, at the fastest speed recorded.
         prompts_s: median seconds of a whole prompt, by its tokens.
     """
 
@@ -35,17 +35,18 @@ class RecordedTimes:
     @property
     def sentence(self) -> str:
         """What was found, for the caption of a picture."""
-        over = ", ".join(f"{took / least:.1f}" for took, least in zip(self.median_s, self.least_s, strict=True))
+        pairs = zip(self.median_s, self.least_s, strict=True)
+        over = ", ".join(f"{took / least:.1f}" for took, least in pairs)
         tokens = next((tokens for tokens in self.prompts_s if tokens >= 128), None)
         prompt = (
-            f"; each token of a prompt of {tokens} took {self.prompts_s[tokens] / tokens * 1e3:.0f} ms, where computing "
+            f"; each token of a prompt of {tokens} took {self.prompts_s[tokens] / tokens * 1e3:.0f} ms, as computing "
             "takes over"
             if tokens
             else ""
         )
         return (
-            f"Mistral 7B in four bits on two cores of an {self.device}: {over} times what reading alone takes at the fastest "
-            f"speed in the record (thin bars: fastest to slowest run){prompt}."
+            f"Mistral 7B in four bits on two cores of an {self.device}: {over} times what reading alone takes at the "
+            f"fastest speed in the record (thin bars: fastest to slowest run){prompt}."
         )
 
 

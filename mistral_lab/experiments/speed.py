@@ -102,8 +102,8 @@ class TokenTimes:
         """What was found, for the caption of a picture."""
         new, prompt = (timing.median_s * 1e3 for timing in (self.new, self.prompt))
         return (
-            f"A new token took {new:.2g} ms, a token of the prompt {prompt:.2g} ms, because {self.prompt_tokens} of them "
-            f"share one pass (thin bars: fastest to slowest of {len(self.new.runs_s)} runs; a pass reads "
+            f"A new token took {new:.2g} ms, a token of the prompt {prompt:.2g} ms, because {self.prompt_tokens} of "
+            f"them share one pass (thin bars: fastest to slowest of {len(self.new.runs_s)} runs; a pass reads "
             f"{self.read_bytes / 1e6:,.1f} MB, and memory delivered {self.bytes_per_s / 1e9:.0f} GB/s)."
         )
 

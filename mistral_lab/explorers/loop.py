@@ -87,8 +87,8 @@ def loop_picture(trip) -> tuple[Figure, str, str]:
         figure,
         f"{trip.prompt_tokens} tokens rise through {trip.layers} floors; above stand the chances of the likeliest next "
         f"tokens, and {_named(trip, 0)} is drawn and appended.",
-        "Text becomes tokens, each token a row of numbers. The rows rise through all floors, on top stand the chances of "
-        "the next token, one is drawn, and the loop begins again.",
+        "Text becomes tokens, each token a row of numbers. The rows rise through all floors, on top stand the chances "
+        "of the next token, one is drawn, and the loop begins again.",
     )
 
 
