@@ -68,7 +68,9 @@ def plot_times(
         ax.set_xlim(0, longest * 1e3 * 1.15)
     else:
         decade_axis(ax.xaxis)
-        ax.margins(x=0.16 if expected == "at least" else 0.12)
+        ax.margins(x=0.12)
+        if expected == "at least":  # room for a number left of the first line
+            ax.set_xlim(left=np.nanmin(every_s) * 1e3 / 8)
     if guessed:
         low, high = ax.get_xlim()
         ax.set_xlim(low if near else min(low, guess_s * 1e3 / 1.5), max(high, guess_s * 1e3 * (1.3 if near else 10)))
@@ -141,7 +143,7 @@ def plot_layer_times(
         face = "white" if number else MEASURED  # the first series is full, the others are hollow
         ax.plot(layers, values * 1e3, "o", color=MEASURED, markerfacecolor=face, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
-        if fixed > 0 and all(abs(fixed - other) > 0.08 * seconds.max() for other in written):
+        if fixed > 0 and all(abs(fixed - other) > 0.06 * seconds.max() for other in written):
             write_beside(ax, milliseconds(fixed), (0, fixed * 1e3), shift=(-5, 0), ha="right", va="center")
             written.append(fixed)
     ax.axvline(0, color=FADED, linewidth=1, zorder=0)
