@@ -58,6 +58,7 @@ def plot_times(
             side, ha = (7, "left") if value < least else (-7, "right")
             place = {"shift": (side, 0), "ha": ha, "va": "center"} if expected == "at least" else below
             write_beside(ax, milliseconds(least), (least * 1e3, row), **place)
+    for row, value in zip(rows, measured_s, strict=True):
         if not np.isnan(value):
             write_beside(ax, milliseconds(value), (value * 1e3, row), shift=(0, 7), va="bottom")
     label_rows(ax, tasks, room=0.6)
