@@ -89,7 +89,7 @@ def plot_read(
     for row, amounts in enumerate(shares):
         start, below = 0.0, []
         for number, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
-            face = IDLE if number == skipped else pale(WEIGHTS, max(0, 0.5 - 0.17 * number))
+            face = IDLE if number == skipped else pale(WEIGHTS, max(0.2, 0.55 - 0.17 * number))
             ax.barh(row, amount, left=start, height=0.42, color=face, edgecolor="white", linewidth=0.8)
             named = f"{part} {amount:.0f} %" if amount >= 9.5 else f"{part} {amount:.2g} %"
             if amount >= 2.1 + 0.95 * len(named):

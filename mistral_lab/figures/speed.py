@@ -144,11 +144,11 @@ def plot_layer_times(
         face = "white" if number else MEASURED  # the first series is full, the others are hollow
         ax.plot(layers, values * 1e3, "o", color=MEASURED, markerfacecolor=face, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
-        if fixed > 0 and all(abs(fixed - other) > 0.06 * seconds.max() for other in written):
+        if fixed > 0.05 * seconds.max() and all(abs(fixed - other) > 0.06 * seconds.max() for other in written):
             write_beside(ax, milliseconds(fixed), (0, fixed * 1e3), shift=(-5, 0), ha="right", va="center")
             written.append(fixed)
     ax.axvline(0, color=FADED, linewidth=1, zorder=0)
-    ax.set_xlim(-0.14 * max(layers), max(layers) * 1.4)
+    ax.set_xlim(-0.18 * max(layers), max(layers) * 1.4)
     ax.set_ylim(bottom=0)
     ax.set_xticks([0, *layers])
     ax.set_xlabel("layers that are left")
