@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from mistral_lab import PRESETS, experiments, load, memory
 from mistral_lab.config import ModelConfig
-from mistral_lab.experiments import speed
+from mistral_lab.experiments import recorded, speed
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
 
@@ -59,6 +59,9 @@ def test_tokens_are_timed_beside_the_speed_of_memory(small, monkeypatch):
     times = experiments.time_tokens(small, prompt_tokens=5, new_tokens=3, repeats=2)
     assert len(times.prompt.runs_s) == len(times.new.runs_s) == 2
     assert times.read_bytes == experiments.pass_bytes(small.config, "float32")
+    assert times.read_parameters * 4 == times.read_bytes
+    assert times.bits == 32  # float32
+    assert "because 5 of them share one pass" in times.sentence
     assert times.least_s == pytest.approx((times.read_bytes / 5e9, times.read_bytes / 1e9), rel=1e-12)  # one quotient
 
 
@@ -72,6 +75,18 @@ def test_passes_have_two_floors_and_only_one_grows_with_the_tokens(small, monkey
     weights = counts.total - counts.embedding
     np.testing.assert_allclose(passes.compute_s, [2 * weights / 1e9, 12 * weights / 1e9], rtol=1e-12)  # one quotient
     assert passes.read_s == experiments.pass_bytes(small.config, "float32") / 1e9
+
+
+def test_recorded_times_are_those_of_the_whole_model_and_bound_from_below(monkeypatch, tmp_path):
+    found = experiments.recorded_times("mistral-7b-v0.1")
+    assert found.contexts == tuple(sorted(found.contexts))
+    for least, runs, median in zip(found.least_s, found.runs_s, found.median_s, strict=True):
+        assert least < min(runs) <= median <= max(runs)
+    assert found.least_s == tuple(sorted(found.least_s))  # more keys and values to read
+    assert f"each token of a prompt of 128 took {found.prompts_s[128] / 128 * 1e3:.0f} ms" in found.sentence
+    assert experiments.recorded_times("mixtral-none") is None
+    monkeypatch.setattr(recorded, "RECORDS", tmp_path)
+    assert experiments.recorded_times("mistral-7b-v0.1") is None
 
 
 def test_layers_are_cut_and_put_back_even_after_an_error(small):

@@ -156,6 +156,24 @@ def test_a_guess_far_away_stays_in_the_picture():
     assert near.get_xlim()[1] > 400
 
 
+def test_the_spread_of_the_runs_stays_in_the_picture_and_no_line_strikes_a_number_through():
+    ax = figures.plot_times(
+        [0.2, 0.25], [0.1, 0.12], tasks=["a", "b"], expected="at least", runs_s=[[0.2, 0.5], [0.25]]
+    )
+    assert ax.get_xlim()[1] > 500
+    ends = [line.get_xdata().tolist() for line in ax.lines]
+    assert [200, 500] in ends
+    assert {text.get_ha() for text in ax.texts if text.get_text() in ("100 ms", "120 ms")} == {"right"}
+    check_apart(ax.texts)
+
+
+def test_the_hook_comes_with_its_words():
+    figure, alt, caption = explorers.loop_picture(TRIP)
+    assert "“vinegar” is drawn" in alt
+    assert "chances" in caption
+    check_whole(figure)
+
+
 def test_a_patient_printer_is_drawn_below_the_pieces():
     snow = "☃".encode()
     ax = figures.plot_pieces([b"a", b" ", *(bytes([byte]) for byte in snow)], printed=["a", " ", "", "", "☃"])

@@ -27,6 +27,27 @@ def parameter_count(function: Callable) -> Callable:
 
         return wrong
 
+    def summed(layers_of_attention, layers_of_feed_forward, numbers_of_norms):
+        def wrong(config):
+            c = config
+            attention = 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads) * layers_of_attention(c)
+            feed_forward = 3 * c.dim * c.hidden_dim * layers_of_feed_forward(c)
+            return attention + feed_forward + numbers_of_norms(c) + 2 * c.vocab_size * c.dim
+
+        return wrong
+
+    def every(config):
+        return config.n_layers
+
+    def once(config):
+        return 1
+
+    def none(config):
+        return 0
+
+    def norms(config):
+        return (2 * config.n_layers + 1) * config.dim
+
     sizes = {"dim": 12, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "head_dim": 4, "hidden_dim": 20}
     config = ModelConfig(vocab_size=50, **sizes, norm_eps=1e-5, rope_theta=1e4, max_positions=64)
     others = {"vocab_size": 70, "dim": 16, "n_layers": 5, "n_heads": 8, "n_kv_heads": 1, "head_dim": 6}
@@ -63,6 +84,34 @@ def parameter_count(function: Callable) -> Callable:
                 counted(kv=lambda config: 2),
                 "you get {got}: keys and values have {config.n_kv_heads} heads, and you count one",
             ),
+            Mistake(
+                lambda config: answer(replace(config, head_dim=config.dim // config.n_heads)),
+                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: a head "
+                "is head_dim wide, which need not be dim / n_heads",
+            ),
+            Mistake(
+                summed(once, once, norms),
+                "you get {got}: attention and feed-forward stand in each of the {config.n_layers} layers, and you "
+                "count one layer",
+            ),
+            Mistake(
+                summed(every, once, norms),
+                "you get {got}: the feed-forward network stands in each of the {config.n_layers} layers, not once",
+            ),
+            Mistake(
+                summed(once, every, norms),
+                "you get {got}: attention stands in each of the {config.n_layers} layers, not once",
+            ),
+            Mistake(summed(every, none, norms), "you get {got}: the feed-forward networks are missing"),
+            Mistake(summed(none, every, norms), "you get {got}: attention is missing"),
+            Mistake(
+                summed(every, every, lambda config: config.n_layers * norms(config)),
+                "you get {got}: 2 L + 1 norms are all norms of the model, not those of one layer",
+            ),
+            Mistake(
+                summed(every, every, lambda config: 2 * config.n_layers + 1),
+                "you get {got}: each norm has dim numbers, and you count one for each norm",
+            ),
             Mistake(counted(tables=1), "you get {got}: a table is missing; the input and the output have one each"),
             Mistake(counted(tables=0), "you get {got}: the tables are missing, at the input and at the output"),
             Mistake(counted(matrices=2), "you get {got}: the feed-forward network has three matrices, not two"),
@@ -85,7 +134,8 @@ def parameter_count(function: Callable) -> Callable:
             Mistake(counted(norms=0), "you get {got}: each layer has two norms, and you count the last one alone"),
             Mistake(
                 counted(wide=lambda config: config.dim),
-                "you get {got}: the query heads are together n_heads times head_dim wide, which need not be dim",
+                "you get {got} for dim {config.dim}, n_heads {config.n_heads} and head_dim {config.head_dim}: the "
+                "query heads are together n_heads times head_dim wide, which need not be dim",
             ),
             Mistake(counted(each=2), "you get {got}, twice too much: is that bytes? Parameters are asked for"),
             Mistake(counted(each=4), "you get {got}, four times too much: is that bytes? Parameters are asked for"),
@@ -121,7 +171,7 @@ def least_time(function: Callable) -> Callable:
             Mistake(times(1e-9), "you return {got}, 10^9 times too little: parameters are counted in ones"),
             Mistake(
                 lambda parameters, bits, bytes_per_s: parameters * bits / 8 // bytes_per_s,
-                "you return {got}: `//` drops the fraction, and the time is less than a second",
+                "you return {got}: `//` drops the fraction, as rounding does, and the time is less than a second",
             ),
             Mistake(
                 lambda parameters, bits, bytes_per_s: parameters * 4 / bytes_per_s,

@@ -4,11 +4,14 @@ import contextvars
 import copy
 import functools
 import inspect
+import math
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
+
+import numpy as np
 
 from .values import (
     Refusal,
@@ -160,8 +163,18 @@ def _until_it_raises(function: Callable, cases: Sequence[tuple], right: Sequence
 def _factor(answers, expected) -> str | None:
     """What to say where every answer is the right one times the same factor."""
     factor = times_larger(answers, expected)
-    if factor is None or factor < 0:
-        return None if factor is None else "every answer has the wrong sign"
+    if (
+        factor is None
+        or abs(factor - 1) < 1e-3
+        or not all(
+            isinstance(value, np.ndarray)
+            or math.isclose(got, factor * value, rel_tol=1e-6)  # a small one beside large ones
+            for got, value in zip(answers, expected, strict=True)
+        )
+    ):
+        return None
+    if factor < 0:
+        return "every answer has the wrong sign"
     size = f"{factor:,.4g} times too large" if factor > 1 else f"{1 / factor:,.4g} times too small"
     return f"every answer is {size}: is it a unit, or a factor?"
 

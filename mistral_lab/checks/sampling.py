@@ -1,12 +1,14 @@
 """Lesson 1: the probabilities that a token is drawn with, and characters that come in pieces."""
 
 import codecs
+import itertools
 from collections.abc import Callable
 
 import torch
 
 from ..sampling import kept_by_top_p, token_probabilities
 from .judging import Mistake, judge
+from .values import read_answer
 
 
 def draw_probabilities(function: Callable) -> Callable:
@@ -38,6 +40,25 @@ def draw_probabilities(function: Callable) -> Callable:
             return scaled(p * kept(p, lambda descending: stays(descending, top_p)))
 
         return wrong
+
+    def without_softmax(chances):
+        def wrong(logits, temperature, top_p):
+            p = chances(logits / temperature)
+            return scaled(p * kept(p, lambda descending: descending.cumsum(0) - descending < top_p))
+
+        return wrong
+
+    def by_bare_exp(logits, temperature, top_p):
+        powers = (logits / temperature).exp()
+        p = powers / powers.sum()
+        return scaled(p * kept(p, lambda descending: descending.cumsum(0) - descending < top_p))
+
+    def likelier_may_reach(p, top_p):
+        return p.cumsum(0) - p <= top_p
+
+    def fifty_kept(logits, temperature, top_p):
+        few = logits.argsort(descending=True)[:50]
+        return torch.zeros_like(logits).scatter(0, few, answer(logits[few], temperature, top_p).to(logits))
 
     def crossing_dropped(p, top_p):
         return p.cumsum(0) < top_p
@@ -74,13 +95,16 @@ def draw_probabilities(function: Callable) -> Callable:
         return wrong
 
     logits = torch.tensor([0.10, 0.45, 0.05, 0.25, 0.15]).log() + 1.5  # logits need not be logarithms of probabilities
+    exact = torch.tensor([0.25, 0.5, 0.125, 0.125]).log()  # the likeliest reaches one half, and no more is needed
+    many = torch.linspace(0, 1, 100)
     peaked = torch.tensor([0.01, 0.02, 0.9, 0.03, 0.015, 0.02, 0.005]).log() - 2  # one token is more than top-p alone
     return judge(
         "draw_probabilities",
         function,
         answer=answer,
         cases=[(logits, 1.0, 0.97), (logits, 1.0, 0.6), (logits, 0.5, 0.97), (logits, 0.5, 0.6), (logits, 2.0, 0.6)]
-        + [(logits.flip(0) * 2, 2.0, 0.6), (logits, 2.0, 0.2), (logits, 2.0, 1.0), (peaked, 1.0, 0.8)],
+        + [(logits.flip(0) * 2, 2.0, 0.6), (logits, 2.0, 0.2), (logits, 2.0, 1.0), (peaked, 1.0, 0.8)]
+        + [(exact, 1.0, 0.5), (many, 1.0, 0.97), (many.flip(0), 1.0, 0.97), (logits + 1000, 1.0, 0.6)],
         mistakes=[
             Mistake(multiplied, "a temperature below 1 must sharpen, and yours flattens: do you multiply by it?"),
             Mistake(cut(crossing_dropped), "you drop the token that crosses the line: it stays"),
@@ -97,6 +121,23 @@ def draw_probabilities(function: Callable) -> Callable:
                 lambda logits, temperature, top_p: answer(logits, 1.0, 1.0),
                 "you return the softmax alone: the temperature and top-p change nothing",
             ),
+            Mistake(
+                without_softmax(lambda scaled_logits: scaled_logits),
+                "you leave out the softmax: logits are no probabilities",
+            ),
+            Mistake(
+                without_softmax(torch.exp),
+                "the exponentials alone are no probabilities: divide by their sum before top-p cuts",
+            ),
+            Mistake(
+                by_bare_exp,
+                "the exponential of a logit near 1,000 is infinite: take `softmax`, or subtract the largest first",
+            ),
+            Mistake(
+                cut(likelier_may_reach),
+                "where the likelier tokens reach top_p exactly, they are enough: a token stays while they have less",
+            ),
+            Mistake(fifty_kept, "you keep 50 tokens at most, which is top-k: keep as many as top-p asks for"),
             Mistake(not_scaled, "your probabilities add to {got}, not to 1: scale up what stays"),
             Mistake(cut_first, "you cut before the temperature: temperature comes first, then top-p"),
             Mistake(
@@ -127,7 +168,15 @@ def draw_probabilities(function: Callable) -> Callable:
             ),
         ],
         show=lambda p: f"{p.sum():.2f}",
+        also=_keeps_one_of_two,
     )
+
+
+def _keeps_one_of_two(function: Callable) -> str | None:
+    """Whether of two equal tokens at the line one stays: which one is left open."""
+    logits = torch.tensor([0.5, 0.25, 0.25]).log()
+    stays = read_answer(function(logits, 1.0, 0.6), logits) > 0
+    return None if stays.sum() == 2 else "of two equally likely tokens at the line you keep both: one is enough"
 
 
 def whole_characters(function: Callable) -> Callable:
@@ -166,13 +215,17 @@ def whole_characters(function: Callable) -> Callable:
             held = b"" if whole else held
         return printed
 
-    def never_emptied(pieces):
+    def emptied(pieces):
         printed, held = [], b""
         for piece in pieces:
             held += piece
             printed.append(held.decode(errors="ignore"))
-            held = held if printed[-1] == "" else held[-1:]
+            held = held if printed[-1] == "" else b""
         return printed
+
+    def taken_out(pieces):
+        texts = ["", *so_far(pieces)]
+        return [new.replace(old, "") for old, new in itertools.pairwise(texts)]
 
     def end_printed(pieces):
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -191,6 +244,7 @@ def whole_characters(function: Callable) -> Callable:
             ([two[:1], two[1:] + two + four[:3], four[3:] + three[:1]],),
             ([four[:2], four[2:3], four[3:]],),
             ([three],),
+            ([one, one, two],),
         ],
         mistakes=[
             Mistake(
@@ -221,7 +275,13 @@ def whole_characters(function: Callable) -> Callable:
                 "you print {got}: print each character as soon as it is whole",
             ),
             Mistake(counted_in_threes, "you print {got}: not every character takes 3 bytes; some take 1, 2 or 4"),
-            Mistake(never_emptied, "you print {got}: what has been printed stays in your buffer"),
+            Mistake(
+                emptied,
+                "you print {got}: when something is printed, an unfinished end of the buffer is thrown away with it",
+            ),
+            Mistake(
+                taken_out, "you print {got}: a text that comes twice is lost; cut off what was printed by its length"
+            ),
             Mistake(
                 end_printed,
                 "you print {got}: the last character is not whole yet, so it is held back; do not print a sign for it",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..config import ModelConfig
+
 # Of a number, or of the largest value in an array: float32 keeps seven digits, of which a sum may lose two.
 RTOL = 1e-5
+SIZES = ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")  # of a model, in a hint
 EXACT = 1e-9  # of a count, which is whole: all that float64 may lose on the way, and less than one in a billion
 
 
@@ -147,6 +150,8 @@ def in_short(value: object) -> str:
         return f"[{', '.join(map(in_short, value[:8]))}{', ...' if len(value) > 8 else ''}]"
     if isinstance(value, np.ndarray | torch.Tensor):
         return f"values of shape {tuple(value.shape)}"
+    if isinstance(value, ModelConfig):
+        return f"ModelConfig({', '.join(f'{name}={getattr(value, name)}' for name in SIZES)})"
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
     return repr(value)

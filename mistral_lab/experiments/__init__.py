@@ -9,9 +9,11 @@ from ..lazy import lazy_names
 NAMES = {  # of each module of this folder
     "loop": ("follow_tokens",),
     "pieces": ("bytes_of_tokens",),
+    "recorded": ("recorded_times",),
     "speed": (
         "held_precision",
         "pass_bytes",
+        "pass_parameters",
         "time_layers",
         "time_passes",
         "time_tokens",

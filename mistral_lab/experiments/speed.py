@@ -60,6 +60,12 @@ def pass_bytes(config: ModelConfig, precision: str) -> int:
     return sum(parts.values())
 
 
+def pass_parameters(config: ModelConfig) -> int:
+    """Count the parameters that one pass for one token reads: all but the rows of the embedding that it skips."""
+    counts = parameter_counts(config)
+    return counts.total - (counts.embedding - config.dim if counts.lm_head else 0)
+
+
 @dataclass(frozen=True)
 class TokenTimes:
     """What a token of a prompt and a new token took, and what bounds them from below.
@@ -67,6 +73,7 @@ class TokenTimes:
     Args:
         prompt_tokens: length of the prompt that was read in one pass.
         read_bytes: of the weights, in a pass.
+        read_parameters: the weights whose bytes those are.
         bytes_per_s: at which the same device read its memory in the same minute.
         prompt: seconds per token of the prompt, one per run.
         new: seconds per new token, one per run.
@@ -74,6 +81,7 @@ class TokenTimes:
 
     prompt_tokens: int
     read_bytes: int
+    read_parameters: int
     bytes_per_s: float
     prompt: Timing
     new: Timing
@@ -83,6 +91,21 @@ class TokenTimes:
         """Seconds that reading takes per token of the prompt, which share one pass, and per new token."""
         one_pass = self.read_bytes / self.bytes_per_s
         return one_pass / self.prompt_tokens, one_pass
+
+    @property
+    def bits(self) -> float:
+        """Bits of a weight as it is held, on average."""
+        return 8 * self.read_bytes / self.read_parameters
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for the caption of a picture."""
+        new, prompt = (timing.median_s * 1e3 for timing in (self.new, self.prompt))
+        return (
+            f"A new token took {new:.2g} ms, a token of the prompt {prompt:.2g} ms, because {self.prompt_tokens} of "
+            f"them share one pass (thin bars: fastest to slowest of {len(self.new.runs_s)} runs; a pass reads "
+            f"{self.read_bytes / 1e6:,.1f} MB, and memory delivered {self.bytes_per_s / 1e9:.0f} GB/s)."
+        )
 
 
 def time_tokens(
@@ -105,6 +128,7 @@ def time_tokens(
     return TokenTimes(
         prompt_tokens=prompt_tokens,
         read_bytes=read,
+        read_parameters=pass_parameters(loaded.config),
         bytes_per_s=bytes_per_s,
         prompt=Timing(tuple(seconds / prompt_tokens for seconds in found.first_token.runs_s)),
         new=found.per_token,

@@ -72,18 +72,24 @@ def token_loop(trip) -> Explorer:
     return Explorer({"moment": moving_slider("moment", 0, 0, len(states) - 1, INTERVAL_MS)}, view, still)
 
 
-def loop_picture(trip) -> Figure:
+def loop_picture(trip) -> tuple[Figure, str, str]:
     """Draw the whole loop at the moment at which the first new token is appended.
 
     Args:
         trip: what `experiments.follow_tokens` noted.
 
     Returns:
-        the figure, for `figures.show`.
+        the figure, what it shows, and what to see in it: the arguments of `figures.show`.
     """
     figure, (ax,) = new_stage(*SIZE, kept=False)
     _draw_moment(ax, trip, Moment(trip.prompt_tokens, 0, trip.layers + 1, drawn=True), labelled=True)
-    return figure
+    return (
+        figure,
+        f"{trip.prompt_tokens} tokens rise through {trip.layers} floors; above stand the chances of the likeliest next "
+        f"tokens, and {_named(trip, 0)} is drawn and appended.",
+        "Text becomes tokens, each token a row of numbers. The rows rise through all floors, on top stand the chances "
+        "of the next token, one is drawn, and the loop begins again.",
+    )
 
 
 def _draw_moment(ax: Axes, trip, moment: Moment, *, title: str = "", note: str = "", labelled: bool = False) -> None:
@@ -145,7 +151,10 @@ def _say(trip, moment: Moment) -> str:
         times = "once" if draw == 0 else f"{draw + 1} times"
         return f"{_named(trip, draw)} is drawn and appended. Every floor has now been read {times}."
     if floor > trip.layers:
-        return f"The last token has become a score for each of {trip.vocab_size:,} tokens; here are the likeliest."
+        return (
+            f"The last token has become a score for each of {trip.vocab_size:,} tokens, and each score a chance; here "
+            "are the likeliest."
+        )
     if floor < 0:
         return f"{'Decode' if first else 'Prefill'}: {going}."
     if floor == 0:

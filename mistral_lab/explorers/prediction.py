@@ -60,8 +60,9 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
             label.set_parse_math(False)  # a token may hold dollar signs
         return figure, (
             f"At temperature {temperature:g} and top-p {top_p:g}, {count:,} of {len(ranked):,} tokens can be drawn, "
-            f"{drawable(repr(candidates[0]))} with probability {drawn[0]:.2f}. The entropy is {learned_bits:.2f} bits "
-            f"as the model has it, {_entropy(tempered):.2f} after the temperature, {_entropy(drawn):.2f} after both."
+            f"{drawable(repr(candidates[0]))} with probability {drawn[0]:.2f}. The entropy, which says how "
+            f"undecided the draw is, is {learned_bits:.2f} bits as the model has it, {_entropy(tempered):.2f} after "
+            f"the temperature, {_entropy(drawn):.2f} after both."
         )
 
     controls = {

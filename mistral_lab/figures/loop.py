@@ -95,7 +95,7 @@ def plot_loop(
     if appended:
         _draw_way_back(ax, places[count], from_bar, labelled=labelled, base=base)
     if labelled:
-        _name_stations(ax, layers, base=base, table=table, tower=tower, step=step, top=top, scores=floor > layers)
+        _name_stations(ax, layers, base=base, table=table, tower=tower, step=step, top=top, shown=len(candidates))
     write(ax, left - 0.02, height - 0.14, title, fontsize=10, ha="left", weight="bold")
     return ax
 
@@ -219,15 +219,20 @@ def _draw_way_back(ax, place, from_bar, *, labelled, base) -> None:
         write(ax, edge + 0.1, (y + base) / 2, "appended,\nand round again", ha="left", colour=QUIET)
 
 
-def _name_stations(ax, layers, *, base, table, tower, step, top, scores) -> None:
+def _name_stations(ax, layers, *, base, table, tower, step, top, shown) -> None:
     """What stands in each line, at the left."""
     named = [
         (base, "tokens, their ids"),
         (table + ROW / 2, "a row of the\ntable for each id"),
-        (tower + step * layers / 2, f"{layers} floors (layers),\neach keeps a key\nand a value\nof every token"),
+        (
+            tower + step * layers / 2,
+            f"{layers} floors (layers),\neach keeps a key\n(left) and a value\n(right) of a token",
+        ),
     ]
-    if scores:
-        named.append((top + _scores_height(True) / 2, "scores of the\nnext token;\none is drawn"))
+    if shown:
+        named.append(
+            (top + _scores_height(True) / 2, f"chances of the\nnext token, the\n{shown} likeliest;\none is drawn")
+        )
     for y, text in named:
         write(ax, 0.08, y, text, ha="left", colour=QUIET, fontsize=9)
 
@@ -252,9 +257,9 @@ def plot_pieces(pieces: Sequence[bytes], *, printed: Sequence[str], ax: Axes | N
     for (x, wide), name, text, came in zip(columns, names, alone, printed, strict=True):
         broken = "\ufffd" in text
         draw_token(ax, x, lines[0], _fitting(name, wide), width=wide, height=BOX, state="now" if broken else "past")
-        write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=12, colour=INK if broken else QUIET)
+        write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=15, colour=INK if broken else QUIET)
         shown = drawable(came) if came.strip() else "␣" if came else "·"
-        write(ax, x, lines[2], shown, fontsize=12, colour=INK if came else QUIET)
+        write(ax, x, lines[2], shown, fontsize=15, colour=INK if came else QUIET)
     for y, name in zip(lines, ("tokens, in bytes", "each one alone", "held until whole"), strict=True):
         write(ax, 0.08, y, name, ha="left", colour=QUIET)
     return ax

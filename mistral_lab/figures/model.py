@@ -89,7 +89,7 @@ def plot_read(
     for row, amounts in enumerate(shares):
         start, below = 0.0, []
         for number, (part, amount) in enumerate(zip(parts, amounts, strict=True)):
-            face = IDLE if number == skipped else pale(WEIGHTS, 0.15 + 0.15 * (number % 2))
+            face = IDLE if number == skipped else pale(WEIGHTS, max(0.2, 0.55 - 0.17 * number))
             ax.barh(row, amount, left=start, height=0.42, color=face, edgecolor="white", linewidth=0.8)
             named = f"{part} {amount:.0f} %" if amount >= 9.5 else f"{part} {amount:.2g} %"
             if amount >= 2.1 + 0.95 * len(named):
@@ -105,7 +105,7 @@ def plot_read(
     ax.set_ylim(len(models) - 0.4, -0.85)
     ax.set_xlim(0, 112)  # room for the label of a guess at the end
     ax.set_xticks([0, 25, 50, 75, 100])
-    ax.set_xlabel("percent of the file; the pale end is not read")
+    ax.set_xlabel("percent of the weights; the grey end is not read")
     return ax
 
 
@@ -149,7 +149,8 @@ def plot_next_tokens(
         count, together, left = others
         names.append(f"{count:,} others")
         ax.barh(len(rows), together, height=0.74, facecolor=FADED, edgecolor="#8c8c8c", hatch="////", linewidth=0)
-        ax.barh(len(rows), left, height=0.74, color=pale(COLOURS[0], 0.4), edgecolor=COLOURS[0])
+        if left > 0:  # an edge alone would look like a rest
+            ax.barh(len(rows), left, height=0.74, color=pale(COLOURS[0], 0.4), edgecolor=COLOURS[0])
         write_beside(ax, f"{together:.2f}", (together, len(rows)), shift=(3, 0), ha="left")
     label_rows(ax, names, room=0.6)
     for name in ax.get_yticklabels():

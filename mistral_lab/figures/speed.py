@@ -22,6 +22,7 @@ def plot_times(
     expected: str = "predicted",
     guess_s: float | None = None,
     guess_label: str = "a guess",
+    runs_s: Sequence[Sequence[float]] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw measured times beside predicted ones, on a logarithmic axis, or from 0 on where all lie within a decade.
@@ -30,9 +31,10 @@ def plot_times(
         measured_s: (tasks,) seconds; NaN where nothing was measured, which leaves the prediction alone.
         predicted_s: (tasks,) seconds; NaN where nothing was predicted.
         tasks: what took that long, the first on top.
-        expected: what the prediction is called; "at least" draws it as a floor, an upright line in its row.
+        expected: what the prediction is called; "at least" draws it as a limit, an upright line in its row.
         guess_s: seconds, where a flag stands in the first row; None draws none.
         guess_label: what is written at the flag.
+        runs_s: of each task the seconds of its runs, the fastest and the slowest of which are the ends of a thin bar.
     """
     measured_s = as_positive("measured_s", measured_s, (len(tasks),), gaps=True)
     predicted_s = as_positive("predicted_s", predicted_s, (len(tasks),), gaps=True)
@@ -45,23 +47,31 @@ def plot_times(
         if expected == "at least"
         else {"marker": "D", "s": 60, "facecolors": "white", "edgecolors": PREDICTED, "linewidth": 2}
     )
+    below = {"shift": (0, -9), "va": "top"}
     ax.scatter(predicted_s * 1e3, rows, label=expected, **mark)
     ax.scatter(measured_s * 1e3, rows, s=60, color=MEASURED, edgecolor=INK, label="measured")
-    for seconds, beside in (
-        (predicted_s, {"shift": (0, -9), "va": "top"}),
-        (measured_s, {"shift": (0, 7), "va": "bottom"}),
-    ):
-        for row, value in zip(rows, seconds, strict=True):
-            if not np.isnan(value):
-                write_beside(ax, milliseconds(value), (value * 1e3, row), **beside)
+    for row, runs in zip(rows, runs_s or (), strict=runs_s is not None):
+        ends = np.array([min(runs), max(runs)]) * 1e3
+        ax.plot(ends, [row, row], "|-", color=INK, linewidth=1.4, markersize=9, zorder=3)
+    for row, value, least in zip(rows, measured_s, predicted_s, strict=True):
+        if not np.isnan(least):  # left of an upright line, which would strike through a number below it
+            side, ha = (7, "left") if value < least else (-7, "right")
+            place = {"shift": (side, 0), "ha": ha, "va": "center"} if expected == "at least" else below
+            write_beside(ax, milliseconds(least), (least * 1e3, row), **place)
+    for row, value in zip(rows, measured_s, strict=True):
+        if not np.isnan(value):
+            write_beside(ax, milliseconds(value), (value * 1e3, row), shift=(0, 7), va="bottom")
     label_rows(ax, tasks, room=0.6)
-    every_s = np.array([*measured_s, *predicted_s, guess_s if guessed else np.nan], float)
+    spread = [value for runs in runs_s or () for value in runs]
+    every_s = np.array([*measured_s, *predicted_s, *spread, guess_s if guessed else np.nan], float)
     longest, near = np.nanmax(every_s), np.nanmax(every_s) < 10 * np.nanmin(every_s)
     if near:
         ax.set_xlim(0, longest * 1e3 * 1.15)
     else:
         decade_axis(ax.xaxis)
         ax.margins(x=0.12)
+        if expected == "at least":  # room for a number left of the first line
+            ax.set_xlim(left=np.nanmin(every_s) * 1e3 / 8)
     if guessed:
         low, high = ax.get_xlim()
         ax.set_xlim(low if near else min(low, guess_s * 1e3 / 1.5), max(high, guess_s * 1e3 * (1.3 if near else 10)))
@@ -77,7 +87,7 @@ def plot_times(
 def plot_passes(
     tokens: Sequence[int], measured_s: np.ndarray, *, read_s: float, compute_s: np.ndarray, ax: Axes | None = None
 ) -> Axes:
-    """Draw the time of a pass against its tokens, above two floors: reading the weights, and computing with them.
+    """Draw the time of a pass against its tokens, above two limits: reading the weights, and computing with them.
 
     Args:
         tokens: in each pass.
@@ -103,7 +113,7 @@ def plot_passes(
         write_beside(ax, text, (last, seconds * 1e3), shift=(8, 0), ha="left")
     ax.set_xlim(tokens[0] / 1.3, last * 2.2)
     ax.set_xlabel("tokens in one pass")
-    ax.set_ylabel("milliseconds of the pass")
+    ax.set_ylabel("milliseconds of the pass\n(logarithmic axes)")
     ax.grid(axis="y")
     return ax
 
@@ -128,13 +138,17 @@ def plot_layer_times(
     seconds = as_positive("seconds", seconds, (len(names), len(layers)))
     ax = axes_or_new(ax, height_in=3.2)
     ends = np.array([0, max(layers)])
-    for name, values, (fixed, each) in zip(names, seconds, lines, strict=True):
+    written = []
+    for number, (name, values, (fixed, each)) in enumerate(zip(names, seconds, lines, strict=True)):
         ax.plot(ends, (fixed + each * ends) * 1e3, color=MEASURED, linewidth=1, linestyle="--")
-        ax.plot(layers, values * 1e3, "o", color=MEASURED, markersize=7)
+        face = "white" if number else MEASURED  # the first series is full, the others are hollow
+        ax.plot(layers, values * 1e3, "o", color=MEASURED, markerfacecolor=face, markersize=7)
         write_beside(ax, name, (layers[-1], values[-1] * 1e3), shift=(10, 0), ha="left")
-        if fixed > 0.15 * seconds.max():  # below its own line, where the line leaves room
-            write_beside(ax, milliseconds(fixed), (0, fixed * 1e3), shift=(5, -5), ha="left", va="top")
-    ax.set_xlim(0, max(layers) * 1.4)
+        if fixed > 0.05 * seconds.max() and all(abs(fixed - other) > 0.06 * seconds.max() for other in written):
+            write_beside(ax, milliseconds(fixed), (0, fixed * 1e3), shift=(-5, 0), ha="right", va="center")
+            written.append(fixed)
+    ax.axvline(0, color=FADED, linewidth=1, zorder=0)
+    ax.set_xlim(-0.18 * max(layers), max(layers) * 1.4)
     ax.set_ylim(bottom=0)
     ax.set_xticks([0, *layers])
     ax.set_xlabel("layers that are left")

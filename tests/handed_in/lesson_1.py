@@ -2,13 +2,15 @@
 
 import codecs
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 
 def drawn(logits, temperature, top_p):
-    weights = np.exp(np.asarray(logits) / temperature)
+    weights = np.asarray(logits) / temperature
+    weights = np.exp(weights - weights.max())
     weights /= weights.sum()
     together, kept = 0.0, np.zeros_like(weights)
     for token in np.argsort(-weights):
@@ -175,7 +177,120 @@ def not_scaled(logits, temperature, top_p):
     return top_p_with((logits / temperature).softmax(0), top_p, lambda before, p, limit: before < limit)
 
 
+def ties_kept(p, limit):
+    least = p[top_p_of(p, limit) > 0].min()
+    return p * (p >= least)
+
+
+def of_likeliest(count):
+    def wrong(logits, temperature, top_p):
+        few = logits.argsort(descending=True)[:count]
+        found = torch.zeros_like(logits)
+        found[few] = torch.as_tensor(sorted_and_cut(logits[few], temperature, top_p))
+        return found
+
+    return wrong
+
+
+def without_softmax(logits, temperature, top_p):
+    p = logits / temperature
+    p = p * top_p_of(p, top_p)
+    return p / p.sum()
+
+
+def powers_cut(logits, temperature, top_p):
+    p = torch.exp(logits / temperature)
+    p = p * top_p_of(p, top_p)
+    return p / p.sum()
+
+
+def bare_powers(logits, temperature, top_p):
+    p = torch.exp(logits / temperature)
+    p = p / p.sum()
+    p = p * top_p_of(p, top_p)
+    return p / p.sum()
+
+
+def new_by_replacing(pieces):
+    printed, before = [], ""
+    for end in range(1, len(pieces) + 1):
+        now = b"".join(pieces[:end]).decode(errors="ignore")
+        printed.append(now.replace(before, "") if before else now)
+        before = now
+    return printed
+
+
+def emptied_when_printed(pieces):
+    printed, held = [], b""
+    for piece in pieces:
+        held += piece
+        text = held.decode(errors="ignore")
+        printed.append(text)
+        if text:
+            held = b""
+    return printed
+
+
+def by_threes(pieces):
+    printed, held = [], b""
+    for piece in pieces:
+        held += piece
+        if held.isascii() or len(held) >= 3:
+            printed.append(held.decode(errors="ignore"))
+            held = b""
+        else:
+            printed.append("")
+    return printed
+
+
+def summed(config, attention=None, feed_forward=None, norms=None):
+    c = config
+    layers = c.n_layers
+    heads = 2 * c.dim * c.head_dim * (c.n_heads + c.n_kv_heads)
+    total = heads * (layers if attention is None else attention)
+    total += 3 * c.dim * c.hidden_dim * (layers if feed_forward is None else feed_forward)
+    return total + ((2 * layers + 1) * c.dim if norms is None else norms) + 2 * c.vocab_size * c.dim
+
+
 WRONG = [
+    ("parameter_count", lambda c: summed(c, 1, 1), "in each of the 32 layers, and you count one layer"),
+    ("parameter_count", lambda c: summed(c, feed_forward=1), "feed-forward network stands in each of the 32 layers"),
+    ("parameter_count", lambda c: summed(c, attention=1), "attention stands in each of the 32 layers"),
+    ("parameter_count", lambda c: summed(c, feed_forward=0), "feed-forward networks are missing"),
+    ("parameter_count", lambda c: summed(c, attention=0), "attention is missing"),
+    ("parameter_count", lambda c: summed(c, norms=c.n_layers * (2 * c.n_layers + 1) * c.dim), "not those of one layer"),
+    ("parameter_count", lambda c: summed(c, norms=2 * c.n_layers + 1), "each norm has dim numbers"),
+    (
+        "parameter_count",
+        lambda c: parameters(replace(c, head_dim=c.dim // c.n_heads)),
+        "for dim 12, n_heads 6 and head_dim 4: a head is head_dim wide",
+    ),
+    (
+        "parameter_count",
+        lambda c: parameters(c) + 2 * c.dim * c.dim,
+        r"\Afor config = ModelConfig\(vocab_size=32000, dim=4096, [^)]*hidden_dim=14336\): your answer is",
+    ),
+    ("least_time", lambda n, bits, rate: round(n * bits / 8 / rate, 3), "drops the fraction, as rounding does"),
+    (
+        "draw_probabilities",
+        lambda x, t, top_p: softmaxed(
+            x, t, top_p, lambda p, limit: top_p_with(p, limit, lambda before, p, limit: before <= limit)
+        ),
+        "reach top_p exactly, they are enough",
+    ),
+    (
+        "draw_probabilities",
+        lambda x, t, top_p: softmaxed(x, t, top_p, ties_kept),
+        "of two equally likely tokens at the line you keep both",
+    ),
+    ("draw_probabilities", of_likeliest(50), "you keep 50 tokens at most"),
+    ("draw_probabilities", of_likeliest(10), "values are wrong"),
+    ("draw_probabilities", without_softmax, "you leave out the softmax"),
+    ("draw_probabilities", powers_cut, "exponentials alone are no probabilities"),
+    ("draw_probabilities", bare_powers, "exponential of a logit near 1,000 is infinite"),
+    ("whole_characters", new_by_replacing, "a text that comes twice is lost"),
+    ("whole_characters", emptied_when_printed, "an unfinished end of the buffer is thrown away"),
+    ("whole_characters", by_threes, "not every character takes 3 bytes|your answer is"),
     ("least_time", lambda n, bits, rate: n * bits / rate, "8 times too long: are those bits"),
     ("least_time", lambda n, bits, rate: n * 4 / rate, "4 bytes for every weight, which is float32"),
     ("least_time", lambda n, bits, rate: rate / (n * bits / 8), "tokens per second"),

@@ -1,0 +1,76 @@
+"""Lesson 1: what a token of a large model took on a machine where the repository has it recorded."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..measure import read_full_size
+
+RECORDS = Path(__file__).parents[2] / "benchmarks" / "full_size"  # only in the repository
+
+
+@dataclass(frozen=True)
+class RecordedTimes:
+    """What a token of a large model took on a machine where it was recorded, and what reading takes at least.
+
+    Args:
+        device: whose processor read the weights.
+        contexts: tokens before the new one, one count per entry.
+        runs_s: of each context the seconds of its runs.
+        least_s: of each context the seconds to read weights, keys and values once, at the fastest speed recorded.
+        prompts_s: median seconds of a whole prompt, by its tokens.
+    """
+
+    device: str
+    contexts: tuple[int, ...]
+    runs_s: tuple[tuple[float, ...], ...]
+    least_s: tuple[float, ...]
+    prompts_s: dict[int, float]
+
+    @property
+    def median_s(self) -> list[float]:
+        """Of each context the median over its runs."""
+        return [statistics.median(runs) for runs in self.runs_s]
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for the caption of a picture."""
+        pairs = zip(self.median_s, self.least_s, strict=True)
+        over = ", ".join(f"{took / least:.1f}" for took, least in pairs)
+        tokens = next((tokens for tokens in self.prompts_s if tokens >= 128), None)
+        prompt = (
+            f"; each token of a prompt of {tokens} took {self.prompts_s[tokens] / tokens * 1e3:.0f} ms, as computing "
+            "takes over"
+            if tokens
+            else ""
+        )
+        return (
+            f"Mistral 7B in four bits on two cores of an {self.device}: {over} times what reading alone takes at the "
+            f"fastest speed in the record (thin bars: fastest to slowest run){prompt}."
+        )
+
+
+def recorded_times(model: str) -> RecordedTimes | None:
+    """Look up a whole dense model in the records of the repository; None where they are missing, or it is.
+
+    Args:
+        model: its name among the presets, such as "mistral-7b-v0.1".
+    """
+    whole = [found for found in read_full_size(RECORDS) if found.model == model and found.layers == found.of_layers]
+    if not whole:
+        return None
+    record = whole[0]
+    speeds = [
+        entry["read_bytes_per_s"]
+        for entries in record.measurements.values()
+        for entry in entries.values()
+        if "read_bytes_per_s" in entry
+    ]
+    entries = record.of("context")
+    return RecordedTimes(
+        device=record.device,
+        contexts=tuple(entries),
+        runs_s=tuple(tuple(entry["seconds"]) for entry in entries.values()),
+        least_s=tuple(sum(entry["token_bytes"].values()) / max(speeds) for entry in entries.values()),
+        prompts_s=record.seconds("prefill")[0],
+    )
