@@ -62,7 +62,7 @@ def plot_longest(
 
     Args:
         tokens: (cards, heads), the most tokens that fit.
-        declared: the longest text that the model was made for, an upright line behind the labels.
+        declared: the longest text that the model was made for, an upright line.
     """
     thousands = as_positive("tokens", tokens, (len(cards), len(heads))) / 1e3
     ax = axes_or_new(ax, height_in=1.2 + 0.62 * len(cards))
@@ -75,11 +75,11 @@ def plot_longest(
         ax.plot(thousands[:, place], rows, "o", color=pale(KEY, share), markeredgecolor=INK, markersize=8, zorder=2)
         for row, most in zip(rows, thousands[:, place], strict=True):
             text = f"{count} KV head{'s' * (count > 1)}: {1e3 * most:,.0f} tokens"
-            written = write_beside(ax, text, (most, row), shift=(8, 0), ha="left")
-            written.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+            side, ha = (-8, "right") if 1e3 * most < declared else (8, "left")  # the line crosses no label
+            write_beside(ax, text, (most, row), shift=(side, 0), ha=ha)
     label_rows(ax, cards)
     decade_axis(ax.xaxis)
-    ax.set_xlim(thousands.min() / 3, 6 * thousands.max())
+    ax.set_xlim(thousands.min() / 15, 15 * thousands.max())
     ax.set_xlabel("thousand tokens of text that fit beside the weights (logarithmic axis)")
     return ax
 
@@ -196,7 +196,7 @@ def plot_row_times(
         draw_intervals(ax, places[1:], spread, look="s", colour=QUIET)
         write_beside(ax, f"{group_size} × one row", (places[0], predicted), shift=(-8, 0), ha="right")
         write_beside(ax, "one by one", (places[1], spread[1, 0]), shift=(9, 0), ha="left").set_color(QUIET)
-        write_beside(ax, "as rows", (rows[-1], middle[-1]), shift=(0, 9), ha="right").set_color(MEASURED)
+        write_beside(ax, "as rows", (rows[-1], middle[-1]), shift=(-7, 9), ha="right").set_color(MEASURED)
         doubling_axis(ax, rows)
         ax.set_xlim(0.8 * min(rows), 1.25 * max(rows))
         ax.set_ylim(0, 1.15 * max(high.max(), apart.max(), predicted))

@@ -203,7 +203,7 @@ def plot_head_groups(shared: np.ndarray, *, title: str = "", ax: Axes | None = N
     size = min(230, 4200 / len(shared))
     side = np.sqrt(min(160, 2600 / len(shared)))
     ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=QUERY, linewidth=2, zorder=2)
-    for shift, colour in ((-0.58, KEY), (0.58, VALUE)):  # a white gap between them
+    for shift, colour in ((-0.65, KEY), (0.65, VALUE)):  # a white gap between them
         moved = mpl.transforms.offset_copy(ax.transData, ax.figure, shift * side, 0, units="points")
         ax.scatter(places, np.zeros(len(places)), s=side**2, marker="s", color=colour, transform=moved, zorder=2)
     if len(shared) <= MOST_NAMED:
