@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..attention import grouped_query_attention
 from ..masks import causal_mask
+from .compat import LargestTensor
 from .judging import Mistake, judge
 
 
@@ -21,19 +21,6 @@ class CallsLibrary(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.found |= function is scaled_dot_product_attention
         return function(*args, **(kwargs or {}))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that is made, a view counted as what it looks into."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, list | tuple) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return made
 
 
 def uses_own_products(function: Callable) -> str | None:
