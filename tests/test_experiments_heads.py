@@ -39,6 +39,13 @@ def test_the_right_attention_is_told_from_wrong_ones_in_a_whole_model(lab):
     assert attention_of(lab.model) == before
 
 
+def test_an_attention_that_computes_in_float64_can_be_plugged_in(lab):
+    precise = experiments.differences(
+        lab, STORY, lambda q, k, v, mask: right(q.double(), k.double(), v.double(), mask)
+    )
+    assert precise.logits < 1e-3  # as above
+
+
 def test_the_library_is_put_back_when_a_readers_function_fails(lab):
     before = attention_of(lab.model)
     with pytest.raises(ZeroDivisionError):
@@ -83,7 +90,10 @@ def test_times_of_heads_and_rows_have_a_row_each():
     by_heads = experiments.time_heads(right, (8, 2), tokens=64, rounds=3)
     assert by_heads.runs_s.shape == by_heads.read_s.shape == (2, 3)
     assert by_heads.ratio(8, 2) == pytest.approx(np.median(by_heads.runs_s[0] / by_heads.runs_s[1]))
-    assert experiments.time_rows((1, 4), tokens=64, rounds=3).shape == (2, 3)
+    by_rows = experiments.time_rows((1, 4), tokens=64, rounds=3)
+    assert by_rows.runs_s.shape == (2, 3)
+    assert by_rows.head_by_head_s.shape == by_rows.unshared_s.shape == (3,)
+    assert by_rows.median_s(4) == np.median(by_rows.runs_s[1])
 
 
 def test_merged_heads_are_the_mean_or_the_first_of_their_group(lab):
@@ -107,8 +117,10 @@ def test_training_takes_back_loss_and_leaves_the_loaded_model_alone():
     lab = load("tiny-mistral")
     before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
     found = experiments.fewer_heads(lab, documents=2, steps=1)
-    built, averaged, _, _, after = (interval.mean for interval in found.values())
+    built, averaged, _, trained, after = (interval.mean for interval in found.losses.values())
     assert built < after < averaged
+    assert found.cost.mean == pytest.approx(after - trained)  # a mean of differences is the difference of means
+    assert found.cost.low <= found.cost.mean <= found.cost.high
     assert all(torch.equal(lab.model.state_dict()[name], tensor) for name, tensor in before.items())
 
 

@@ -23,6 +23,7 @@ MODELS = ["Llama 2 13B", "Llama 2 70B", "Mistral 7B"]
 FITS = np.array([[7_699, 33_966, 279_131], [24_083, 99_502, 803_419]])
 COUNTS = [32, 4, 1]
 RUNS_S = np.array([[0.008, 0.009, 0.011], [0.002, 0.003, 0.01], [0.001, 0.001, 0.002]])
+BY_HEAD_S = {"bfloat16": 2 * RUNS_S[0], "float32": 2.5 * RUNS_S[0]}
 FLOOR_S = np.array([0.002, 0.0003, 0.0001])
 WAYS = {"copies": np.array([0.06, 0.05, 0.09]), "rows": np.array([0.004, 0.003, 0.005]), "yours": np.array([0.004] * 3)}
 NAMES = ["as built", "averaged"]
@@ -45,15 +46,15 @@ def head_times(ax=None):
     return figures.plot_head_times(COUNTS, RUNS_S, FLOOR_S, ax=ax)
 
 
-def row_times(ax=None):
-    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, ax=ax)
+def row_times():
+    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, BY_HEAD_S)
 
 
 def intervals(ax=None):
     return figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES, unit="loss, nats per token", ax=ax)
 
 
-@pytest.mark.parametrize("plot", [head_groups, kept_bytes, longest, head_times, row_times, intervals])
+@pytest.mark.parametrize("plot", [head_groups, kept_bytes, longest, head_times, intervals])
 class TestEveryPlot(EveryPlot):
     """Holds for each picture on Axes."""
 
@@ -88,7 +89,11 @@ def ways(**options):
     return figures.plot_ways(runs_s, {"bfloat16": 0.001, "float32": 0.002}, **({"shown": list(WAYS)} | options))
 
 
-@pytest.mark.parametrize("draw", [kept, wall, figures.draw_rows, clocks, ways])
+def partly():
+    return ways(shown=["copies", "yours"], guess_s=0.02)
+
+
+@pytest.mark.parametrize("draw", [kept, wall, figures.draw_rows, clocks, ways, partly, row_times])
 def test_drawn_pictures_are_whole_and_their_texts_apart(draw):
     figure = draw()
     check_whole(figure)
@@ -107,7 +112,7 @@ def test_a_column_has_a_key_and_a_value_for_each_token_and_the_newest_is_full():
         assert len(squares(figure, pale(colour))) == 2 * 2
     assert sum(isinstance(patch, Circle) for patch in figure.axes[0].patches) == 4
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert {"3 KiB kept", "at least 0.10 µs to read", "a head each"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
+    assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
 
 
 def test_bars_of_bytes_shrink_with_the_columns_and_the_mark_stays():
@@ -139,6 +144,11 @@ def test_each_query_head_is_joined_to_the_head_it_reads():
     assert ends == [[[head, 1], [1 if head < 3 else 4, 0]] for head in range(6)]  # a group's head stands in its middle
 
 
+def test_numbers_of_heads_may_be_floats():
+    ax = figures.plot_head_groups([float(head) for head in SHARED])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["6 query heads", "2 KV heads"]
+
+
 def test_kept_bytes_are_half_keys_and_half_values_in_the_outline_of_a_head_each():
     outline, keys, values = kept_bytes().containers
     np.testing.assert_array_equal([bar.get_width() for bar in outline], MULTI_HEAD / 2**10)
@@ -146,14 +156,14 @@ def test_kept_bytes_are_half_keys_and_half_values_in_the_outline_of_a_head_each(
         np.testing.assert_array_equal([bar.get_width() for bar in bars], KEPT / 2**11)
         np.testing.assert_array_equal([bar.get_x() for bar in bars], left)
         assert {bar.get_facecolor() for bar in bars} == {to_rgba(colour)}
-    assert [text.get_text() for text in kept_bytes().texts][:2] == ["800 KiB", "320 KiB, with a head each 2,560"]
+    assert [text.get_text() for text in kept_bytes().texts][:2] == ["800 KiB", "320 KiB, unshared 2,560"]
 
 
 def test_the_longest_texts_stand_in_thousands_each_with_its_number():
     ax = longest()
-    widths = np.array([[bar.get_width() for bar in bars] for bars in ax.containers])
-    np.testing.assert_allclose(widths.T, FITS / 1e3)
-    assert {"32 KV heads: 7,699 tokens", "1 KV head: 803,419 tokens", "declared: 32,768"} <= {
+    places = np.array([line.get_xdata() for line in ax.lines[1:]])
+    np.testing.assert_allclose(places.T, FITS / 1e3)
+    assert {"32 KV heads: 7,699 tokens", "1 KV head: 803,419 tokens", "made for 32,768 tokens"} <= {
         text.get_text() for text in ax.texts
     }
 
@@ -179,6 +189,21 @@ def test_only_the_ways_that_are_shown_have_a_name_and_a_bar():
     assert "at least 1.0 ms" in texts[0]
 
 
+def test_all_ways_stand_as_dots_on_a_logarithmic_axis():
+    first, _ = ways().axes
+    assert first.get_xscale() == "log"
+    assert [line.get_xdata()[0] for line in first.lines if line.get_marker() == "o"] == [60, 4, 4]
+
+
+def test_one_by_one_stands_beside_what_four_single_rows_predict():
+    first, second = row_times().axes
+    for ax, factor, apart in ((first, 1, 18), (second, 1.5, 22.5)):
+        hollow = [line.get_ydata() for line in ax.lines if line.get_markerfacecolor() == "white"]
+        assert hollow == [pytest.approx(4 * factor * 9)]  # four times the median of one row
+        solid = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "s"]
+        assert solid == [pytest.approx(apart)]
+
+
 def test_intervals_span_low_to_high_from_the_top():
     ax = intervals()
     line, _, [bars] = ax.containers[0].lines
@@ -194,6 +219,7 @@ def test_intervals_span_low_to_high_from_the_top():
     ("call", "message"),
     [
         (lambda: figures.plot_head_groups([0, 2]), r"shared is \[0, 2\]: expected"),
+        (lambda: figures.plot_head_groups([0, 0.5, 1]), r"shared is \[0.0, 0.5, 1.0\]: expected"),
         (lambda: figures.plot_head_groups([]), r"shared is \[\]: expected"),
         (
             lambda: figures.plot_kept_bytes(
@@ -205,7 +231,7 @@ def test_intervals_span_low_to_high_from_the_top():
         (lambda: figures.plot_longest(0 * FITS, cards=["a", "b"], heads=[32, 8, 1], declared=1), "tokens holds 0"),
         (lambda: figures.plot_head_times(COUNTS, RUNS_S, 0 * FLOOR_S), "floor_s holds 0: expected"),
         (lambda: figures.plot_head_times(COUNTS[:2], RUNS_S, FLOOR_S), r"\(3, 3\): expected \(2, 3\)"),
-        (lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}), r"\(3, 3\): expected \(2, 3\)"),
+        (lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}, BY_HEAD_S), r"\(3, 3\): expected \(2, 3\)"),
         (lambda: figures.draw_clocks(np.zeros((1, 2)), tokens=["a"], pairs=[0], steps=["x"]), r"\(1, 2\): expected"),
         (lambda: figures.plot_intervals(MEANS, HIGHS, LOWS, names=NAMES, unit=""), "outside its interval"),
         (lambda: figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES[:1], unit=""), r"\(2,\): expected \(1,\)"),

@@ -4,10 +4,45 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from ..attention import grouped_query_attention
 from ..masks import causal_mask
+from .compat import LargestTensor
 from .judging import Mistake, judge
+
+
+class CallsLibrary(TorchFunctionMode):
+    """Notes whether PyTorch's own attention is called."""
+
+    found = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.found |= function is scaled_dot_product_attention
+        return function(*args, **(kwargs or {}))
+
+
+def uses_own_products(function: Callable) -> str | None:
+    """What is wrong with an attention whose answers are right: it is the library's, or it copies what is shared."""
+    generator = torch.Generator().manual_seed(1)
+    group_size, k = 4, torch.randn(1, 2, 256, 16, generator=generator)
+    q, mask = torch.randn(1, 2 * group_size, 1, 16, generator=generator), torch.ones(1, 256, dtype=torch.bool)
+    with CallsLibrary() as calls:
+        function(q.clone(), k.clone(), k.clone(), mask.clone())
+    if calls.found:
+        return (
+            "the answers are right, but PyTorch's own attention gives them: it is what the lesson puts on trial, so "
+            "write the two products yourself"
+        )
+    with LargestTensor() as largest:
+        function(q.clone(), k.clone(), k.clone(), mask.clone())
+    if largest.nbytes >= group_size * k.nbytes:
+        return (
+            "the answers are right, but keys or values are copied for every query head of a group: put the queries of "
+            "a group below each other as rows, and leave k and v as they are"
+        )
+    return None
 
 
 def grouped_attention(function: Callable) -> Callable:
@@ -56,6 +91,18 @@ def grouped_attention(function: Callable) -> Callable:
 
         return wrong
 
+    def in_rows(mask_rows=lambda mask, G: mask.repeat(G, 1), keys=lambda k: k.mT, queries=lambda q: q, axis=-1):
+        """Attention with the queries of a group as rows, with one step replaced."""
+
+        def wrong(q, k, v, mask):
+            K, D = k.shape[1], k.shape[3]
+            rows = queries(q).reshape(len(q), K, -1, D)
+            scores = rows @ keys(k) / math.sqrt(D)
+            weights = scores.masked_fill(~mask_rows(mask, q.shape[1] // K), -math.inf).softmax(axis)
+            return (weights @ v).reshape(q.shape)
+
+        return wrong
+
     generator = torch.Generator().manual_seed(0)
 
     def example(B, H, K, T, S, D):
@@ -79,14 +126,42 @@ def grouped_attention(function: Callable) -> Callable:
         lambda mask: torch.ones_like(mask).tril(),
         lambda mask: torch.ones_like(mask).tril(mask.shape[1] - mask.shape[0]),
     ]
+    apart = torch.eye(5, dtype=torch.bool)  # each query sees one key, and scores it far below zero
+    low = -1e6 * whole[0].abs(), whole[1].abs(), whole[2], apart
     over_queries = "your softmax runs over the queries: the weights of one query over all keys must add to 1"
     return judge(
         "grouped_attention",
         function,
         answer=answer,
         cases=[causal, whole, *swapped, example(1, 4, 2, 1, 9, 4), example(2, 4, 4, 3, 7, 16)]
-        + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64)],
+        + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64), low],
+        also=uses_own_products,
         mistakes=[
+            *(
+                Mistake(
+                    attend(hide=lambda scores, mask, least=least: scores.masked_fill(~mask, least)),
+                    "a hidden score that is a fixed number can be higher than one that is seen: use minus infinity",
+                )
+                for least in (-1e4, -10)
+            ),
+            Mistake(
+                in_rows(mask_rows=lambda mask, G: mask.repeat_interleave(G, 0)),
+                "your mask does not fit your rows: those of a group are all T queries of one head, then all of the "
+                "next, so repeat the whole mask, not each of its rows",
+            ),
+            Mistake(
+                in_rows(keys=lambda k: k.reshape(*k.shape[:2], k.shape[3], k.shape[2])),
+                "your keys are in the wrong order: `reshape` does not swap axes, `k.mT` does",
+            ),
+            Mistake(
+                in_rows(queries=lambda q: q.transpose(1, 2)),
+                "your queries are in the wrong order: `transpose` before `reshape` mixes heads and tokens; q is "
+                "(B, H, T, D) already",
+            ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, k, v, mask).transpose(1, 2).reshape(q.shape),
+                "your answer is right before its last step: `transpose` before `reshape` mixes heads and tokens",
+            ),
             Mistake(attend(scale=lambda q, k: 1), extreme),
             Mistake(
                 attend(scale=lambda q, k: q.shape[-1]),
@@ -108,6 +183,7 @@ def grouped_attention(function: Callable) -> Callable:
             Mistake(attend(keys=first, values=first), "all your heads read KV head 0: each group has one of its own"),
             Mistake(attend(axis=-2), over_queries),
             Mistake(attend(axis=-2, nan=0.0), over_queries),
+            Mistake(in_rows(axis=-2), over_queries),
             Mistake(
                 attend(axis=1),
                 "your softmax runs over the heads: the weights of one query over all keys must add to 1",

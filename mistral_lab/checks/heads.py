@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from .judging import Mistake, judge
 
 
@@ -21,7 +23,7 @@ def shared_heads(function: Callable) -> Callable:
         "shared_heads",
         function,
         answer=answer,
-        cases=[(8, 2), (8, 4), (12, 3), (12, 2), (4, 4), (4, 1), (32, 8)],
+        cases=[(8, 2), (8, 4), (12, 3), (12, 2), (4, 4), (4, 1), (8, 8), (32, 8), (32, 16)],
         mistakes=[
             Mistake(
                 lambda n_heads, n_kv_heads: [h // n_kv_heads for h in range(n_heads)],
@@ -66,6 +68,26 @@ def shared_heads(function: Callable) -> Callable:
                 lambda n_heads, n_kv_heads: [h // (n_heads // n_kv_heads) + 1 for h in range(n_heads)],
                 "you give {got}: heads are counted from 0",
             ),
+            *(
+                Mistake(
+                    lambda n_heads, n_kv_heads, most=most: [
+                        min(h // (n_heads // n_kv_heads), most) for h in range(n_heads)
+                    ],
+                    f"for {{n_heads}} heads over {{n_kv_heads}} no entry of yours is above {most}: the last query "
+                    "heads read the last KV head, whatever its number",
+                )
+                for most in (1, 3, 7)
+            ),
+            *(
+                Mistake(
+                    lambda n_heads, n_kv_heads, most=most: [
+                        h // (n_heads // n_kv_heads) % most for h in range(n_heads)
+                    ],
+                    f"for {{n_heads}} heads over {{n_kv_heads}} your entries begin again at 0 after {most - 1}: each "
+                    "group has a KV head of its own",
+                )
+                for most in (2, 4, 8)
+            ),
             Mistake(
                 lambda n_heads, n_kv_heads: [
                     h // (n_heads // n_kv_heads) for h in range(0, n_heads, n_heads // n_kv_heads)
@@ -96,7 +118,15 @@ def token_bytes(function: Callable) -> Callable:
         "token_bytes",
         function,
         answer=answer,
-        cases=[(32, 8, 128, 2), (32, 8, 128, 4), (32, 8, 64, 2), (32, 4, 128, 2), (40, 8, 128, 2), (5, 3, 7, 1)],
+        cases=[
+            (32, 8, 128, 2),
+            (32, 8, 128, 4),
+            (32, 8, 64, 2),
+            (32, 4, 128, 2),
+            (40, 8, 128, 2),
+            (5, 3, 7, 1),
+            (32, 8, 128, 0.5),  # four bits
+        ],
         mistakes=[
             Mistake(without(factor=0.5), "you get {got}, half of it: both a key and a value are kept"),
             Mistake(without("n_layers"), "you get {got}, which is one layer: each of the {n_layers} keeps its own"),
@@ -112,6 +142,14 @@ def token_bytes(function: Callable) -> Callable:
                 without("bytes_per_value", factor=4), "you take 4 bytes for every value: here it is {bytes_per_value}"
             ),
             Mistake(without(factor=2), "you get {got}, twice too much: a key and a value make 2, not 4"),
+            *(
+                Mistake(
+                    lambda *sizes, whole=whole: answer(*sizes[:3], whole(sizes[3])),
+                    "for {bytes_per_value} bytes per value you get {got}: a value in four bits takes half a byte, so "
+                    "do not round",
+                )
+                for whole in (int, math.ceil)
+            ),
             Mistake(without("head_dim"), "you get {got}, one value per head: a head's key has {head_dim}"),
         ],
     )
@@ -144,8 +182,24 @@ def longest_text(function: Callable) -> Callable:
             (10**8, 32, 32, 4, 128, 2),
             (5 * 131072, 32, 32, 4, 128, 2),  # exactly 5 tokens
             (10**5, 32, 32, 4, 128, 2),  # not one
+            (20_000_002 * 131072 - 1, 32, 32, 4, 128, 2),  # far more than any model declares; float32 rounds it up
         ],
         mistakes=[
+            Mistake(
+                lambda *sizes: max(1, answer(*sizes)),
+                "you get {got} where not one token fits: then the answer is 0",
+            ),
+            Mistake(
+                lambda *sizes: min(answer(*sizes), 32_768),
+                "you get {got}, as if a text could not be longer: here only the free bytes are a limit",
+            ),
+            Mistake(
+                lambda free, layers, heads, group, dim, size: int(
+                    np.float32(free) / np.float32(2 * layers * (heads // group) * dim * size)
+                ),
+                "you get {got}, rounded up by a division in float32, which keeps seven digits: divide whole numbers "
+                "with `//`",
+            ),
             Mistake(
                 lambda free, layers, heads, group, dim, size: math.floor(tokens(free, layers, heads, dim, size)),
                 "you get {got} tokens: that is a cache for all {n_heads} query heads; only KV heads are cached",

@@ -142,19 +142,44 @@ def time_ways(
     )
 
 
+@dataclass(frozen=True)
+class RowTimes:
+    """Seconds of PyTorch's attention in one layer, with several queries per KV head as rows of one product.
+
+    Args:
+        rows: (n,) queries for each of eight KV heads.
+        runs_s: (n, rounds).
+        head_by_head_s: (rounds,), for 32 query heads over the same eight KV heads with `enable_gqa=True`.
+        unshared_s: (rounds,), for 32 query heads over 32 KV heads, where nothing is shared.
+    """
+
+    rows: tuple[int, ...]
+    runs_s: np.ndarray
+    head_by_head_s: np.ndarray
+    unshared_s: np.ndarray
+
+    def median_s(self, rows: int) -> float:
+        """The median over the rounds for one number of rows."""
+        return float(np.median(self.runs_s[self.rows.index(rows)]))
+
+
 def time_rows(
     rows: Sequence[int] = (1, 2, 4, 8), *, dtype: str = "bfloat16", tokens: int = 4096, rounds: int = 7
-) -> np.ndarray:
-    """Time PyTorch's attention with 1, 2, 4 ... queries per head, over the same eight heads of keys and values.
+) -> RowTimes:
+    """Time PyTorch's attention on the CPU with 1, 2, 4 ... queries as rows, and head by head.
 
-    Returns:
-        (rows, rounds) seconds for one layer on the CPU; the numbers of queries take turns in every round.
+    All take turns in every round: the rows and the 32 query heads one by one over the same eight KV heads, and as a
+    control 32 query heads with a KV head each.
     """
-    _, layers = _cache(8, tokens, getattr(torch, dtype), layers=LAYERS)
-    queries = {count: torch.randn(1, 8, count, HEAD_DIM).to(layers[0][0].dtype) for count in rows}
-    calls = {count: _over(layers, scaled_dot_product_attention, q) for count, q in queries.items()}
-    timings = time_in_turns(calls, repeats=rounds)
-    return np.array([timings[count].runs_s for count in rows]) / LAYERS
+    q, shared = _cache(8, tokens, getattr(torch, dtype), layers=LAYERS)
+    _, unshared = _cache(QUERY_HEADS, tokens, q.dtype, layers=LAYERS)
+    queries = {count: torch.randn(1, 8, count, HEAD_DIM).to(q.dtype) for count in rows}
+    calls = {count: _over(shared, scaled_dot_product_attention, some) for count, some in queries.items()}
+    calls["shared"] = _over(shared, lambda *qkv: scaled_dot_product_attention(*qkv, enable_gqa=True), q)
+    calls["unshared"] = _over(unshared, scaled_dot_product_attention, q)
+    runs_s = {name: np.array(timing.runs_s) / LAYERS for name, timing in time_in_turns(calls, repeats=rounds).items()}
+    head_by_head_s, unshared_s = runs_s.pop("shared"), runs_s.pop("unshared")
+    return RowTimes(tuple(rows), np.array(list(runs_s.values())), head_by_head_s, unshared_s)
 
 
 @dataclass(frozen=True)
@@ -203,11 +228,13 @@ def time_heads(
     and not from the processor's cache.
     """
     mask = torch.ones(1, tokens, dtype=torch.bool)
-    calls = {}
-    for count in n_kv_heads:
-        q, layers = _cache(count, tokens, getattr(torch, dtype), layers=LAYERS)
-        calls["attend", count] = _over(layers, lambda q, k, v: attend(q, k, v, mask), q)
-        calls["read", count] = _over(layers, _read, q)
+    caches = {count: _cache(count, tokens, getattr(torch, dtype), layers=LAYERS) for count in n_kv_heads}
+    # All are attended to before any is read: right after its attention a small cache would still be in the processor.
+    calls = {
+        ("attend", count): _over(layers, lambda q, k, v: attend(q, k, v, mask), q)
+        for count, (q, layers) in caches.items()
+    }
+    calls |= {("read", count): _over(layers, _read, q) for count, (q, layers) in caches.items()}
     timings = time_in_turns(calls, repeats=rounds)
     runs_s, read_s = (
         np.array([timings[kind, count].runs_s for count in n_kv_heads]) / LAYERS for kind in ("attend", "read")

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,16 +53,26 @@ def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedMod
     return fewer.eval()
 
 
-def fewer_heads(lab: Loaded, *, documents: int = 24, steps: int = 10) -> dict[str, evaluation.Interval]:
+@dataclass(frozen=True)
+class FewerHeads:
+    """What merging KV heads cost in loss on unseen texts, in nats per token.
+
+    Args:
+        losses: name of the model -> its loss, with the middle 95 % over resampled texts.
+        cost: how much more the merged model loses than the one as built on the same texts, both after the same steps.
+    """
+
+    losses: dict[str, evaluation.Interval]
+    cost: evaluation.Interval
+
+
+def fewer_heads(lab: Loaded, *, documents: int = 16, steps: int = 10) -> FewerHeads:
     """Merge all KV heads of a small model into one, train it on for a few steps, and measure the loss on unseen texts.
 
     Args:
         lab: a bundled model; a large one is refused, because it is copied and trained here.
         documents: held-out texts.
         steps: of training on the corpus, four texts each. As a control the model as built is given the same steps.
-
-    Returns:
-        name -> nats per token, with the middle 95 % over resampled texts.
 
     Raises:
         ValueError: the model is large, or has a single KV head already.
@@ -73,11 +84,15 @@ def fewer_heads(lab: Loaded, *, documents: int = 24, steps: int = 10) -> dict[st
     built = f"as built, K = {heads}"
     models = {built: merged(lab.model, heads, "averaged")}  # groups of one: the same heads
     models |= {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
-    found = {name: _loss(model, texts) for name, model in models.items()}
+    nats = {name: _losses(model, texts) for name, model in models.items()}
+    trained = []
     for name in (built, "K = 1, averaged"):
         train_on(models[name], lab.tokenizer, steps)
-        found[f"{name}, {steps} steps more"] = _loss(models[name], texts)
-    return found
+        nats[f"{name}, {steps} steps more"] = _losses(models[name], texts)
+        trained.append(nats[f"{name}, {steps} steps more"])
+    lengths = np.array([len(text.tokens) - 1 for text in texts])
+    losses = {name: evaluation.bootstrap(per_text, lengths) for name, per_text in nats.items()}
+    return FewerHeads(losses, evaluation.bootstrap(trained[1] - trained[0], lengths))
 
 
 def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
@@ -92,9 +107,9 @@ def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: 
         optimizer.zero_grad()
 
 
-def _loss(model: PreTrainedModel, texts: list[evaluation.Encoded]) -> evaluation.Interval:
-    nats = evaluation.losses(model, texts)
-    return evaluation.bootstrap(np.array([x.mean() for x in nats]), np.array([len(x) for x in nats]))
+def _losses(model: PreTrainedModel, texts: list[evaluation.Encoded]) -> np.ndarray:
+    """(texts,) the mean loss of each text."""
+    return np.array([tokens.mean() for tokens in evaluation.losses(model, texts)])
 
 
 def count_arithmetic(n_kv_heads: int, *, n_heads: int = 32, tokens: int = 4096, head_dim: int = 128) -> tuple[int, int]:

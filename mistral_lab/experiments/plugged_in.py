@@ -67,7 +67,8 @@ def _attending(model: PreTrainedModel, attend: Attend | None) -> Iterator[None]:
         T, S = query.shape[2], key.shape[2]
         # transformers leaves out a mask that is plainly causal.
         mask = causal_mask(S)[S - T :].to(query.device) if attention_mask is None else attention_mask[0, 0]
-        return attend(query, key, value, mask).transpose(1, 2).contiguous(), None
+        answer = attend(query, key, value, mask).to(query.dtype)  # a reader may compute in float64
+        return answer.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(PLUGGED_IN, forward)
     AttentionMaskInterface.register(PLUGGED_IN, sdpa_mask)

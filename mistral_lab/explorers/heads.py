@@ -92,5 +92,5 @@ def _sentence(tokens: int, merged: int) -> str:
     return (
         f"{name} attention: {HEADS} query heads over K = {columns:.0f} KV head{'s' * (columns > 1)} keep "
         f"{kept / 2**10:g} KiB for {tokens} token{'s' * (tokens > 1)} in one layer of tiny-mistral; "
-        f"at {BYTES_PER_S / 1e9:g} GB/s the next token needs at least {kept / BYTES_PER_S * 1e6:.2f} µs to read them."
+        f"read from memory at {BYTES_PER_S / 1e9:g} GB/s, they need at least {kept / BYTES_PER_S * 1e6:.2f} µs."
     )

@@ -41,13 +41,15 @@ def plot_kept_bytes(
     rows = np.arange(len(names))
     ax.barh(rows, multi_head, height=0.56, facecolor="white", edgecolor=QUIET, linestyle=":", zorder=1)
     for left, colour in ((0 * kept, KEY), (kept / 2, VALUE)):
-        ax.barh(rows, kept / 2, height=0.56, left=left, color=colour, zorder=2)
+        ax.barh(rows, kept / 2, height=0.56, left=left, color=colour, edgecolor="white", linewidth=0.8, zorder=2)
     for row, mine, alone in zip(rows, kept, multi_head, strict=True):
-        text = f"{mine:,.4g} {unit}" if mine == alone else f"{mine:,.4g} {unit}, with a head each {alone:,.4g}"
+        text = f"{mine:,.4g} {unit}" if mine == alone else f"{mine:,.4g} {unit}, unshared {alone:,.4g}"
         write_beside(ax, text, (alone, row), shift=(6, 0), ha="left")
     label_rows(ax, names)
+    ticks = mpl.ticker.MaxNLocator(6).tick_values(0, multi_head.max())
+    ax.set_xticks([tick for tick in ticks if tick <= multi_head.max()])  # what lies beyond is room for the labels
     ax.set_xlim(0, 1.42 * multi_head.max())
-    ax.set_xlabel(f"{unit} of keys (orange) and values (green) {of}, 16 bits per value")
+    ax.set_xlabel(f"{unit} of keys (left, orange) and values (right, green) {of}, 16 bits per value")
     ax.grid(axis="x")
     return ax
 
@@ -66,18 +68,18 @@ def plot_longest(
     ax = axes_or_new(ax, height_in=1.2 + 0.62 * len(cards))
     ax.axvline(declared / 1e3, color=INK, linewidth=1.2, linestyle=":", zorder=1)
     above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-    ax.annotate(f"declared: {declared:,}", (declared / 1e3, 1), (0, 3), **above)
+    ax.annotate(f"made for {declared:,} tokens", (declared / 1e3, 1), (0, 3), **above)
     for place, count in enumerate(heads):
         rows = np.arange(len(cards)) + 0.26 * (place - (len(heads) - 1) / 2)
         share = 0.6 * place / max(1, len(heads) - 1)
-        ax.barh(rows, thousands[:, place], height=0.22, color=pale(KEY, share), zorder=2)
+        ax.plot(thousands[:, place], rows, "o", color=pale(KEY, share), markeredgecolor=INK, markersize=8, zorder=2)
         for row, most in zip(rows, thousands[:, place], strict=True):
             text = f"{count} KV head{'s' * (count > 1)}: {1e3 * most:,.0f} tokens"
-            written = write_beside(ax, text, (most, row), shift=(5, 0), ha="left")
-            written.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+            side, ha = (-8, "right") if 1e3 * most < declared else (8, "left")  # the line crosses no label
+            write_beside(ax, text, (most, row), shift=(side, 0), ha=ha)
     label_rows(ax, cards)
     decade_axis(ax.xaxis)
-    ax.set_xlim(thousands.min() / 3, 6 * thousands.max())
+    ax.set_xlim(thousands.min() / 15, 15 * thousands.max())
     ax.set_xlabel("thousand tokens of text that fit beside the weights (logarithmic axis)")
     return ax
 
@@ -127,11 +129,13 @@ def plot_ways(
     Args:
         runs_s: format -> way -> (rounds,) seconds; a bar ends at the median, a line runs from fastest to slowest.
         floor_s: format -> the least that any way can take.
-        shown: the ways that are named and drawn; the others keep their rows.
+        shown: the ways that are named and drawn; the others keep their rows. Where all are shown, dots on a logarithmic
+            axis take the place of bars, so that even the fastest way and the floor can be told apart.
         guess_s: where a flag stands over the first shown way of the first panel; None draws none.
         guess_label: beside the flag.
     """
     ways = list(next(iter(runs_s.values())))
+    solved = set(shown) == set(ways)
     figure, axes = new_figure(columns=len(runs_s), height_in=1.5 + 0.42 * len(ways), share_y=True)
     for ax, (dtype, times) in zip(axes[0], runs_s.items(), strict=True):
         most = max(np.max(runs) for runs in times.values())
@@ -139,8 +143,12 @@ def plot_ways(
             if way not in shown:
                 continue
             low, middle, high = 1e3 * np.array([np.min(runs), np.median(runs), np.max(runs)])
-            ax.barh(row, middle, height=0.5, color=MEASURED if way == "yours" else pale(MEASURED, 0.35))
+            colour = MEASURED if way == "yours" else pale(MEASURED, 0.35)
             ax.plot([low, high], [row, row], color=INK, linewidth=1)
+            if solved:
+                ax.plot(middle, row, "o", color=colour, markeredgecolor=INK, markersize=9, zorder=3)
+            else:
+                ax.barh(row, middle, height=0.5, color=colour)
             write_beside(ax, f"{middle:.1f} ms", (max(high, middle), row), shift=(5, 0), ha="left")
         if guess_s is not None and ax is axes[0, 0]:
             draw_guess(ax, 1e3 * guess_s, ways.index(shown[0]) - 0.27, label=guess_label)
@@ -148,37 +156,54 @@ def plot_ways(
         draw_floor(ax, 1e3 * floor_s[dtype], text=f"at least {1e3 * floor_s[dtype]:.1f} ms")
         label_rows(ax, [way if way in shown else UNKNOWN for way in ways])
         ax.set_ylim(len(ways) - 0.5, -1.35)
-        ax.set_xlim(0, 1.4 * 1e3 * most)
-        ax.set_xlabel(f"ms per layer, {dtype}")
+        if solved:
+            decade_axis(ax.xaxis)
+            ax.set_xlim(0.5e3 * floor_s[dtype], 6e3 * most)
+        else:
+            ax.set_xlim(0, 1.4e3 * most)
+        ax.set_xlabel(f"ms per layer, {dtype}{' (logarithmic axis)' * solved}")
         ax.grid(axis="x")
     return figure
 
 
 @mpl.rc_context(STYLE)
-def plot_row_times(rows: Sequence[int], runs_s: Mapping[str, np.ndarray], *, ax: Axes | None = None) -> Axes:
-    """Draw how long the same keys and values take with more and more queries per head.
+def plot_row_times(
+    rows: Sequence[int],
+    runs_s: Mapping[str, np.ndarray],
+    head_by_head_s: Mapping[str, np.ndarray],
+    *,
+    group_size: int = 4,
+) -> Figure:
+    """Draw how long the same keys take with more and more queries as rows, and a group's queries one by one.
 
     Args:
-        rows: (n,) queries per head.
-        runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest.
+        rows: (n,) queries per KV head, 1 and `group_size` among them.
+        runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest. A
+            panel for each format.
+        head_by_head_s: format -> (rounds,) seconds for `group_size` queries per KV head, one by one. Beside them stands
+            what is predicted: `group_size` times the median of one row, hollow.
     """
     runs_s = {name: as_positive("runs_s", runs, (len(rows), np.shape(runs)[1])) for name, runs in runs_s.items()}
-    ax = axes_or_new(ax, height_in=2.8)
-    medians = {dtype: 1e3 * np.median(runs, axis=1)[-1] for dtype, runs in runs_s.items()}
-    for number, (dtype, runs) in enumerate(runs_s.items()):
-        bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
-        colour, look = (MEASURED, "o-") if number == 0 else (QUIET, "s:")
-        places = np.asarray(rows) * 1.04**number  # side by side, so that their bars do not cover each other
-        draw_intervals(ax, places, bounds, look=look, colour=colour)
-        up = 7 if medians[dtype] == max(medians.values()) else -7
-        write_beside(ax, dtype, (rows[-1], medians[dtype]), shift=(22, up), ha="left").set_color(colour)
-    doubling_axis(ax, rows)
-    ax.set_xlim(0.85 * min(rows), 1.45 * max(rows))
-    ax.set_ylim(0, None)
-    ax.set_xlabel("queries that PyTorch's attention is given per KV head")
-    ax.set_ylabel("ms per layer")
-    ax.grid()
-    return ax
+    figure, axes = new_figure(columns=len(runs_s), height_in=3.2)
+    for ax, (dtype, runs) in zip(axes[0], runs_s.items(), strict=True):
+        apart = 1e3 * as_positive("head_by_head_s", head_by_head_s[dtype], np.shape(head_by_head_s[dtype]))
+        low, middle, high = bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
+        draw_intervals(ax, rows, bounds, look="o-", colour=MEASURED)
+        predicted = group_size * middle[list(rows).index(1)]
+        places = group_size / 1.06, group_size * 1.06  # side by side, so that they do not cover each other
+        draw_predicted(ax, places[0], predicted)
+        spread = np.array([[apart.min()], [np.median(apart)], [apart.max()]])
+        draw_intervals(ax, places[1:], spread, look="s", colour=QUIET)
+        write_beside(ax, f"{group_size} × one row", (places[0], predicted), shift=(-8, 0), ha="right")
+        write_beside(ax, "one by one", (places[1], spread[1, 0]), shift=(9, 0), ha="left").set_color(QUIET)
+        write_beside(ax, "as rows", (rows[-1], middle[-1]), shift=(9, 0), ha="left").set_color(MEASURED)
+        doubling_axis(ax, rows)
+        ax.set_xlim(0.8 * min(rows), 1.9 * max(rows))
+        ax.set_ylim(0, 1.15 * max(high.max(), apart.max(), predicted))
+        ax.set_xlabel(f"queries per KV head, {dtype}")
+        ax.grid()
+    axes[0, 0].set_ylabel("ms per layer")
+    return figure
 
 
 @mpl.rc_context(STYLE)

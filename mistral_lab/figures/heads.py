@@ -146,12 +146,11 @@ def draw_kept(
     scale = layout.bar_width / (2 * len(places) * most_tokens * square_bytes)
     track = layout.bar_width / scale
     draw_bytes(ax, x, y, kept, scale=scale, most=track, mark=alone, text=f"{kept / 2**10:,.3g} KiB kept")
-    least = f"at least {1e6 * kept / bytes_per_s:,.2f} µs to read"
+    least = f"at least {1e6 * kept / bytes_per_s:,.2f} µs at {bytes_per_s / 1e9:g} GB/s"
     draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=track, mark=alone, text=least)
     hollow = {"facecolor": "white", "edgecolor": PREDICTED, "linewidth": 1.5}
     ax.add_patch(Rectangle((x, y - 1.175), kept * scale, 0.25, **hollow))
-    if columns < len(places):  # the mark stands apart from the bar: say what it is
-        write(ax, x + layout.bar_width, y + 0.38, "a head each", ha="right", colour=QUIET)
+    write(ax, x + layout.bar_width, y + 0.38, "mark: unshared", ha="right", colour=QUIET)
 
 
 @mpl.rc_context(STYLE)
@@ -189,10 +188,12 @@ def plot_head_groups(shared: np.ndarray, *, title: str = "", ax: Axes | None = N
 
     Args:
         shared: (H,) whole numbers; query head h reads key and value head `shared[h]`, and each of 0 ... K - 1 is read.
+            Floats that are whole will do.
     """
     shared = np.asarray(shared)
     if shared.ndim != 1 or not np.array_equal(np.unique(shared), np.arange(shared.max(initial=0) + 1)):
         raise ValueError(f"shared is {shared.tolist()}: expected (H,) numbers that use each of 0 ... K - 1")
+    shared = shared.astype(int)
     ax = axes_or_new(ax, height_in=2.2)
     heads = np.arange(len(shared))
     places = np.bincount(shared, weights=heads) / np.bincount(shared)  # each in the middle of its group
@@ -202,7 +203,7 @@ def plot_head_groups(shared: np.ndarray, *, title: str = "", ax: Axes | None = N
     size = min(230, 4200 / len(shared))
     side = np.sqrt(min(160, 2600 / len(shared)))
     ax.scatter(heads, np.ones(len(heads)), s=size, color="white", edgecolor=QUERY, linewidth=2, zorder=2)
-    for shift, colour in ((-0.5, KEY), (0.5, VALUE)):
+    for shift, colour in ((-0.65, KEY), (0.65, VALUE)):  # a white gap between them
         moved = mpl.transforms.offset_copy(ax.transData, ax.figure, shift * side, 0, units="points")
         ax.scatter(places, np.zeros(len(places)), s=side**2, marker="s", color=colour, transform=moved, zorder=2)
     if len(shared) <= MOST_NAMED:

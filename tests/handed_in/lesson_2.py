@@ -49,13 +49,33 @@ def by_library(q, k, v, mask):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
-def rows_of_a_group(q, k, v, mask, per_query=None):
+def stretched(q, k, v, mask):
+    """What `@` has to stretch, it copies: nothing warns of it."""
+    B, H, T, D = q.shape
+    k, v = k[:, :, None], v[:, :, None]
+    scores = q.view(B, k.shape[1], -1, T, D) @ k.mT / D**0.5
+    return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).view(B, H, T, D)
+
+
+def filled(q, k, v, mask, low):
+    """With a low score in the place of minus infinity."""
+    B, H, T, D = q.shape
+    scores = (q.reshape(B, k.shape[1], -1, D) @ k.mT / D**0.5).view(B, H, T, -1).masked_fill(~mask, low)
+    return (scores.softmax(-1).view(B, k.shape[1], -1, k.shape[2]) @ v).view(B, H, T, D)
+
+
+def rows_of_a_group(q, k, v, mask, per_query=None, hide=None, swap=True, axis=-1):
     """The queries of a group as rows of one product; with S for T, as a reader who tried T = S alone writes it."""
     B, H, T, D = q.shape
     K, rows = k.shape[1], per_query or T
-    scores = q.view(B, K, H // K * rows, D) @ k.mT / D**0.5
-    scores = scores.view(B, H, rows, -1).masked_fill(~mask, -math.inf)
-    return (scores.softmax(-1).view(B, K, H // K * rows, -1) @ v).view(B, H, rows, D)
+    keys = k.mT if swap else k.reshape(B, K, D, -1)
+    scores = q.view(B, K, H // K * rows, D) @ keys / D**0.5
+    if hide:
+        scores = scores.masked_fill(~hide(mask, H // K), -math.inf)
+    else:
+        scores = scores.view(B, H, rows, -1).masked_fill(~mask, -math.inf)
+    weights = scores.view(B, K, H // K * rows, -1).softmax(axis)
+    return (weights @ v).view(B, H, rows, D)
 
 
 RIGHT = [
@@ -86,13 +106,12 @@ RIGHT = [
     ("longest_text", lambda free, L, H, G, D, size: math.floor(free / (L * 2 * H / G * D * size))),
     ("longest_text", lambda free, L, H, G, D, size: free // (2 * L * (H // G) * D * size)),
     ("longest_text", lambda free, L, H, G, D, size: np.floor(free / (2 * L * (H // G) * D * size))),
-    ("grouped_attention", attention_of),
     ("grouped_attention", head_by_head),
     ("grouped_attention", without_copies),
-    ("grouped_attention", by_library),
     ("grouped_attention", rows_of_a_group),
     ("grouped_attention", lambda q, k, v, mask: grouped(q, k, v, mask).tolist()),
-    ("grouped_attention", lambda q, k, v, mask: attention_of(q.double(), k.double(), v.double(), mask)),
+    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q.double(), k.double(), v.double(), mask)),
+    ("grouped_attention", lambda q, k, v, mask: filled(q, k, v, mask, torch.finfo(q.dtype).min)),
 ]
 
 
@@ -166,4 +185,42 @@ WRONG = [
         "average over the KV heads.*the values are right",
     ),
     ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, ~mask).nan_to_num(), "hide what may be seen"),
+    ("grouped_attention", attention_of, "the answers are right, but keys or values are copied"),
+    ("grouped_attention", stretched, "the answers are right, but keys or values are copied"),
+    ("grouped_attention", by_library, "the answers are right, but PyTorch's own attention"),
+    *(
+        ("grouped_attention", lambda q, k, v, mask, low=low: filled(q, k, v, mask, low), "use minus infinity")
+        for low in (-10, -50, -100, -1e4)
+    ),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: rows_of_a_group(q, k, v, mask, hide=lambda mask, G: mask.repeat_interleave(G, 0)),
+        "repeat the whole mask, not each of its rows",
+    ),
+    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q, k, v, mask, axis=-2), "runs over the queries"),
+    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q, k, v, mask, swap=False), r"`k\.mT` does"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: rows_of_a_group(q.transpose(1, 2).reshape(q.shape), k, v, mask),
+        "your queries are in the wrong order",
+    ),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: rows_of_a_group(q, k, v, mask).transpose(1, 2).reshape(q.shape),
+        "right before its last step",
+    ),
+    ("longest_text", lambda free, L, H, G, D, size: min(free // (2 * L * (H // G) * D * size), 32768), "as if a text"),
+    (
+        "longest_text",
+        lambda free, L, H, G, D, size: max(1, free // (2 * L * (H // G) * D * size)),
+        "where not one token fits: then the answer is 0",
+    ),
+    (
+        "longest_text",
+        lambda free, L, H, G, D, size: int(torch.tensor(float(free)) / (2 * L * (H // G) * D * size)),
+        "division in float32",
+    ),
+    ("shared_heads", lambda H, K: [min(h // (H // K), 7) for h in range(H)], "32 heads over 16 no entry .* above 7"),
+    ("shared_heads", lambda H, K: [h // (H // K) % 4 for h in range(H)], "8 heads over 8 your entries begin again"),
+    ("token_bytes", lambda L, K, D, size: 2 * L * K * D * int(size), "half a byte, so do not round"),
 ]

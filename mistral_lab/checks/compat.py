@@ -1,0 +1,20 @@
+"""What this module uses of PyTorch that has a private name, with the versions in which it was seen.
+
+PyTorch 2.13.0 to 2.13.0: `TorchDispatchMode`, which the notes on extending PyTorch describe.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made, a view counted as what it looks into."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        return made
