@@ -165,6 +165,21 @@ def ring_order(function: Callable) -> Callable:
                 ),
                 "after {seen} tokens you give {got}: you begin with the newest; the oldest is one slot further",
             ),
+            *(
+                Mistake(
+                    with_empty,
+                    "after {seen} tokens you give {got}: slots that were never written are listed too; leave them out",
+                )
+                for with_empty in (
+                    lambda seen, window: [*answer(seen, window), *range(seen, window)],
+                    lambda seen, window: [*answer(seen, window), *[-1] * (window - seen)],
+                )
+            ),
+            Mistake(
+                lambda seen, window: [answer(seen, window).index(slot) for slot in range(min(seen, window))],
+                "after {seen} tokens you give {got}: that says for each slot how many older ones there are; say which "
+                "slot is oldest, then the next",
+            ),
             Mistake(
                 lambda seen, window: sorted(range(min(seen, window)), key=lambda slot: -slot),
                 "after {seen} tokens you give {got}: those are the slots from the last to the first; sort them by the "
