@@ -4,10 +4,20 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..masks import position_mask
 from .judging import Mistake, judge
 from .values import read_answer
+
+
+class ZeroedMemory(TorchFunctionMode):
+    """Fresh tensors hold zeros, so that rows which nobody wrote are the same in every run."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        fresh = getattr(func, "__name__", "") in ("empty", "empty_like", "new_empty")
+        return result.zero_() if fresh else result
 
 
 def prefill_in_chunks(function: Callable) -> Callable:
@@ -170,5 +180,6 @@ def prefill_in_chunks(function: Callable) -> Callable:
             Mistake(cut, last_chunk),
             Mistake(zeros, last_chunk),
         ],
+        watch=ZeroedMemory,
         also=touches_too_much,
     )

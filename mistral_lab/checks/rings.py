@@ -96,6 +96,17 @@ def ring_slots(function: Callable) -> Callable:
                 lambda seen, window: written(seen + 1, window, slot=lambda p: p % window),
                 "after {seen} tokens your slots hold {got}: one token too many; the first has position 0",
             ),
+            *(
+                Mistake(
+                    from_one,
+                    "after {seen} tokens your slots hold {got}: position 0 is missing; the first token has position 0",
+                )
+                for from_one in (
+                    lambda seen, window: [p if p else -1 for p in answer(seen, window)],
+                    lambda seen, window: [-1 if p < 0 else p + 1 for p in answer(seen, window)],
+                    lambda seen, window: [-1 if p == 0 else p for p in answer(seen + 1, window)],
+                )
+            ),
             Mistake(
                 lambda seen, window: written(max(0, seen - 1), window, slot=lambda p: p % window),
                 "after {seen} tokens your slots hold {got}: the newest is missing",

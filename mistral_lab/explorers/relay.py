@@ -9,7 +9,7 @@ from ..figures import bare_figure, plot_relay, relay_height
 from ..masks import receptive_field, sliding_window_mask
 from .base import Explorer, count_slider, moving_slider
 
-WORDS = ("was", "Lena", "Grant", ",", "and", "he", "lived", "near", "the", "sea", ".", "All", "knew")
+WORDS = ("was", "Lena", "Grant", ",", "and", "she", "lived", "near", "the", "sea", ".", "All", "knew")
 SOURCE, LAST = 1, len(WORDS) - 1  # the name's first word, and the token after which it is due
 MOST_LAYERS, MOST_WINDOW = 4, 8
 MOMENTS = (3, 5, 8, LAST)  # of the strip that stands for the explorer

@@ -187,6 +187,21 @@ def ring_with(seen, window, place, size=None):
     return held
 
 
+def from_one(seen, window, place):
+    held = [-1] * window
+    for p in range(1, seen + 1):
+        held[place(p) % window] = p
+    return held
+
+
+def last_chunk_unwritten(q, k, v, window, chunk):
+    out = torch.empty_like(v)
+    whole = len(q) // chunk * chunk
+    if whole:
+        out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
+    return out
+
+
 WRONG = [
     ("window_mask", lambda i, j, W: (i[:, None] >= j) & (i[:, None] - j <= W), "shows 5 keys where W = 4: is it `<=`"),
     ("window_mask", lambda i, j, W: (i[:, None] > j) & (i[:, None] - j < W), "shows 3 keys.*token itself is missing"),
@@ -270,4 +285,7 @@ WRONG = [
     ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *range(min(seen, W), W)], "were never written"),
     ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *[-1] * (W - seen)], "were never written"),
     ("ring_order", lambda seen, W: np.argsort(order_by_sorting(seen, W)), "for each slot how many older"),
+    ("prefill_in_chunks", last_chunk_unwritten, "last chunk of your answer is missing"),
+    ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p), "the first token has position 0"),
+    ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p - 1), "the first token has position 0"),
 ]
