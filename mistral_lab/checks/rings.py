@@ -31,7 +31,7 @@ def ring_slots(function: Callable) -> Callable:
         "ring_slots",
         function,
         answer=answer,
-        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (3, 1), (2, 7)],
+        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (3, 1), (2, 7), (8, 4)],
         mistakes=[
             *(
                 Mistake(numbers, "you give {got}: those are numbers of slots; say which position each slot holds")
@@ -147,7 +147,7 @@ def ring_order(function: Callable) -> Callable:
         "ring_order",
         function,
         answer=answer,
-        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (7, 1), (2, 7)],
+        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (7, 1), (2, 7), (8, 4)],
         mistakes=[
             Mistake(
                 lambda seen, window: [p % window for p in range(seen)],

@@ -52,8 +52,9 @@ def _draw(ax, token: int, window: int, layers: int, *, brief: bool = False) -> N
     for position in range(max(0, token - window + 1), token + 1):
         held[position % window] = position
     title = f"Token {token}, “{WORDS[token]}”, arrives. Each layer reads the last {window} keys below it."
+    brief_title = f"Token {token}, “{WORDS[token]}”, W = {window}"
     plot_relay(
-        WORDS, knows, path, held, now=token, source=SOURCE, title=title[: title.index(".") + 1] if brief else title,
+        WORDS, knows, path, held, now=token, source=SOURCE, title=brief_title if brief else title,
         brief=brief, ax=ax,
     )  # fmt: skip
 
