@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 import mistral_lab
 from mistral_lab import experiments, masks
-from mistral_lab.experiments import window_costs, window_limits, windows
+from mistral_lab.experiments import window_costs, windows
 from mistral_lab.loading.loaded import Loaded
 from mistral_lab.memory import kv_cache_bytes
 from mistral_lab.training import evaluation
@@ -136,16 +136,21 @@ def test_the_next_token_is_predicted_by_the_keys_that_are_read(monkeypatch):
     costs = experiments.time_next_token([16, 64], config=config, window=32, rounds=2)
     token_s = 2 * 1 * 4 * 4 / 1e9
     np.testing.assert_allclose(costs.predicted_s["ring"], [16 * token_s, 32 * token_s], rtol=1e-12)
-    np.testing.assert_allclose(costs.predicted_s["growing"], [16 * token_s, 64 * token_s], rtol=1e-12)
+    for way in ("growing", "room reserved"):
+        np.testing.assert_allclose(costs.predicted_s[way], [16 * token_s, 64 * token_s], rtol=1e-12)
 
 
-def test_blocks_join_texts_and_losses_are_those_of_the_model(tiny):
-    texts = evaluation.held_out(tiny.tokenizer, 2)
-    [block] = experiments.joined_blocks(tiny.tokenizer, texts, count=1)
-    first = [*texts[0].tokens, tiny.tokenizer.eos_token_id]
-    assert block[: len(first)].tolist() == first
-    assert len(block) == window_limits.BLOCK
-    short = block[None, :90]
+def test_reserved_room_hands_out_what_the_growing_cache_does():
+    config = replace(mistral_lab.PRESETS["mistral-7b-v0.1"], n_kv_heads=2, head_dim=4)
+    reserved, growing = window_costs.ReservedCache(6, config), DynamicCache()
+    for tokens in (4, 1, 1):
+        keys, values = torch.randn(2, 1, 2, tokens, 4)
+        for found, expected in zip(reserved.update(keys, values, 0), growing.update(keys, values, 0), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_losses_are_those_of_the_model(tiny):
+    short = torch.tensor([evaluation.held_out(tiny.tokenizer, 1)[0].tokens[:90]])
     plain = experiments.token_losses(tiny.model, short)
     assert plain.shape == (1, 89)
     masked = experiments.token_losses(tiny.model, short, masks.sliding_window_mask(90, 64))
@@ -153,8 +158,6 @@ def test_blocks_join_texts_and_losses_are_those_of_the_model(tiny):
     assert [interval.mean for interval in experiments.by_position(plain)] == pytest.approx(
         [plain[:, :64].mean(), plain[:, 64:].mean()]
     )
-    with pytest.raises(ValueError, match="2 texts give 1 blocks: expected enough for 9"):
-        experiments.joined_blocks(tiny.tokenizer, texts, count=9)
 
 
 def test_the_first_token_gets_shares_and_the_attention_is_put_back(tiny):

@@ -129,7 +129,8 @@ def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way(
         np.testing.assert_array_equal(measured.get_xdata(), SIZES)
         assert (measured.get_linestyle(), predicted.get_linestyle()) == ("-", "--")
         assert measured.get_marker() == predicted.get_marker()
-        assert predicted.get_color() == style.PREDICTED
+        assert predicted.get_color() == measured.get_color()
+        assert predicted.get_markerfacecolor() == "white"
     assert ax.lines[0].get_color() == style.MEASURED
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "512", "1,024"]

@@ -4,13 +4,26 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..masks import position_mask
 from .judging import Mistake, judge
+from .values import read_answer
+
+
+class ZeroedMemory(TorchFunctionMode):
+    """Fresh tensors hold zeros, so that rows which nobody wrote are the same in every run."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        fresh = getattr(func, "__name__", "") in ("empty", "empty_like", "new_empty")
+        return result.zero_() if fresh else result
 
 
 def prefill_in_chunks(function: Callable) -> Callable:
     """Check `function(q, k, v (T, D), window, chunk) -> (T, D)`: windowed attention, `chunk` queries at a time.
+
+    A right answer may take fewer queries at a time; it may not touch keys that no query of the chunk sees.
 
     >>> my_answer = prefill_in_chunks(lambda q, k, v, window, chunk: NotImplemented)
     prefill_in_chunks: not tried yet; the lesson goes on with its own
@@ -61,6 +74,29 @@ def prefill_in_chunks(function: Callable) -> Callable:
         out = answer(q, k, v, window, chunk)
         out[dropped(q, k, v, window, chunk) :] = 0
         return out
+
+    def touches_too_much(function):
+        """Poison one value after the other: which of them spoil a chunk, although none of its queries sees them?"""
+        window, chunk, T = 3, 4, len(q)
+        touched = torch.zeros(T, T, dtype=torch.bool)
+        for key in range(T):
+            spoiled = v.clone()
+            spoiled[key] = math.nan  # a hidden key has weight 0, and 0 times NaN is NaN
+            try:
+                got = read_answer(function(q, k, spoiled, window, chunk), v)
+                touched[:, key] = torch.from_numpy(got).isnan().any(1)
+            except Exception:  # a function that refuses NaN cannot be asked in this way
+                return None
+        for start in range(0, T, chunk):
+            end = min(start + chunk, T)
+            keys = touched[start:end].any(0).nonzero().flatten()
+            seen = end - max(0, start - window + 1)
+            if len(keys) > seen:
+                return (
+                    f"the values are right, but your chunk of queries {start} to {end - 1} touches {len(keys)} keys "
+                    f"where {seen} are seen (W = {window}): cut k and v before you multiply"
+                )
+        return None
 
     generator = torch.Generator().manual_seed(0)
 
@@ -113,6 +149,10 @@ def prefill_in_chunks(function: Callable) -> Callable:
                 lambda q, k, v, window, chunk: chunks(q, k, v, max(1, window - 1), chunk),
                 "your queries see one key too few: W = {window} counts the token itself",
             ),
+            Mistake(
+                wrong(visible=lambda rows, columns, window: position_mask(rows, columns, window=window + 1)),
+                "your mask shows one key too many where W = {window}: W counts the token itself",
+            ),
             Mistake(wrong(before=-1), "the first query of your chunks misses one key: keep the W - 1 before it"),
             Mistake(wrong(visible=from_zero), over_chunk),
             Mistake(wrong(visible=from_zero, weigh=lambda scores, seen: plain(scores, seen).nan_to_num()), over_chunk),
@@ -140,4 +180,6 @@ def prefill_in_chunks(function: Callable) -> Callable:
             Mistake(cut, last_chunk),
             Mistake(zeros, last_chunk),
         ],
+        watch=ZeroedMemory,
+        also=touches_too_much,
     )

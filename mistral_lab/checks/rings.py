@@ -31,7 +31,7 @@ def ring_slots(function: Callable) -> Callable:
         "ring_slots",
         function,
         answer=answer,
-        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (3, 1), (2, 7)],
+        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (3, 1), (2, 7), (8, 4)],
         mistakes=[
             *(
                 Mistake(numbers, "you give {got}: those are numbers of slots; say which position each slot holds")
@@ -96,6 +96,17 @@ def ring_slots(function: Callable) -> Callable:
                 lambda seen, window: written(seen + 1, window, slot=lambda p: p % window),
                 "after {seen} tokens your slots hold {got}: one token too many; the first has position 0",
             ),
+            *(
+                Mistake(
+                    from_one,
+                    "after {seen} tokens your slots hold {got}: position 0 is missing; the first token has position 0",
+                )
+                for from_one in (
+                    lambda seen, window: [p if p else -1 for p in answer(seen, window)],
+                    lambda seen, window: [-1 if p < 0 else p + 1 for p in answer(seen, window)],
+                    lambda seen, window: [-1 if p == 0 else p for p in answer(seen + 1, window)],
+                )
+            ),
             Mistake(
                 lambda seen, window: written(max(0, seen - 1), window, slot=lambda p: p % window),
                 "after {seen} tokens your slots hold {got}: the newest is missing",
@@ -136,7 +147,7 @@ def ring_order(function: Callable) -> Callable:
         "ring_order",
         function,
         answer=answer,
-        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (7, 1), (2, 7)],
+        cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (7, 1), (2, 7), (8, 4)],
         mistakes=[
             Mistake(
                 lambda seen, window: [p % window for p in range(seen)],
@@ -164,6 +175,21 @@ def ring_order(function: Callable) -> Callable:
                     [(seen - 1 + i) % window for i in range(window)] if seen >= window else list(range(seen))
                 ),
                 "after {seen} tokens you give {got}: you begin with the newest; the oldest is one slot further",
+            ),
+            *(
+                Mistake(
+                    with_empty,
+                    "after {seen} tokens you give {got}: slots that were never written are listed too; leave them out",
+                )
+                for with_empty in (
+                    lambda seen, window: [*answer(seen, window), *range(seen, window)],
+                    lambda seen, window: [*answer(seen, window), *[-1] * (window - seen)],
+                )
+            ),
+            Mistake(
+                lambda seen, window: [answer(seen, window).index(slot) for slot in range(min(seen, window))],
+                "after {seen} tokens you give {got}: that says for each slot how many older ones there are; say which "
+                "slot is oldest, then the next",
             ),
             Mistake(
                 lambda seen, window: sorted(range(min(seen, window)), key=lambda slot: -slot),

@@ -28,6 +28,11 @@ def window_mask(function: Callable) -> Callable:
     def transposed(queries, keys, window):
         return position_mask(queries, keys, window=window).T
 
+    def paired(rule):
+        """Each query with the key at its own place: a mask of one axis, and an error where there are fewer queries."""
+        return lambda queries, keys, window: rule(queries - keys, window)
+
+    one_axis = "your mask has one axis, as queries and keys are taken in pairs: give queries a second axis, [:, None]"
     positions = torch.arange(8)
     return judge(
         "window_mask",
@@ -41,6 +46,8 @@ def window_mask(function: Callable) -> Callable:
         ]
         + [(positions, positions, 1), (positions[:3], positions[[2, 0, 5, 1]], 2)],
         mistakes=[
+            Mistake(paired(lambda back, window: back == 0), one_axis),
+            Mistake(paired(lambda back, window: back != 0), one_axis),
             Mistake(
                 visible(lambda back, window: (back >= 0) & (back <= window)),
                 "your window shows {got} keys where W = {window}: is it `<=`?",

@@ -55,7 +55,6 @@ NAMES = {  # of each module of this folder
         "by_position",
         "evict_first_tokens",
         "first_token_share",
-        "joined_blocks",
         "recall_when_cut",
         "token_losses",
     ),

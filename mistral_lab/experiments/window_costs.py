@@ -111,13 +111,33 @@ def time_prompts(lengths: Sequence[int] = (512, 1024, 2048), *, window: int = 25
     return Costs(list(lengths), timings, predicted)
 
 
+class ReservedCache:
+    """One layer's growing cache with room reserved for every token to come: it writes in place and copies nothing."""
+
+    def __init__(self, room: int, config: ModelConfig) -> None:
+        """Reserve the memory, and touch all of it.
+
+        Args:
+            room: tokens that fit.
+            config: whose KV heads are taken.
+        """
+        self.kept = torch.zeros(2, 1, config.n_kv_heads, room, config.head_dim)
+        self.seen = 0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store what `transformers` caches store, of layer 0 alone, and hand out all tokens so far."""
+        start, self.seen = self.seen, self.seen + keys.shape[-2]
+        self.kept[0, :, :, start : self.seen], self.kept[1, :, :, start : self.seen] = keys, values
+        return self.kept[0, :, :, : self.seen], self.kept[1, :, :, : self.seen]
+
+
 @torch.inference_mode()
 def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int, rounds: int = 5) -> Costs:
-    """Time the attention of one layer for one more token: over a ring of W, and over a cache that keeps everything.
+    """Time the attention of one layer for one more token: over a ring of W, and over caches that keep everything.
 
-    Both store the token in their cache and then attend to what it hands out; the growing cache is transformers'
-    `DynamicCache`, which joins old and new at every token. One thread of the CPU, float32. The prediction is the time
-    to read the keys and values once, which neither can beat where they come from memory.
+    All store the token in their cache and then attend to what it hands out. "growing" is transformers' `DynamicCache`,
+    which joins old and new at every token; "room reserved" writes in place. One thread of the CPU, float32. The
+    prediction is the time to read the keys and values once, which none can beat where they come from memory.
 
     Args:
         contexts: tokens before, ascending.
@@ -136,7 +156,11 @@ def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int
     steps = {}
     for context in contexts:
         prompt = torch.randn(*heads, context - rounds - 1, config.head_dim, generator=generator)
-        caches = {"ring": RollingCache(replace(config, n_layers=1, sliding_window=window)), "growing": DynamicCache()}
+        caches = {
+            "ring": RollingCache(replace(config, n_layers=1, sliding_window=window)),
+            "growing": DynamicCache(),
+            "room reserved": ReservedCache(context, config),
+        }
         for label, cache in caches.items():
             cache.update(prompt, prompt, 0)
             steps[context, label] = partial(step, cache)
@@ -144,7 +168,8 @@ def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int
         read_rate = measure_bandwidth(repeats=3)
         found = time_in_turns(steps, repeats=rounds)
     token_s = 2 * config.n_kv_heads * config.head_dim * 4 / read_rate
-    read = {"ring": np.minimum(contexts, window), "growing": np.array(contexts)}
+    everything = np.array(contexts)
+    read = {"ring": np.minimum(everything, window), "growing": everything, "room reserved": everything}
     timings = {label: [found[context, label] for context in contexts] for label in read}
     return Costs(list(contexts), timings, {label: token_s * tokens for label, tokens in read.items()})
 

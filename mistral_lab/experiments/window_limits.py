@@ -15,8 +15,6 @@ from ..training import evaluation
 from ..training.evaluation import Encoded, Interval
 from .windows import only_layers, with_window
 
-BLOCK = 512  # tokens of the blocks on which losses are measured; the bundled models learnt from 320 at a time
-
 
 def recall_when_cut(
     model: PreTrainedModel,
@@ -51,23 +49,6 @@ def recall_when_cut(
         with only_layers(model, 0, depth):
             shares[f"{depth} layer{'s' * (depth > 1)}"] = measured()
     return shares
-
-
-def joined_blocks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Encoded], *, count: int) -> torch.Tensor:
-    """Join texts one after another, as in training, and cut off blocks, each from new texts: (count, 512).
-
-    Raises:
-        ValueError: too few texts.
-    """
-    blocks, waiting = [], list(texts)
-    while len(blocks) < count:
-        joined: list[int] = []
-        while len(joined) < BLOCK:
-            if not waiting:
-                raise ValueError(f"{len(texts)} texts give {len(blocks)} blocks: expected enough for {count}")
-            joined += [*waiting.pop(0).tokens, tokenizer.eos_token_id]
-        blocks.append(joined[:BLOCK])
-    return torch.tensor(blocks)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from ..figures import bare_figure, plot_relay, relay_height
 from ..masks import receptive_field, sliding_window_mask
 from .base import Explorer, count_slider, moving_slider
 
-WORDS = ("was", "Lena", "Grant", ",", "and", "he", "lived", "near", "the", "sea", ".", "All", "knew")
+WORDS = ("was", "Lena", "Grant", ",", "and", "she", "lived", "near", "the", "sea", ".", "All", "knew")
 SOURCE, LAST = 1, len(WORDS) - 1  # the name's first word, and the token after which it is due
 MOST_LAYERS, MOST_WINDOW = 4, 8
 MOMENTS = (3, 5, 8, LAST)  # of the strip that stands for the explorer
@@ -52,8 +52,9 @@ def _draw(ax, token: int, window: int, layers: int, *, brief: bool = False) -> N
     for position in range(max(0, token - window + 1), token + 1):
         held[position % window] = position
     title = f"Token {token}, “{WORDS[token]}”, arrives. Each layer reads the last {window} keys below it."
+    brief_title = f"Token {token}, “{WORDS[token]}”, W = {window}"
     plot_relay(
-        WORDS, knows, path, held, now=token, source=SOURCE, title=title[: title.index(".") + 1] if brief else title,
+        WORDS, knows, path, held, now=token, source=SOURCE, title=brief_title if brief else title,
         brief=brief, ax=ax,
     )  # fmt: skip
 

@@ -10,8 +10,8 @@ from ..figures import bare_figure, plot_ring, plot_ring_text
 from .base import Explorer, count_slider, moving_slider
 
 WORDS = (
-    "Once", "there", "was", "a", "farmer", "called", "Lena", "Grant", ",", "and", "he", "lived", "near", "the",
-    "harbour", ".", "He", "had", "fish", "for", "supper", ".",
+    "Once", "there", "was", "a", "farmer", "called", "Lena", "Grant", ",", "and", "she", "lived", "near", "the",
+    "harbour", ".", "She", "had", "fish", "for", "supper", ".",
 )  # fmt: skip
 LAST, MOST_SLOTS = len(WORDS) - 1, 10
 MOMENTS = (2, 5, 6, 13)  # of the strip that stands for the explorer

@@ -67,11 +67,12 @@ def plot_relay(
     _draw_words(ax, x, words, now=now, source=source, brief=brief)
     for layer in range(layers):
         _draw_ring(ax, (RING_X, (y[layer] + y[layer + 1]) / 2), held, knows[layer], now=now)
-    write(ax, RING_X, BOTTOM - 0.3, "rings" if brief else "rings of keys", colour=QUIET)
+    write(ax, RING_X, BOTTOM - 0.3, "keys" if brief else "keys that are kept", colour=QUIET)
     arrived = bool(knows[layers, now])
     if now == tokens - 1:
         text, colour = (words[source], KEY) if arrived else ("?", QUIET)
         width, height = (1.9, 0.8) if brief else (1.15, 0.5)
+        write(ax, x[now] - width / 2 - 0.15, y[layers] + 0.8, "can answer", colour=QUIET, ha="right")
         draw_token(ax, x[now], y[layers] + 0.8, text, width=width, height=height, state="now", colour=colour)
     return ax
 
@@ -158,11 +159,11 @@ def plot_lost_name(words: Sequence[str], *, source: int, size: int, window: int,
     faces[source : source + size] = [KEY] * size
     faces[-1] = QUERY
     ax.add_collection(PatchCollection(boxes, facecolor=faces, edgecolor="none"))
-    name, last, first_seen = left + step * (source + 0.5), right - step / 2, left + step * max(0, tokens - window)
+    name, last = left + step * (source + 0.5), right - step / 2
     arrow = {"arrowstyle": "<->", "color": QUIET, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (name, line + 0.85), (last, line + 0.85), arrowprops=arrow)
     write(ax, (name + last) / 2, line + 1.12, f"{tokens - 1 - source} tokens", colour=QUIET)
-    write(ax, first_seen, line - 0.3, f"what one layer sees: {window} tokens", colour=QUERY, ha="left")
+    write(ax, last - 0.5, line - 0.3, f"what one layer sees: {window} tokens", colour=QUERY, ha="right")
     opening = range(max(0, source - 3), source + size)
     marked = [at for at, place in enumerate(opening) if place >= source]
     _draw_phrase(ax, 0.3, 1.1, [words[at] for at in opening], marked, KEY, towards=(name, line))

@@ -89,7 +89,7 @@ def plot_double_write(moments: Sequence[tuple[int, np.ndarray]], *, window: int,
     as_stage(ax, 16, 1.25 * len(moments) + 1)
     left, size = 3.2, 1.15
     for slot in range(2 * window):
-        write(ax, left + size * (slot + 0.5), 0.35, str(slot % window), colour=QUIET)
+        write(ax, left + size * (slot + 0.5), 0.35, str(slot), colour=QUIET)
     write(ax, left - 0.25, 0.35, "slot", colour=QUIET, ha="right")
     for row, (now, held) in enumerate(moments):
         y = 1.25 * (len(moments) - row) - 0.25
@@ -115,6 +115,7 @@ def plot_double_write(moments: Sequence[tuple[int, np.ndarray]], *, window: int,
     right = left + 2 * window * size
     if right < 14.5:
         write(ax, right + 0.2, 1.25 * len(moments) - 0.25, "black frame:\nread as one piece", ha="left", va="center")
+        write(ax, right + 0.2, 1.25 * len(moments) - 1.5, "blue frames:\njust written", colour=QUERY, ha="left")
     return ax
 
 

@@ -16,7 +16,6 @@ from .style import (
     FADED,
     INK,
     MEASURED,
-    PREDICTED,
     STYLE,
     decade_axis,
     doubling_axis,
@@ -78,9 +77,11 @@ def plot_influence(
         )
     ax = axes_or_new(ax, height_in=2.8)
     colours = mpl.colormaps["viridis"](np.linspace(0.85, 0, len(names)))  # the last one dark: it is the whole model
-    for line, reach, name, colour in zip(influence, reaches, names, colours, strict=True):
+    for place, (line, reach, name, colour) in enumerate(zip(influence, reaches, names, colours, strict=True)):
+        # A deeper line goes on where a shallower one ends, so it lies below it.
         # Not antialiased: the soft edges of ragged lines would be most of the picture's bytes.
-        ax.plot(np.where(line > 0, line, np.nan), color=colour, linewidth=1.2, label=name, antialiased=False)
+        look = {"color": colour, "linewidth": 1.2, "antialiased": False, "zorder": 3 - place / 10}
+        ax.plot(np.where(line > 0, line, np.nan), label=name, **look)
         ax.axvline(reach - 1, color=colour, linewidth=1.4, linestyle="--")
     ax.set_yscale("log")
     ax.set_xlim(0, influence.shape[1] - 1)
@@ -116,9 +117,10 @@ def plot_growth(
     predicted = as_positive("predicted", predicted, shape, gaps=True)
     ax = axes_or_new(ax, height_in=3.4)
     for way, (name, marker) in enumerate(zip(names, MARKERS[: len(names)], strict=True)):
-        ax.plot(sizes, measured[way], f"{marker}-", color=WAY_COLOURS[way], markeredgecolor=INK, label=name, zorder=3)
-        ax.plot(sizes, predicted[way], f"{marker}--", color=PREDICTED, markerfacecolor="white", markersize=8, zorder=2)
-    ax.plot([], [], "--", color=PREDICTED, label="predicted (hollow)")
+        colour, hollow = WAY_COLOURS[way], {"markerfacecolor": "white", "markersize": 8, "zorder": 2}
+        ax.plot(sizes, measured[way], f"{marker}-", color=colour, markeredgecolor=INK, label=name, zorder=3)
+        ax.plot(sizes, predicted[way], f"{marker}--", color=colour, **hollow)
+    ax.plot([], [], "--", color=INK, label="predicted (hollow)")
     doubling_axis(ax, sizes)
     decade_axis(ax.yaxis)
     ax.set_xlabel(f"{x_label} (logarithmic axis)")

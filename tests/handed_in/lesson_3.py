@@ -86,10 +86,55 @@ def last_chunk_forgotten(q, k, v, window, chunk):
     return out
 
 
+def numpy_in_chunks(q, k, v, window, chunk):
+    q, k, v = map(np.asarray, (q, k, v))
+    out = np.zeros(v.shape)
+    for start in range(0, len(q), chunk):
+        end, first = min(start + chunk, len(q)), max(0, start - window + 1)
+        back = np.arange(start, end)[:, None] - np.arange(first, end)
+        scores = np.where((back >= 0) & (back < window), q[start:end] @ k[first:end].T / q.shape[1] ** 0.5, -np.inf)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        out[start:end] = weights / weights.sum(1, keepdims=True) @ v[first:end]
+    return out
+
+
+def all_at_once(q, k, v, window, chunk):
+    i = torch.arange(len(q))
+    return attention_of(q, k, v, mask_by_loops(i, i, window))
+
+
+def keys_from(first):
+    """Right values in chunks, over more keys than the queries of a chunk see: all from `first(start, W, chunk)` on."""
+
+    def prefill(q, k, v, window, chunk):
+        out = []
+        for rows in torch.arange(len(q)).split(chunk):
+            begin = max(0, first(int(rows[0]), window, chunk))
+            columns = torch.arange(begin, max(begin, int(rows[-1])) + 1)
+            scores = (q[rows] @ k[columns].T / q.shape[1] ** 0.5).masked_fill(
+                ~mask_by_loops(rows, columns, window), float("-inf")
+            )
+            out.append(scores.softmax(-1) @ v[columns])
+        return torch.cat(out)
+
+    return prefill
+
+
+def up_to_the_end(q, k, v, window, chunk):
+    out = []
+    for rows in torch.arange(len(q)).split(chunk):
+        columns = torch.arange(max(0, int(rows[0]) - window + 1), len(q))
+        scores = q[rows] @ k[columns].T / q.shape[1] ** 0.5
+        hidden = ~mask_by_loops(rows, columns, window)
+        out.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v[columns])
+    return torch.cat(out)
+
+
 RIGHT = [
     ("window_mask", lambda queries, keys, window: np.array([[0 <= i - j < window for j in keys] for i in queries])),
     ("ring_slots", slots),
     ("prefill_in_chunks", in_chunks),
+    ("prefill_in_chunks", numpy_in_chunks),
     ("window_mask", mask_by_loops),
     ("window_mask", lambda i, j, W: (i[:, None] >= j[None]) & (i[:, None] < j[None] + W)),
     ("window_mask", lambda i, j, W: mask_by_loops(i, j, W).tolist()),
@@ -107,6 +152,7 @@ RIGHT = [
     ("prefill_in_chunks", query_by_query),
     ("prefill_in_chunks", kept_and_new),
     ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q.double(), k.double(), v.double(), W, C)),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, 1)),  # it touches no key too many
 ]
 
 
@@ -139,6 +185,21 @@ def ring_with(seen, window, place, size=None):
     for p in range(seen):
         held[place(p)] = p
     return held
+
+
+def from_one(seen, window, place):
+    held = [-1] * window
+    for p in range(1, seen + 1):
+        held[place(p) % window] = p
+    return held
+
+
+def last_chunk_unwritten(q, k, v, window, chunk):
+    out = torch.empty_like(v)
+    whole = len(q) // chunk * chunk
+    if whole:
+        out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
+    return out
 
 
 WRONG = [
@@ -196,4 +257,35 @@ WRONG = [
     ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, scale=1.0), "square root of D"),
     ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, scale=2.0), "not always 4"),
     ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, back=max(0, W - 2)), "misses one key"),
+    ("prefill_in_chunks", all_at_once, "chunk of queries 0 to 3 touches 11 keys where 4 are seen"),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, len(q)), "touches 11 keys where 4 are seen"),
+    ("prefill_in_chunks", keys_from(lambda start, W, chunk: 0), "queries 4 to 7 touches 8 keys where 6 are seen"),
+    ("prefill_in_chunks", keys_from(lambda start, W, chunk: start - W), "queries 4 to 7 touches 7 keys where 6 are"),
+    (
+        "prefill_in_chunks",
+        keys_from(lambda start, W, chunk: start - max(W - 1, chunk)),
+        "queries 4 to 7 touches 8 keys where 6",
+    ),
+    ("prefill_in_chunks", up_to_the_end, "queries 0 to 3 touches 11 keys where 4 are seen"),
+    (
+        "prefill_in_chunks",
+        lambda q, k, v, W, C: torch.cat(
+            [
+                attention_of(q[i], k[j], v[j], mask_by_loops(i, j, W + 1))
+                for i in torch.arange(len(q)).split(C)
+                for j in [torch.arange(max(0, int(i[0]) - W + 1), int(i[-1]) + 1)]
+            ]
+        ),
+        "your mask shows one key too many where W = 3",
+    ),
+    ("window_mask", lambda i, j, W: (i - j >= 0) & (i - j < W), "your mask has one axis"),
+    ("window_mask", lambda i, j, W: (i >= j) & (j > i - W), "your mask has one axis"),
+    ("window_mask", lambda i, j, W: (i > j) & (i - j < W), "your mask has one axis"),
+    ("ring_order", lambda seen, W: sorted(range(W), key=lambda s: slots(seen, W)[s]), "still empty"),
+    ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *range(min(seen, W), W)], "were never written"),
+    ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *[-1] * (W - seen)], "were never written"),
+    ("ring_order", lambda seen, W: np.argsort(order_by_sorting(seen, W)), "for each slot how many older"),
+    ("prefill_in_chunks", last_chunk_unwritten, "last chunk of your answer is missing"),
+    ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p), "the first token has position 0"),
+    ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p - 1), "the first token has position 0"),
 ]
