@@ -67,7 +67,7 @@ def plot_relay(
     _draw_words(ax, x, words, now=now, source=source, brief=brief)
     for layer in range(layers):
         _draw_ring(ax, (RING_X, (y[layer] + y[layer + 1]) / 2), held, knows[layer], now=now)
-    write(ax, RING_X, BOTTOM - 0.3, "keys" if brief else "keys that are kept", colour=QUIET)
+    write(ax, RING_X, BOTTOM - 0.3, "keys" if brief else "keys kept", colour=QUIET)
     arrived = bool(knows[layers, now])
     if now == tokens - 1:
         text, colour = (words[source], KEY) if arrived else ("?", QUIET)
