@@ -66,7 +66,7 @@ class FewerHeads:
     cost: evaluation.Interval
 
 
-def fewer_heads(lab: Loaded, *, documents: int = 16, steps: int = 10) -> FewerHeads:
+def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHeads:
     """Merge all KV heads of a small model into one, train it on for a few steps, and measure the loss on unseen texts.
 
     Args:
