@@ -4,8 +4,8 @@ Every control is walked from its first value to its last and back, until it move
 picture is encoded. The kernel's part is measured, not the browser's. The median should stay below 120 ms and no move
 above 300 ms on two cores; figures are full of cycles, so the longest moves show whether garbage is collected in one.
 
-Other programs slow a move down. The second table is the time that this process had on the processor, which they change
-less. On a busy machine run it a few times, where possible with priority, and keep the quietest.
+Other programs slow a move down. The right half of each row is the time that this process had on the processor, which
+they change less. On a busy machine run it a few times, where possible with priority, and keep the quietest.
 
     python benchmarks/explorers.py
     nice -n -5 python benchmarks/explorers.py --moves 300 --only ring_cache relay
@@ -27,7 +27,7 @@ from mistral_lab import experiments, explorers, load
 
 STORY = "Once there was a baker called Nora, and she lived near the river."
 TEXTS = tuple(STORY[:end] for end in range(4, len(STORY), 3))
-MEDIAN_MS, WORST_MS = 120, 300
+WORST_MS = 300
 
 loaded = cache(load)
 

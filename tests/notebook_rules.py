@@ -184,7 +184,7 @@ def words_in(cells: list[NotebookNode]) -> int:
 
 def count_words(markdown: str) -> int:
     """Count the words that a reader sees, without code blocks, tags and the addresses of links."""
-    text = re.sub(r"^```.*?^```|<[^>]+>|\]\([^)]*\)", " ", markdown, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```|</?[a-zA-Z!][^<>]*>|\]\([^)]*\)", " ", markdown, flags=re.DOTALL | re.MULTILINE)
     return sum(any(letter.isalnum() for letter in word) for word in text.split())
 
 

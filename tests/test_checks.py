@@ -285,3 +285,17 @@ def test_each_check_says_what_the_function_is_called_with():
         line = inspect.getdoc(getattr(checks, name)).splitlines()[0]
         called = re.match(r"Check `function\(([^)]*)\)", re.sub(r" \([^)]*\)| uint8", "", line))
         assert called[1].split(", ") == list(inspect.signature(parts_of(name)["answer"]).parameters), line
+
+
+def test_what_passed_gives_the_numbers_of_its_arguments_and_is_called_once_per_case(capsys):
+    calls = []
+
+    def in_double(x, weight, eps):
+        calls.append(1)
+        x = x.double()
+        return weight * x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+
+    used = checks.rms_normed(in_double)
+    assert "passed" in capsys.readouterr().out
+    assert len(calls) == len(parts_of("rms_normed")["cases"])
+    assert used(torch.ones(2, 3), torch.ones(3), eps=1e-5).dtype == torch.float32

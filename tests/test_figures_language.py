@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from figure_checks import check_whole, no_figure_left_open  # noqa: F401
-from matplotlib.colors import to_hex
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Rectangle
 
 import notebook_files
 from mistral_lab import figures
@@ -47,19 +47,51 @@ def test_each_sign_has_its_own_shape_and_colour(stage):
     assert [text.get_text() for text in stage.texts] == ["favour"]
 
 
-@pytest.mark.parametrize("draw", [figures.draw_key, figures.draw_value, figures.draw_query])
+def draw_link_up(ax, x, y, *, state):
+    figures.draw_link(ax, (x, y), (x, y + 1), state=state)
+
+
+@pytest.mark.parametrize("draw", [figures.draw_key, figures.draw_value, figures.draw_query, draw_link_up])
 def test_the_past_is_paler_and_the_idle_is_grey(draw, stage):
     for x, state in enumerate(language.STATES):
         draw(stage, x + 1, 1, state=state)
-    shown = [patch.get_edgecolor() if isinstance(patch, Circle) else patch.get_facecolor() for patch in stage.patches]
+    lines = (Circle, PathPatch)
+    shown = [patch.get_edgecolor() if isinstance(patch, lines) else patch.get_facecolor() for patch in stage.patches]
     now, past, idle = (np.array(colour[:3]) for colour in shown)
     assert past.min() > now.min()
     assert np.ptp(idle) < 0.1 < np.ptp(past)  # hardly any hue
 
 
+def test_the_newest_token_is_framed_a_past_one_in_grey_and_an_idle_one_not_at_all(stage):
+    for x, state in enumerate(language.STATES):
+        figures.draw_token(stage, 1 + 2 * x, 1, "word", state=state)
+    now, past, idle = stage.patches
+    assert to_hex(now.get_edgecolor()) == figures.QUERY
+    assert to_hex(past.get_edgecolor()) == language.IDLE_EDGE
+    assert to_hex(idle.get_edgecolor()) == face(idle) == figures.IDLE
+
+
+def test_a_link_lies_below_the_signs_that_it_joins(stage):
+    figures.draw_key(stage, 1, 1)
+    figures.draw_link(stage, (1, 1), (3, 1))
+    key, link = stage.patches
+    assert link.get_zorder() < key.get_zorder()
+
+
 def test_an_unknown_state_is_refused_by_name(stage):
-    with pytest.raises(ValueError, match="state is 'old': expected one of now, past, idle"):
-        figures.draw_key(stage, 1, 1, state="old")
+    for draw in (figures.draw_key, lambda *place, state: figures.draw_token(*place, "word", state=state)):
+        with pytest.raises(ValueError, match="state is 'old': expected one of now, past, idle"):
+            draw(stage, 1, 1, state="old")
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", figures.IDLE])
+def test_small_text_stands_out_by_4_5_to_1(ground):
+    def luminance(colour):  # sRGB, Web Content Accessibility Guidelines 2.2
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return np.dot((0.2126, 0.7152, 0.0722), linear)
+
+    for text in (language.QUIET, language.INK):
+        assert (luminance(ground) + 0.05) / (luminance(text) + 0.05) > 4.5
 
 
 def test_eight_experts_have_eight_hues_and_their_numbers(stage):

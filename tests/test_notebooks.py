@@ -22,6 +22,10 @@ def test_lesson_keeps_the_rules(path):
     assert not found, "\n".join([f"{path.name}:", *found])
 
 
+def test_an_inequality_hides_no_words():
+    assert notebook_rules.count_words("if $i - j < W$, seen > unseen <details><summary>Solution</summary>") == 7
+
+
 def test_there_is_a_lesson():
     assert notebook_files.lessons(), "notebooks/ holds no lesson"
 

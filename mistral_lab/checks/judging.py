@@ -83,40 +83,44 @@ def judge(
         the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
         with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
-    verdict = _verdict(function, answer, cases, mistakes, show or in_short, watch)
+    verdict, alike = _verdict(function, answer, cases, mistakes, show or in_short, watch)
     if verdict == PASSED:
         verdict = also(function) or PASSED
     print(f"{name}: {verdict}")
-    return _to_go_on_with(function, answer, cases[0]) if verdict == PASSED else answer
+    if verdict != PASSED:
+        return answer
+    return function if alike else _formed(function, answer(*copy.deepcopy(cases[0])))
 
 
-def _to_go_on_with(function: Callable, answer: Callable, case: tuple) -> Callable:
-    """A function that passed; wrapped where it returns other types than `answer`, as NumPy arrays for tensors."""
-    like, value = (given(*copy.deepcopy(case)) for given in (answer, function))
-    if has_form(value, like):
-        return function
+def _formed(function: Callable, like: object) -> Callable:
+    """A function that passed with other types than the answer's, as with NumPy arrays, made to give the answer's."""
 
     @functools.wraps(function)
-    def formed(*arguments):
-        return in_form(function(*arguments), like, arguments)
+    def formed(*arguments, **named):
+        return in_form(function(*arguments, **named), like, [*arguments, *named.values()])
 
     return formed
 
 
-def _verdict(function, answer, cases, mistakes, show, watch) -> str:
-    """The line that `judge` prints, without the name of the check."""
+def _verdict(function, answer, cases, mistakes, show, watch) -> tuple[str, bool]:
+    """The line that `judge` prints, without the name; and whether all results are of the answer's types."""
     parameters = list(inspect.signature(answer).parameters)
     right = [answer(*copy.deepcopy(case)) for case in cases]
     expected = [read_answer(value, value) for value in right]
     try:
         _check_callable(function, parameters, cases[0])
-        answers, end = _call(function, cases, parameters, right, watch)
+        answers, end, alike = _call(function, cases, parameters, right, watch)
     except Refusal as refusal:
-        return str(refusal)
+        return str(refusal), False
 
     wrong = [i for i in range(len(answers)) if not answers_equal(answers[i], expected[i])]
     if not wrong:
-        return str(end) if end else PASSED
+        return (str(end) if end else PASSED), alike
+    return _mistaken(parameters, cases, right, answers, expected, wrong, end, mistakes, show), False
+
+
+def _mistaken(parameters, cases, right, answers, expected, wrong, end, mistakes, show) -> str:
+    """What is wrong with a function, some of whose answers are: the mistake that it looks like, or where it differs."""
     case, got, wanted = cases[wrong[0]], answers[wrong[0]], expected[wrong[0]]
     guesses = [_until_it_raises(mistake.answer, cases, right) for mistake in mistakes]
     said = dict(zip(parameters, case, strict=True))
@@ -196,8 +200,9 @@ def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
 
 
 def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence, watch: Callable):
-    """What the function returns for each case, as the right answers are; and the Refusal that ended it, or None."""
-    answers, ends = [], []
+    """What the function returns for each case, as the right answers are; the Refusal that ended it, or None; and
+    whether all of it was of their types already."""
+    answers, alike, ends = [], [], []
 
     def work() -> None:
         for case, like in zip(cases, right, strict=True):
@@ -210,6 +215,7 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
                 if not same_value(after, before):
                     raise Refusal(f"your function changes its argument `{parameter}`: work on a copy of it")
             answers.append(read_answer(value, like))
+            alike.append(has_form(value, like))
 
     def guarded() -> None:
         try:
@@ -228,10 +234,10 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
         )
     end = ends[0] if ends else None
     if end is None or isinstance(end, Refusal):
-        return answers, end
+        return answers, end, all(alike)
     if type(end) is NotImplementedError and not end.args:  # PyTorch raises it too, with a message
-        return answers, Refusal(NOT_TRIED)
-    return answers, Raised(_raised(end, say_arguments(parameters, cases[len(answers)], shapes=True)))
+        return answers, Refusal(NOT_TRIED), False
+    return answers, Raised(_raised(end, say_arguments(parameters, cases[len(answers)], shapes=True))), False
 
 
 def _raised(error: BaseException, said: str) -> str:

@@ -56,8 +56,10 @@ def has_form(value: object, like: object) -> bool:
     """Whether a value is of the same kind as `like`, so that a lesson can use one for the other."""
     if isinstance(like, tuple):
         return isinstance(value, tuple) and all(map(has_form, value, like))
-    if isinstance(like, torch.Tensor | list):
-        return isinstance(value, torch.Tensor if isinstance(like, torch.Tensor) else list)
+    if isinstance(like, torch.Tensor):
+        return isinstance(value, torch.Tensor) and value.dtype == like.dtype
+    if isinstance(like, list):
+        return isinstance(value, list)
     return _is(numbers.Real, value) and not isinstance(value, torch.Tensor)
 
 
@@ -103,6 +105,8 @@ def same_value(one: object, other: object) -> bool:
     """Whether two arguments hold exactly the same values."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(same_value, one, other))
     return one is other or (type(one) is type(other) and one == other)
@@ -137,7 +141,7 @@ def say_arguments(parameters: Sequence[str], case: tuple, *, shapes: bool = Fals
     for parameter, value in zip(parameters, case, strict=True):
         if isinstance(value, torch.Tensor):
             said += [f"{parameter} of shape {tuple(value.shape)}"] * shapes
-        elif not callable(value) and not (isinstance(value, list) and isinstance(value[0], torch.Tensor)):
+        elif not callable(value) and not (isinstance(value, list) and value and isinstance(value[0], torch.Tensor)):
             said.append(f"{parameter} = {in_short(value)}")
     return ", ".join(said)
 

@@ -13,7 +13,7 @@ WINDOWS = BUNDLED["tiny-mistral"].parent / "traces" / "windows.json"
 
 
 @dataclass(frozen=True)
-class Story:
+class RecordedStory:
     """A held-out document whose name was last mentioned far outside the window.
 
     Args:
@@ -71,7 +71,7 @@ class WindowsRecord:
     settings: dict
     ranges: tuple[tuple[int, int], ...]
     positions: tuple[tuple[int, int], ...]
-    story: Story
+    story: RecordedStory
     models: dict[str, WindowsModel]
 
     def recalled(self, name: str, low: int, high: int) -> Interval:
@@ -108,7 +108,7 @@ def read_windows_record() -> WindowsRecord:
         settings=found["settings"],
         ranges=tuple((low, high) for low, high in found["ranges"]),
         positions=tuple((low, high) for low, high in found["positions"]),
-        story=Story(**found["story"]),
+        story=RecordedStory(**found["story"]),
         models={name: _model(kept) for name, kept in found["models"].items()},
     )
 

@@ -86,8 +86,10 @@ def first_token_share(model: PreTrainedModel, blocks: torch.Tensor, *, tokens: i
     """
     used = attention_of(model)
     model.set_attn_implementation("eager")  # the one that returns its weights
-    layers = model(blocks[:, :tokens].to(model.device), use_cache=False, output_attentions=True).attentions
-    model.set_attn_implementation(used)
+    try:
+        layers = model(blocks[:, :tokens].to(model.device), use_cache=False, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(used)
     return torch.stack([layer[:, :, tokens // 4 :, 0].float().mean((0, 2)).cpu() for layer in layers])
 
 

@@ -16,11 +16,11 @@ _entered: dict[tuple[str, str], tuple[float, bool]] = {}
 
 
 class Guess:
-    """A question to be answered with a number: by a slider, by typing, then by a button.
+    """A question to be answered with a number, by a slider or by typing. The button says what to do with it next.
 
-    `value` and `label` go to the figure that shows the measurement. Where no kernel runs, one line states a guess. What
-    the reader entered is kept in this process, so running the cell again does not lose it. It is forgotten when the
-    kernel restarts, and when it lies outside of a range that was changed.
+    `value` and `label` go to the figure that shows the measurement, and are the reader's as soon as she moved or typed.
+    Where no kernel runs, one line states a guess. What she entered is kept in this process, so running the cell again
+    does not lose it. It is forgotten when the kernel restarts, and not used where a changed range leaves it out.
 
     Args:
         question: what is asked; the same question in the same unit finds again what was entered.

@@ -52,9 +52,9 @@ def draw_wall(
     figure, [ax] = new_stage(16, 6.75)
     xs = left + pitch * (np.arange(n_heads) + 0.5)
     place = 0.0
-    for token in tokens:
+    for number, token in enumerate(tokens):
         width = 0.45 + 0.15 * len(token)
-        state = "now" if token is tokens[-1] else "past"
+        state = "now" if number == len(tokens) - 1 else "past"
         draw_token(ax, left + place + width / 2, top + 1.05, token, width=width, state=state)
         place += width + 0.12
     asking = left + place - 0.12 - width / 2

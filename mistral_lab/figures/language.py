@@ -23,7 +23,7 @@ EXPERTS = ("#2f6fde", "#d99a00", "#1f8f62", "#b5359c", "#5b6472", "#c8402a", "#0
 GUESS = "#c2257f"
 FLOOR = INK
 IDLE, IDLE_EDGE = "#eef0f4", "#cbd2df"
-QUIET = "#667085"  # small text that is no longer in the middle of things; 5 to 1 on white
+QUIET = "#5a6478"  # small text that is no longer in the middle of things; 5 to 1 on what is idle, 6 on white
 STATES = ("now", "past", "idle")
 
 
@@ -82,9 +82,10 @@ def draw_token(
 
     Args:
         x, y: its middle.
-        state: "now" frames it in `colour`, as the newest token; "past" is pale; "idle" is grey without a frame.
+        state: "now" frames it in `colour`, as the newest token; "past" has a grey frame; "idle" has none.
         colour: the query's, unless the token stands for something else, such as a name that is looked for.
     """
+    in_state(colour, state)  # refuses another state
     edge = {"now": colour, "past": IDLE_EDGE, "idle": IDLE}[state]
     ax.add_patch(
         FancyBboxPatch(
@@ -197,22 +198,17 @@ def draw_predicted(ax: Axes, x: float | Sequence[float], y: float | Sequence[flo
     ax.plot(x, y, "o", markerfacecolor="white", markeredgecolor=PREDICTED, markeredgewidth=2, markersize=8, zorder=3)
 
 
-def draw_floor(ax: Axes, at: float, *, text: str = "at least", upright: bool = True) -> None:
-    """Draw a floor on the Axes of a chart: a line that nothing crosses, labelled.
-
-    Args:
-        at: the least amount, on the horizontal axis where the line is upright, otherwise on the vertical one.
-    """
-    if upright:
-        ax.axvline(at, color=FLOOR, linewidth=1.5, zorder=2)
-        ax.annotate(text, (at, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top")
-    else:
-        ax.axhline(at, color=FLOOR, linewidth=1.5, zorder=2)
-        ax.annotate(text, (0, at), (3, 2), xycoords=("axes fraction", "data"), textcoords="offset points")
+def draw_floor(ax: Axes, at: float, *, text: str = "at least") -> None:
+    """Draw a floor on the Axes of a chart: an upright line at the least amount, which nothing crosses, labelled."""
+    ax.axvline(at, color=FLOOR, linewidth=1.5, zorder=2)
+    ax.annotate(text, (at, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points", va="top")
 
 
 def draw_guess(ax: Axes, x: float, y: float, *, label: str = "a guess") -> None:
-    """Mark a guess on the Axes of a chart: a flag, planted at the place, with its label."""
+    """Mark a guess on the Axes of a chart: a flag, planted at the place, with its label.
+
+    The place has to lie within the limits of the axes; the caller makes room for it.
+    """
     pole, cloth = 22, 13  # points
     ax.annotate("", (x, y), (0, pole), textcoords="offset points", arrowprops={"arrowstyle": "-", "color": GUESS})
     flag = [(0, 0), (cloth, -cloth / 3), (0, -2 * cloth / 3)]
@@ -227,10 +223,10 @@ def draw_guess(ax: Axes, x: float, y: float, *, label: str = "a guess") -> None:
         zorder=6,
     )
     place = mpl.transforms.offset_copy(ax.transData, ax.figure, 0, pole, units="points")
-    scale = ax.figure.dpi_scale_trans + mpl.transforms.ScaledTranslation(0, 0, ax.figure.dpi_scale_trans)
     corner = mpl.transforms.ScaledTranslation(x, y, place)
     inches = [(a / 72, b / 72) for a, b in flag]
-    ax.add_patch(Polygon(inches, facecolor=GUESS, edgecolor="none", transform=scale + corner, zorder=6, clip_on=False))
+    at_corner = ax.figure.dpi_scale_trans + corner
+    ax.add_patch(Polygon(inches, facecolor=GUESS, edgecolor="none", transform=at_corner, zorder=6, clip_on=False))
 
 
 def write(

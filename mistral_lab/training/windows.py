@@ -48,7 +48,7 @@ def measure_windows(
         - "layer_types", one per layer, and "parameters";
         - "loss": nats per token up to the trained length, and "loss_difference": the same less that of `FIRST`, paired
           by document; each as mean, low, high;
-        - "loss_by_position": a mean, low, high for each of the positions;
+        - "loss_by_position": a mean, low, high for each of the positions; the last one's last token predicts nothing;
         - "recall": for each range how many names were asked, how many were right, and the bounds of Wilson's interval;
         - "story": its answer.
     """
