@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from mistral_lab import PRESETS, experiments, load, memory
 from mistral_lab.config import ModelConfig
 from mistral_lab.experiments import recorded, speed
+from mistral_lab.experiments.layers import only_layers
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
 
@@ -94,9 +95,9 @@ def test_layers_are_cut_and_put_back_even_after_an_error(small):
     cut = experiments.time_layers(small, layers=(1, 3), prompt_tokens=4, new_tokens=3, rounds=2)
     assert cut.pass_s.shape == cut.token_s.shape == (2, 2)
     assert (cut.token_s > 0).all()
-    with speed.first_layers(small.model, 2):
+    with only_layers(small.model, 0, 2):
         assert (len(small.model.model.layers), small.model.config.num_hidden_layers) == (2, 2)
-    with pytest.raises(ZeroDivisionError), speed.first_layers(small.model, 2):
+    with pytest.raises(ZeroDivisionError), only_layers(small.model, 0, 2):
         _ = 1 / 0
     assert small.model.model.layers is whole
     assert small.model.config.num_hidden_layers == 4

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 import mistral_lab
-from mistral_lab import experiments, masks
+from mistral_lab import PRESETS, experiments, masks
 from mistral_lab.experiments import window_costs, windows
 from mistral_lab.loading.loaded import Loaded
 from mistral_lab.memory import kv_cache_bytes
@@ -185,3 +185,17 @@ def test_keeping_a_name_in_sight_wins_back_what_a_window_takes():
     found = experiments.evict_first_tokens(mixture.model, mixture.tokenizer, texts, tokens=200)
     assert found.cost.mean > 0
     assert found.cost.mean >= found.name.mean > found.first_token.mean
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: experiments.time_prompts(()), r"lengths are \[\]: expected multiples of 512"),
+        (lambda: experiments.time_prompts((500,)), r"lengths are \[500\]: expected multiples of 512"),
+        (lambda: experiments.time_next_token((), config=PRESETS["mistral-7b-v0.1"], window=8), "expected 7 or more"),
+        (lambda: experiments.time_next_token((6,), config=PRESETS["mistral-7b-v0.1"], window=8), r"contexts are \[6\]"),
+    ],
+)
+def test_sizes_that_cannot_be_timed_are_refused_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

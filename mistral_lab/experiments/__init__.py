@@ -1,12 +1,13 @@
 """What the lessons measure: one documented function per measurement, so that a cell is a call and a picture.
 
-A function here repeats its rounds in turns where it compares, keeps its seeds, and returns plain results: a frozen
-dataclass or an array, which a picture of `figures` takes as it is.
+A function that measures repeats its rounds in turns where it compares, keeps its seeds, and returns plain results: a
+frozen dataclass or an array, which a picture of `figures` takes as it is. Beside them stands what they are made of.
 """
 
 from ..lazy import lazy_names
 
 NAMES = {  # of each module of this folder
+    "layers": ("only_layers",),
     "loop": ("follow_tokens",),
     "pieces": ("bytes_of_tokens",),
     "recorded": ("recorded_times",),
@@ -38,7 +39,6 @@ NAMES = {  # of each module of this folder
         "compare_windows",
         "generate_padded",
         "measure_influence",
-        "only_layers",
         "reaction",
         "read_story",
         "recall_by_distance",

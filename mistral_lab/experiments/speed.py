@@ -1,7 +1,6 @@
 """Lesson 1: how long a token takes, what it takes at least, and what of it grows with tokens and with layers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +23,7 @@ from ..measure import (
 from ..measure.progress import with_progress
 from ..measure.timing import waiter
 from ..memory import parameter_counts, weight_parts
+from .layers import only_layers
 
 PROMPT_TOKENS = 128
 SIDE = 1024  # of the square matrices whose product measures arithmetic
@@ -254,21 +254,10 @@ def time_layers(
     pass_s, token_s = (np.empty((rounds + 1, len(layers))) for _ in range(2))
     for number in with_progress(rounds + 1, "Cutting layers"):
         for place in np.roll(np.arange(len(layers)), number):  # each round begins with another count
-            with first_layers(model, layers[place]):
+            with only_layers(model, 0, layers[place]):
                 token_s[number, place] = min(step.seconds for step in timed_steps(model, prompt, chosen)[1:])
                 pass_s[number, place] = _cached_pass_s(model, prompt, repeats=new_tokens)
     return LayerTimes(tuple(layers), pass_s[1:], token_s[1:])
-
-
-@contextmanager
-def first_layers(model, count: int) -> Iterator[None]:
-    """Leave a model of transformers its first layers only, while the context is open."""
-    decoder, whole = model.model, model.model.layers
-    decoder.layers, model.config.num_hidden_layers = whole[:count], count
-    try:
-        yield
-    finally:
-        decoder.layers, model.config.num_hidden_layers = whole, len(whole)
 
 
 def _cached_pass_s(model, prompt: torch.Tensor, *, repeats: int) -> float:

@@ -81,9 +81,9 @@ def time_prompts(lengths: Sequence[int] = (512, 1024, 2048), *, window: int = 25
         rounds: timed runs of each way at each length, in turns.
 
     Raises:
-        ValueError: a length that is not a multiple of 512.
+        ValueError: no length, or one that is not a multiple of 512.
     """
-    if any(length % CAUSAL_BLOCK for length in lengths):
+    if not lengths or any(length % CAUSAL_BLOCK for length in lengths):
         raise ValueError(f"lengths are {list(lengths)}: expected multiples of {CAUSAL_BLOCK}")
     generator, calls, pairs = torch.Generator().manual_seed(0), {}, {}
     for length in lengths:
@@ -144,7 +144,12 @@ def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int
         config: whose heads are taken.
         window: W.
         rounds: timed tokens of each cache at each context, in turns.
+
+    Raises:
+        ValueError: no context, or one that the timed tokens do not fit into.
     """
+    if not contexts or min(contexts) < rounds + 2:
+        raise ValueError(f"contexts are {list(contexts)}: expected {rounds + 2} or more, {rounds} tokens are timed")
     generator = torch.Generator().manual_seed(0)
     heads = (1, config.n_kv_heads)
     query = torch.randn(*heads, config.group_size, config.head_dim, generator=generator)

@@ -13,7 +13,8 @@ from ..loading.compat import attention_of
 from ..masks import causal_mask, sliding_window_mask
 from ..training import evaluation
 from ..training.evaluation import Encoded, Interval
-from .windows import only_layers, with_window
+from .layers import only_layers
+from .windows import with_window
 
 
 def recall_when_cut(

@@ -14,6 +14,7 @@ from ..measure.progress import with_progress
 from ..training import evaluation
 from ..training.corpus import HELD_OUT, document
 from ..training.scribe import Scribe
+from .layers import only_layers
 
 STORY = 1032  # the held-out document with which the lesson opens
 
@@ -129,16 +130,6 @@ def with_window(model: PreTrainedModel, window: int | None) -> Iterator[None]:
         yield
     finally:
         model.config.sliding_window = own
-
-
-@contextmanager
-def only_layers(model: PreTrainedModel, start: int, stop: int) -> Iterator[None]:
-    """Leave a model only some of its layers for as long as the block lasts."""
-    layers, model.model.layers = model.model.layers, model.model.layers[start:stop]
-    try:
-        yield
-    finally:
-        model.model.layers = layers
 
 
 @torch.inference_mode()
