@@ -23,7 +23,7 @@ CELLS = range(20, 46)
 PRACTICE = ("## Explore", "## Exercises")
 PRACTICE_MAX_WORDS = 700
 PRACTICE_MAX_CELLS = 14
-# The second edition, DESIGN.md "Lessons": these lessons are laid out for someone who wants to understand.
+# The second edition: these lessons are laid out for someone who wants to understand, in the order of CONTRIBUTING.md.
 SECOND_EDITION = ("01_", "02_", "03_")
 MAIN_MAX_WORDS, MAIN_MAX_LINES, CELL_MAX_LINES, DEEPER_MAX_WORDS = 1_500, 250, 20, 800
 FIRST_PICTURE_BY, LEAST_CHECKS = 4, 3
