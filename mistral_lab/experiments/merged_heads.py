@@ -14,7 +14,7 @@ from ..loading import Loaded
 from ..measure.progress import with_progress
 from ..training import corpus, evaluation
 
-TEXTS_A_STEP = 4
+TEXTS_A_STEP = 2
 LEARNING_RATE = 1e-3
 # (K · D, width) seen as (K after, G, D, width) -> (K after, D, width)
 MERGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -72,7 +72,7 @@ def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHe
     Args:
         lab: a bundled model; a large one is refused, because it is copied and trained here.
         documents: held-out texts.
-        steps: of training on the corpus, four texts each. As a control the model as built is given the same steps.
+        steps: of training on the corpus, two texts each. As a control the model as built is given the same steps.
 
     Raises:
         ValueError: the model is large, or has a single KV head already.
