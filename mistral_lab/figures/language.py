@@ -87,17 +87,8 @@ def draw_token(
     """
     in_state(colour, state)  # refuses another state
     edge = {"now": colour, "past": IDLE_EDGE, "idle": IDLE}[state]
-    ax.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle=f"round,pad=0,rounding_size={0.22 * min(width, height)}",
-            facecolor=pale(colour, 0.85) if state == "now" else IDLE,
-            edgecolor=edge,
-            linewidth=2 if state == "now" else 1,
-        )
-    )
+    face = pale(colour, 0.85) if state == "now" else IDLE
+    _draw_box(ax, x, y, width, height, corner=0.22, face=face, edge=edge, linewidth=2 if state == "now" else 1)
     write(ax, x, y, text, fontsize=fontsize, colour=INK if state == "now" else QUIET)
 
 
@@ -123,16 +114,8 @@ def draw_expert(
 ) -> None:
     """Draw an expert: a door with its number, in its own hue while it is used."""
     face = in_state(EXPERTS[number % len(EXPERTS)], state)
-    ax.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle=f"round,pad=0,rounding_size={0.12 * min(width, height)}",
-            facecolor=face,
-            edgecolor=IDLE_EDGE if state == "idle" else face,
-        )
-    )
+    edge = IDLE_EDGE if state == "idle" else face
+    _draw_box(ax, x, y, width, height, corner=0.12, face=face, edge=edge, linewidth=1)
     write(ax, x, y, str(number), fontsize=12, weight="bold", colour=QUIET if state == "idle" else readable_on(face))
 
 
@@ -244,6 +227,26 @@ def write(
     """Write beside a sign or in it; a dollar sign in the text stays one."""
     if text:
         ax.text(x, y, text, fontsize=fontsize, color=colour, ha=ha, va=va, weight=weight, parse_math=False)
+
+
+def _draw_box(
+    ax: Axes,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    *,
+    corner: float,
+    face: str,
+    edge: str,
+    linewidth: float,
+) -> None:
+    """Draw a box around its middle, whose corners are rounded by a share of its shorter side."""
+    rounded = f"round,pad=0,rounding_size={corner * min(width, height)}"
+    place = (x - width / 2, y - height / 2)
+    ax.add_patch(
+        FancyBboxPatch(place, width, height, boxstyle=rounded, facecolor=face, edgecolor=edge, linewidth=linewidth)
+    )
 
 
 def _draw_square(ax: Axes, x: float, y: float, text: str, size: float, face: str) -> None:
