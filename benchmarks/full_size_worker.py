@@ -6,10 +6,13 @@ after each token, {"kept": {...}} for a finished measurement, and {"failed": ...
 
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+
+from tqdm import tqdm
 
 TOUCHED = 8  # tokens of the short prompt whose first answer is waited for
 LONG_PROMPT = 512  # tokens; a longer one is read once, because that takes minutes
@@ -44,8 +47,13 @@ class Job:
 
 
 def work(connection: Connection, job: Job) -> None:
-    """Wait until the runner says that the limits stand, then measure and send."""
+    """Wait until the runner says that the limits stand, then measure and send.
+
+    The lock of the progress bars is one of this process alone: the default is a semaphore of the system, and a process
+    that the runner kills would leave it behind, with a warning after the runner's last line.
+    """
     connection.recv()
+    tqdm.set_lock(threading.RLock())
     try:
         TASKS[job.task](job, connection.send)
     except (MemoryError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:

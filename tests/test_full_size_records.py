@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -206,6 +207,44 @@ def test_a_checkpoint_that_cannot_be_loaded_is_a_sentence_without_its_path(bench
     assert message["failed"].startswith("FileNotFoundError: ")
     assert "the checkpoint" in message["failed"]
     assert str(tmp_path) not in message["failed"]
+
+
+def test_a_process_that_is_killed_leaves_no_semaphore_behind(tmp_path):
+    """A bar is open when it is killed: the default lock of bars would be named by Python's tracker of leaks."""
+    killed = """
+import os, signal, sys
+import full_size_worker as worker
+
+class Connection:
+    send = print
+    def recv(self):
+        return "go"
+
+def open_a_bar(job, send):
+    worker.tqdm(total=1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def work():
+    worker.TASKS["ready"] = open_a_bar
+    worker.work(Connection(), worker.Job("ready", "", "cpu"))
+
+if __name__ == "__main__":
+    import multiprocessing
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode != -signal.SIGKILL)
+"""
+    (tmp_path / "killed.py").write_text(killed)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "killed.py"],
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
 
 
 def test_files_that_stay_in_the_page_cache_measure_no_budget(benchmark, monkeypatch, tmp_path):
