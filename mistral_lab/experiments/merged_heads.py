@@ -2,16 +2,23 @@
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..loading import Loaded
-from ..measure.progress import with_progress
 from ..training import corpus, evaluation
 
 TEXTS_A_STEP = 2
@@ -97,14 +104,29 @@ def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHe
 
 def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
     """Train all weights of a model for a few steps on the training part of the corpus, in place."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0)
-    for step in with_progress(steps, "Training"):
-        some = [corpus.document(step * TEXTS_A_STEP + i).text for i in range(TEXTS_A_STEP)]
-        batch = tokenizer(some, return_tensors="pt", padding=True).to(model.device)
-        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)  # -100: not counted
-        model(**batch, labels=targets).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    texts = [corpus.document(number).text for number in range(steps * TEXTS_A_STEP)]
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=TEXTS_A_STEP,
+            train_sampling_strategy="sequential",
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=[tokenizer(text) for text in texts],
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),  # padding is not counted
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
 
 
 def _losses(model: PreTrainedModel, texts: list[evaluation.Encoded]) -> np.ndarray:
