@@ -26,6 +26,7 @@ PRACTICE_MAX_CELLS = 14
 # The second edition: these lessons are laid out for someone who wants to understand, in the order of CONTRIBUTING.md.
 SECOND_EDITION = ("01_", "02_", "03_")
 MAIN_MAX_WORDS, MAIN_MAX_LINES, CELL_MAX_LINES, DEEPER_MAX_WORDS = 1_500, 250, 20, 800
+CODE_MAX_WIDTH = 92  # what JupyterLab shows in a window of 800 pixels
 FIRST_PICTURE_BY, LEAST_CHECKS = 4, 3
 ARTICLE = "《Mistral AI：欧洲AI新贵如何用开源挑战OpenAI？》"
 TAGS = {template.SETUP_TAG, "nbval-ignore-output", "nbval-check-output", "raises-exception"}
@@ -119,8 +120,11 @@ def layout(notebook: NotebookNode) -> Problems:
     if (lines := sum(map(code_lines, code))) > MAIN_MAX_LINES:
         yield f"notebook: {lines} lines of code on the main path, expected at most {MAIN_MAX_LINES}"
     for number, cell in code_cells(notebook)[1:]:
-        if (lines := code_lines(cell)) > CELL_MAX_LINES:
-            yield f"cell {number}: {lines} lines of code, expected at most {CELL_MAX_LINES}"
+        lines = cell.source.strip().splitlines()
+        if len(lines) > CELL_MAX_LINES:
+            yield f"cell {number}: {len(lines)} lines, expected at most {CELL_MAX_LINES}"
+        if (width := max(map(len, lines), default=0)) > CODE_MAX_WIDTH:
+            yield f"cell {number}: a line of {width} characters, expected at most {CODE_MAX_WIDTH}"
 
     pictured = [number for number, cell in code_cells(notebook) if any(map(is_picture, cell.get("outputs", [])))]
     if not pictured or pictured[0] > FIRST_PICTURE_BY:

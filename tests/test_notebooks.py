@@ -133,7 +133,8 @@ SECOND_BREAKAGES = {
         lambda lesson: [lesson.cells[n].update(source="x = 1\n" * 90) for n in (3, 5, 7)],
         r"notebook: 27\d lines of code on the main path, expected at most 250",
     ),
-    "a long cell": (rewrite(22, "print(0)\n" * 21), "cell 22: 21 lines of code, expected at most 20"),
+    "a long cell": (rewrite(22, "print(0)\n\n" * 10 + "x = 1"), "cell 22: 21 lines, expected at most 20"),
+    "a wide cell": (rewrite(22, f"x = '{'w' * 87}'"), "cell 22: a line of 93 characters, expected at most 92"),
     "a late picture": (output(4, printed("2\n")), r"notebook: the first picture is in cell \[6\]"),
     "no picture": (
         lambda lesson: [lesson.cells[n].update(outputs=[printed("2\n")]) for n in (3, 5)],
