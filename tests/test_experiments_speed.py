@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from mistral_lab import PRESETS, experiments, figures, load, measure, memory
 from mistral_lab.config import ModelConfig
-from mistral_lab.experiments import recorded, speed
+from mistral_lab.experiments import speed
 from mistral_lab.experiments.layers import only_layers
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
@@ -79,18 +79,6 @@ def test_passes_have_two_floors_and_only_one_grows_with_the_tokens(small, monkey
     weights = counts.total - counts.embedding
     np.testing.assert_allclose(passes.compute_s, [2 * weights / 1e9, 12 * weights / 1e9], rtol=1e-12)  # one quotient
     assert passes.read_s == experiments.pass_bytes(small.config, "float32") / 1e9
-
-
-def test_recorded_times_are_those_of_the_whole_model_and_bound_from_below(monkeypatch, tmp_path):
-    found = experiments.recorded_times("mistral-7b-v0.1")
-    assert found.contexts == tuple(sorted(found.contexts))
-    for least, runs, median in zip(found.least_s, found.runs_s, found.median_s, strict=True):
-        assert least < min(runs) <= median <= max(runs)
-    assert found.least_s == tuple(sorted(found.least_s))  # more keys and values to read
-    assert f"each token of a prompt of 128 took {found.prompts_s[128] / 128 * 1e3:.0f} ms" in found.sentence
-    assert experiments.recorded_times("mixtral-none") is None
-    monkeypatch.setattr(recorded, "RECORDS", tmp_path)
-    assert experiments.recorded_times("mistral-7b-v0.1") is None
 
 
 def test_layers_are_cut_and_put_back_even_after_an_error(small):
