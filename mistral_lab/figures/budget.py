@@ -10,7 +10,7 @@ from .arrays import as_amount_intervals, as_amounts
 from .canvas import axes_or_new
 from .marks import draw_interval_series, some_labels
 from .model import plot_parameters
-from .style import COLOURS, INK, STYLE, decade_axis, legend_above
+from .style import INK, SERIES, STYLE, decade_axis, legend_above
 
 LIMIT_LOOKS = ("-", "--", ":")
 LOOKS = ("o-", "s-", "^-", "D-")
@@ -31,7 +31,7 @@ def plot_budget(
     Args:
         amounts: (ways, parts), in `unit`.
         names: of the ways, the first on top; more than one.
-        parts: name of each segment, from the left.
+        parts: name of each segment, from the left, of `PART_COLOURS`.
         limits: name to amount in `unit`, at most three.
         unit: the label of the axis.
     """
@@ -72,7 +72,7 @@ def plot_changed(
         )
     ax = axes_or_new(ax, height_in=3.4)
     layers = np.arange(shape[1])
-    draw_interval_series(ax, layers, 100 * bounds, names=names, looks=LOOKS, colours=COLOURS[2:], gap=0.06)
+    draw_interval_series(ax, layers, 100 * bounds, names=names, looks=LOOKS, colours=SERIES, gap=0.06)
     ax.set_xticks(layers[some_labels(len(layers))])
     ax.set_xlim(-0.5, len(layers) - 0.5)
     decade_axis(ax.yaxis)
