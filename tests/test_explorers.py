@@ -679,7 +679,12 @@ def test_bad_arrays_raise_one_clear_line(call, message):
 def test_numbers_in_bars_cover_lines_and_leave_out_what_has_no_room():
     ax = a_panel()
     figures.plot_budget(
-        np.array([[6.0, 0.5], [0.0, 6.5]]), names=["a", "b"], parts=["weights", "cache"], limits={"e": 9.0}, unit="", ax=ax
+        np.array([[6.0, 0.5], [0.0, 6.5]]),
+        names=["a", "b"],
+        parts=["weights", "cache"],
+        limits={"e": 9.0},
+        unit="",
+        ax=ax,
     )
     figures.keep_numbers_readable(ax, narrow=0.1)
     assert [text.get_text() for text in ax.texts] == ["6", "", "", "6.5"]

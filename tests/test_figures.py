@@ -210,7 +210,7 @@ def test_show_wants_two_different_sentences(missing, displayed):
         ("y", (0.01, 1000), [0.01, 0.1, 1, 10, 100, 1000]),
         ("x", (1.5, 80), [3, 10, 30]),  # at 1 alone there would be a single label
         ("x", (1.2, 80), [3, 10, 30]),
-        ("y", (0.11, 109), [1, 10, 100]),
+        ("y", (0.2, 900), [1, 10, 100]),
     ],
 )
 def test_a_long_logarithmic_axis_has_a_label_per_decade_and_every_one_two_or_more(axis, ends, labelled):

@@ -8,6 +8,7 @@ from html import escape
 
 import ipywidgets as widgets
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -123,16 +124,23 @@ class Explorer:
         return figure, sentence
 
     def _lay_out(self, figure: Figure) -> None:
-        """Lay the Axes out once for each size of figure. Otherwise they jump, and every drawing is laid out twice."""
+        """Lay the Axes out once for each size of figure. Otherwise they jump, and every drawing is laid out twice.
+
+        The labels of the axes stay too: to find their place, matplotlib would measure every number beside an axis.
+        """
         if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
             return  # a stage has its place already
         kind = (*figure.get_size_inches(), len(figure.axes))
         if kind not in self._places:
             figure.draw_without_rendering()
-            self._places[kind] = [ax.get_position() for ax in figure.axes]
+            self._places[kind] = [
+                (ax.get_position(), _place_of_label(ax.xaxis), _place_of_label(ax.yaxis)) for ax in figure.axes
+            ]
         figure.set_layout_engine("none")
-        for ax, place in zip(figure.axes, self._places[kind], strict=True):
+        for ax, (place, below, beside) in zip(figure.axes, self._places[kind], strict=True):
             ax.set_position(place)
+            ax.xaxis.set_label_coords(*below)
+            ax.yaxis.set_label_coords(*beside)
 
 
 @contextmanager
@@ -223,6 +231,12 @@ def bytes_text(amount: int) -> str:
 
 FULL = {"description_width": "initial"}
 WIDE = {"width": "24em"}
+
+
+def _place_of_label(axis: Axis) -> tuple[float, float]:
+    """Where the label of an axis stands after a drawing, in shares of the Axes' width and height."""
+    on_screen = axis.label.get_transform().transform(axis.label.get_position())
+    return tuple(axis.axes.transAxes.inverted().transform(on_screen))
 
 
 def _view_of(widget: widgets.DOMWidget) -> dict:

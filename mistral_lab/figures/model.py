@@ -26,11 +26,12 @@ PART_COLOURS = {
     "embedding": pale(WEIGHTS, 0.6),
     "four-bit weights": pale(WEIGHTS, 0.6),  # frozen, beside an adapter that is trained
     "adapter": WEIGHTS,
-    "gradients": pale(QUIET, 0.3),
+    "gradients": QUIET,
     "optimiser": pale(QUIET, 0.65),
+    "gradients, optimiser": pale(QUIET, 0.5),
     "activations": pale(QUERY),
     "cache": KEY,
-    "runtime": pale(QUIET, 0.3),
+    "runtime": QUIET,
     "workspace": pale(QUIET, 0.65),
     "overhead": pale(QUIET, 0.5),
 }
@@ -38,7 +39,13 @@ PART_COLOURS = {
 
 @mpl.rc_context(STYLE)
 def plot_parameters(
-    amounts: np.ndarray, *, models: Sequence[str], parts: Sequence[str], unit: str, ax: Axes | None = None
+    amounts: np.ndarray,
+    *,
+    models: Sequence[str],
+    parts: Sequence[str],
+    unit: str,
+    columns: int = 3,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw what models are made of: one bar per model, one segment per part.
 
@@ -47,17 +54,26 @@ def plot_parameters(
         models: name of each bar, the first on top.
         parts: name of each segment, from the left; they are of `PART_COLOURS`, each has its colour in every lesson.
         unit: the label of the axis, such as "billion parameters".
+        columns: of the legend.
     """
-    amounts = as_amounts(amounts, (len(models), len(parts)))
+    ax = draw_parts(amounts, names=models, parts=parts, unit=unit, ax=ax)
+    legend_above(ax, columns=min(len(parts), columns))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def draw_parts(amounts: np.ndarray, *, names: Sequence[str], parts: Sequence[str], unit: str, ax: Axes | None) -> Axes:
+    """Draw what `plot_parameters` draws, without its legend: a legend takes a tenth of a redraw."""
+    amounts = as_amounts(amounts, (len(names), len(parts)))
     if unknown := [part for part in parts if part not in PART_COLOURS]:
         raise ValueError(f"no colour for {', '.join(map(repr, unknown))}: expected parts of {', '.join(PART_COLOURS)}")
-    ax = axes_or_new(ax, height_in=1.4 + 0.7 * len(models))
+    ax = axes_or_new(ax, height_in=1.4 + 0.7 * len(names))
     wide = NARROW * amounts.sum(axis=1).max()
-    start = np.zeros(len(models))
+    start = np.zeros(len(names))
     for part, amount in zip(parts, amounts.T, strict=True):
         colour = PART_COLOURS[part]
         bars = ax.barh(
-            models, amount, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.5, label=part
+            names, amount, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.5, label=part
         )
         numbers = [f"{value:.3g}" if value > wide else "" for value in amount]
         ax.bar_label(bars, numbers, label_type="center", color=readable_on(colour))
@@ -67,7 +83,6 @@ def plot_parameters(
     ax.set_xlabel(unit)
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
-    legend_above(ax, columns=min(len(parts), 3))
     return ax
 
 
