@@ -139,7 +139,7 @@ SECOND_BREAKAGES = {
         lambda lesson: [lesson.cells[n].update(outputs=[printed("2\n")]) for n in (3, 5)],
         r"notebook: the first picture is in cell \[\]",
     ),
-    "no explorer": (output(6, printed("2\n")), r"notebook: the first explorer is cell \[\] of 18"),
+    "no explorer": (rewrite(6, "print(2)"), r"notebook: the first explorer is cell \[\] of 18"),
     "a late explorer": (
         lambda lesson: lesson.cells.insert(5, lesson.cells.pop(17)),
         r"notebook: the first explorer is cell \[7\] of 18",
