@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from mistral_lab import PRESETS, experiments, load, memory
+from mistral_lab import PRESETS, experiments, figures, load, measure, memory
 from mistral_lab.config import ModelConfig
 from mistral_lab.experiments import recorded, speed
 from mistral_lab.experiments.layers import only_layers
@@ -63,6 +63,9 @@ def test_tokens_are_timed_beside_the_speed_of_memory(small, monkeypatch):
     assert times.read_parameters * 4 == times.read_bytes
     assert times.bits == 32  # float32
     assert "because 5 of them share one pass" in times.sentence
+    assert f"A new token took {figures.milliseconds(times.new.median_s)}, a" in times.sentence  # as in the picture
+    slow = replace(times, new=measure.Timing((0.1512,)), prompt=measure.Timing((0.0512,)))
+    assert "A new token took 151 ms, a token of the prompt 51 ms," in slow.sentence
     assert times.least_s == pytest.approx((times.read_bytes / 5e9, times.read_bytes / 1e9), rel=1e-12)  # one quotient
 
 
@@ -120,6 +123,13 @@ def test_a_trip_ends_where_generate_does(tiny):
     table = tiny.model.get_input_embeddings().weight[list(trip.ids)].detach()
     np.testing.assert_array_equal(trip.rows, table[:, : trip.rows.shape[1]].float().numpy())
     assert [trip.candidates[n][place] for n, place in enumerate(trip.drawn)] == list(trip.texts[-4:])
+
+
+def test_the_next_logits_are_those_of_the_last_token(tiny):
+    logits = experiments.next_logits(tiny, "My favourite condiment is")
+    assert (logits.shape, logits.dtype) == ((tiny.config.vocab_size,), torch.float64)
+    assert tiny.tokenizer.decode([int(logits.argmax())]) == " soy"
+    assert not logits.requires_grad
 
 
 def test_a_trip_is_the_same_for_the_same_seed_and_shows_what_top_p_cuts(tiny):

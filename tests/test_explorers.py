@@ -387,12 +387,12 @@ def test_sampling_says_what_a_slow_count_says():
                 kept.append(probability)
             together += probability
         assert (
-            f"{len(kept)} of 5 tokens can be drawn, 'a' with probability {kept[0] / sum(kept):.2f}" in explorer.sentence
+            f"{len(kept)} of 5 tokens can be drawn, “a” with probability {kept[0] / sum(kept):.2f}" in explorer.sentence
         )
         entropy = -(probabilities * np.log2(probabilities)).sum()
         assert f"{entropy:.2f} after the temperature" in explorer.sentence
     explorer.controls["temperature"].value = 0.0
-    assert "1 of 5 tokens can be drawn, 'a' with probability 1.00" in explorer.sentence
+    assert "1 of 5 tokens can be drawn, “a” with probability 1.00" in explorer.sentence
 
 
 @pytest.mark.parametrize("token", ["$x^$", "$$", "\\", "'\"", "未来" * 9])

@@ -85,7 +85,7 @@ def test_next_tokens_are_drawn_from_the_top_with_their_number():
     ax = next_tokens()
     bars = sorted(ax.patches, key=lambda bar: bar.get_y())
     np.testing.assert_array_equal([bar.get_width() for bar in bars], PROBABILITIES)
-    assert names_from_top(ax) == ["' mustard'", "' the'", "' not'"]
+    assert names_from_top(ax) == ["␣mustard", "␣the", "␣not"]
     assert [text.get_text() for text in ax.texts] == ["0.60", "0.30", "0.10"]
     assert ax.get_title(loc="left") == "half"
 
@@ -99,7 +99,7 @@ def test_tokens_left_out_look_different_without_colour():
 
 def test_what_the_font_cannot_draw_is_escaped(recwarn):
     ax = figures.plot_next_tokens(PROBABILITIES, tokens=["é “x”", "未", "\n🦙"])
-    assert names_from_top(ax) == ["'é “x”'", r"'\u672a'", r"'\n\U0001f999'"]
+    assert names_from_top(ax) == ["é␣“x”", r"\u672a", r"\n\U0001f999"]
     ax.figure.canvas.draw()
     assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
 
@@ -113,6 +113,11 @@ def test_what_a_reader_writes_is_no_formula():
     for texts in drawn:
         texts[0].figure.canvas.draw()
         assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_small_chance_is_written_unlike_one_of_nought():
+    ax = figures.plot_next_tokens(np.array([0.99, 0.004, 0.0]), tokens=TOKENS, others=(9, 0.006, 0.006))
+    assert [text.get_text() for text in ax.texts] == ["0.99", "<0.01", "0", "0.01"]
 
 
 def test_no_token_is_called_left_out_where_nothing_filters():

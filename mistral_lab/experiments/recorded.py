@@ -45,8 +45,8 @@ class RecordedTimes:
             else ""
         )
         return (
-            f"Mistral 7B in four bits on two cores of an {self.device}: {over} times what reading alone takes at the "
-            f"fastest speed in the record (thin bars: fastest to slowest run){prompt}."
+            f"Mistral 7B's shape, random weights in four bits, on two cores of an {self.device}: {over} times what "
+            f"reading alone takes at the fastest speed in the record (thin bars: fastest to slowest run){prompt}."
         )
 
 

@@ -11,7 +11,7 @@ from .canvas import axes_or_new
 from .language import ATTENTION, IDLE, KEY, QUERY, QUIET, WEIGHTS, draw_guess, pale, write
 from .marks import label_rows, write_beside
 from .style import EDGE, FADED, STYLE, legend_above, readable_on
-from .tokens import drawable, quoted
+from .tokens import drawable, with_spaces
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
 # The parts of a model and of its memory, and the colour of each wherever it stands: weights are violet, the cache has
@@ -161,7 +161,7 @@ def plot_next_tokens(
 
     Args:
         probabilities: (tokens,), the first on top.
-        tokens: the text of each candidate. It is drawn in quotes, with what the font cannot draw as escapes.
+        tokens: the text of each candidate, drawn with a sign for a space and escapes for what the font cannot draw.
         kept: (tokens,) bool, False for candidates that a filter takes out: they are drawn grey and hatched.
         others: how many tokens are not drawn by themselves, their probability together, and how much of that is kept;
             a last bar stands for them.
@@ -181,15 +181,15 @@ def plot_next_tokens(
     ):
         if chosen.any():
             bars = ax.barh(rows[chosen], probabilities[chosen], height=0.74, **look)
-            ax.bar_label(bars, [f"{value:.2f}" for value in probabilities[chosen]], padding=3, fontsize=9)
-    names = [quoted(token) for token in tokens]
+            ax.bar_label(bars, [_chance(value) for value in probabilities[chosen]], padding=3, fontsize=9)
+    names = [with_spaces(token) for token in tokens]
     if others:
         count, together, left = others
         names.append(f"{count:,} others")
         ax.barh(len(rows), together, height=0.74, facecolor=FADED, edgecolor=EDGE, hatch="////", linewidth=0)
         if left > 0:  # an edge alone would look like a rest
             ax.barh(len(rows), left, height=0.74, color=pale(QUERY, 0.4), edgecolor=QUERY)
-        write_beside(ax, f"{together:.2f}", (together, len(rows)), shift=(3, 0), ha="left")
+        write_beside(ax, _chance(together), (together, len(rows)), shift=(3, 0), ha="left")
     label_rows(ax, names, room=0.6)
     for name in ax.get_yticklabels():
         name.set_parse_math(False)  # a token may hold dollar signs
@@ -197,6 +197,11 @@ def plot_next_tokens(
     ax.set_xlabel(label)
     ax.set_title(title)
     return ax
+
+
+def _chance(value: float) -> str:
+    """A probability in two digits; one that is small differs from one that is nought."""
+    return "0" if value == 0 else "<0.01" if value < 0.005 else f"{value:.2f}"
 
 
 @mpl.rc_context(STYLE)
