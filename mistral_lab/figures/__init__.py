@@ -55,7 +55,6 @@ from .nf4 import (
 from .relay import plot_lost_name, plot_relay, relay_height
 from .rings import plot_double_write, plot_padded_ring, plot_ring, plot_ring_text
 from .speed import milliseconds, plot_layer_times, plot_passes, plot_times
-from .style import COLOURS
 from .tokens import drawable, plot_coloured_tokens, token_places, with_spaces
 from .traffic import plot_expert_traffic
 from .tuning import (
@@ -70,7 +69,6 @@ from .tuning import (
 from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_mask, plot_recall
 
 __all__ = [
-    "COLOURS",
     "EXPERTS",
     "FLOOR",
     "GUESS",
