@@ -1,4 +1,4 @@
-"""What lessons 1 to 3 tell of records: the right machine and model, the floor at the fastest speed, nothing invented."""
+"""What lessons 1 to 3 tell of records: the right machine and model, the floor at the fastest speed."""
 
 import json
 
