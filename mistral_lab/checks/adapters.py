@@ -42,6 +42,28 @@ def adapter_bytes(function: Callable) -> Callable:
                 "you count the matrix too, which is frozen: only A and B are trained",
             ),
             Mistake(
+                lambda rank, shapes: (
+                    4 * sum(parameters(rank, *shape) for shape in shapes)
+                    + 12 * sum(rows * columns for rows, columns in shapes)
+                ),
+                "you get {got}: you count a gradient and AdamW's numbers for the matrix itself, which is frozen; only "
+                "A and B have them",
+            ),
+            Mistake(
+                counted(lambda rank, rows, columns: rank * max(rows, columns)),
+                "you get {got}: you count the larger of A and B alone; both are trained",
+            ),
+            *(
+                Mistake(
+                    counted(each),
+                    f"you get {{got}}: the rank is left out of {matrix}, which has {{rank}} numbers for each {side}",
+                )
+                for each, matrix, side in (
+                    (lambda rank, rows, columns: rank * columns + rows, "B", "output"),
+                    (lambda rank, rows, columns: rank * rows + columns, "A", "input"),
+                )
+            ),
+            Mistake(
                 counted(lambda rank, rows, columns: rows + columns),
                 "is the rank left out? A and B have {rank} numbers for each input and each output",
             ),

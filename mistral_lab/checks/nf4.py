@@ -114,6 +114,15 @@ def round_trip(function: Callable) -> Callable:
                 "your scale is the standard deviation of a block: it must be the largest absolute value",
             ),
             Mistake(
+                wrong(scale=lambda blocks: blocks.norm(dim=1, keepdim=True)),
+                "your scale is the norm of a block, the root of the sum of its squares: it must be the largest "
+                "absolute value",
+            ),
+            Mistake(
+                lambda w, block_size, codebook: rounded(w, block_size, codebook[codebook != 0]),
+                "no weight of yours comes back as 0: the codebook holds 0 too, and it is a value like the others",
+            ),
+            Mistake(
                 lambda w, block_size, codebook: rounded(w.T, block_size, codebook).T,
                 "your blocks run down the columns: they run along the rows, as the weights lie in memory",
             ),

@@ -57,6 +57,18 @@ def unpacked_numbers(function: Callable) -> Callable:
                 "your low half still holds the high one: keep the lowest four bits only",
             ),
             Mistake(
+                halves(high, lambda packed: packed & 7),
+                "your low half keeps three bits, as `& 7` does: it has four, and its largest number is 15",
+            ),
+            Mistake(
+                halves(lambda packed: packed // 15, lambda packed: packed % 15),
+                "you divide by 15, which is the largest number of a half: it has 16 values, so divide by 16",
+            ),
+            Mistake(
+                lambda packed: torch.stack([high(packed), low(packed)], dim=1),
+                "you give a row of two numbers for each byte: put them into one list with `flatten`",
+            ),
+            Mistake(
                 halves(high, lambda packed: packed << 4),
                 "your low half is pushed up, and what leaves a byte is lost: keep the lowest four bits where they are",
             ),

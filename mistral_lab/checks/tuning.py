@@ -67,6 +67,22 @@ def answer_labels(function: Callable) -> Callable:
                 "your prompt has the label 0, which is a token like any other: PyTorch ignores -100",
             ),
             Mistake(
+                labelled(lambda prompt, answer, end: [100] * len(prompt) + [*answer, end]),
+                "your prompt has the label 100, without its minus, which is a token like any other: PyTorch ignores "
+                "-100",
+            ),
+            *(
+                Mistake(
+                    labelled(labels, lambda prompt, answer, end: [*prompt, end, *answer]),
+                    "your end token stands between the prompt and the answer: it ends the answer",
+                )
+                for labels in (
+                    lambda prompt, answer, end: [ignored] * len(prompt) + [end, *answer],
+                    lambda prompt, answer, end: [ignored] * (len(prompt) + 1) + answer,
+                    right,
+                )
+            ),
+            Mistake(
                 labelled(lambda prompt, answer, end: [-1] * len(prompt) + [*answer, end]),
                 "your prompt has the label -1: PyTorch ignores -100",
             ),
