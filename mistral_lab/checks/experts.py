@@ -79,6 +79,10 @@ def chosen_experts(function: Callable) -> Callable:
                 "you choose the experts with the smallest logits: choose the largest",
             ),
             Mistake(
+                lambda logits, experts_per_token: answer(-logits, experts_per_token),
+                "you choose the experts with the smallest logits: choose the largest",
+            ),
+            Mistake(
                 lambda logits, experts_per_token: answer(logits, experts_per_token)[::-1],
                 "your two results are swapped: indices first, then weights",
             ),

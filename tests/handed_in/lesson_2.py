@@ -157,7 +157,7 @@ WRONG = [
     ("shared_heads", lambda H, K: [h % (H // K) for h in range(H)], "place within its group"),
     ("shared_heads", lambda H, K: list(range(H)), "several query heads share one"),
     ("shared_heads", lambda H, K: [0] * H, "each of them is read by some"),
-    ("shared_heads", lambda H, K: list(range(K)), "one for each of the 8 query heads is expected"),
+    ("shared_heads", lambda H, K: list(range(K)), "an entry for each of the 8 query heads is expected"),
     ("shared_heads", lambda H, K: [h / (H // K) for h in range(H)], "number of a head is whole"),
     ("shared_heads", lambda H, K: [round(h * K / H) for h in range(H)], "round down"),
     ("token_bytes", lambda L, K, D, size: L * K * D * size, "both a key and a value"),

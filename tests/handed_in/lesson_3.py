@@ -249,7 +249,11 @@ WRONG = [
     ),
     ("ring_slots", lambda seen, W: [p % W for p in range(max(0, seen - W), seen)], "those are numbers of slots"),
     ("ring_slots", lambda seen, W: [max(0, p) for p in slots(seen, W)], "an empty slot is -1"),
-    ("ring_slots", lambda seen, W: ring_with(min(seen, W), W, lambda p: p), "TIGHTEN"),
+    (
+        "ring_slots",
+        lambda seen, W: ring_with(min(seen, W), W, lambda p: p),
+        "with W = 4, after 6 tokens .* a full ring goes on",
+    ),
     ("ring_slots", lambda seen, W: [p for p in slots(seen, W) if p >= 0], "an empty slot is listed too"),
     ("ring_order", lambda seen, W: list(range(min(seen, W))), "order of the slots"),
     ("ring_order", lambda seen, W: order_by_sorting(seen, W)[::-1], "newest first"),
