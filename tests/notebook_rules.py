@@ -26,6 +26,7 @@ PRACTICE_MAX_CELLS = 14
 # The second edition: these lessons are laid out for someone who wants to understand, in the order of CONTRIBUTING.md.
 SECOND_EDITION = ("01_", "02_", "03_")
 MAIN_MAX_WORDS, MAIN_MAX_LINES, CELL_MAX_LINES, DEEPER_MAX_WORDS = 1_500, 250, 20, 800
+WIDTH_AS_H = re.compile(r"\(2?h, ?d\)|\(d, ?h\)|width \$h\$")
 CODE_MAX_WIDTH = 92  # what JupyterLab shows in a window of 800 pixels
 FIRST_PICTURE_BY, LEAST_CHECKS = 4, 3
 ARTICLE = "《Mistral AI：欧洲AI新贵如何用开源挑战OpenAI？》"
@@ -85,6 +86,13 @@ def opening(notebook: NotebookNode, name: str) -> Problems:
         yield f"cell 2: expected {template.SETUP_TAG} as its only tag, got {setup.metadata.get('tags')}"
     if setup.get("outputs"):
         yield "cell 2: has an output, but the set-up cell prints nothing where the lab is installed"
+
+
+def letters(notebook: NotebookNode, name: str) -> Problems:
+    """One letter has one meaning in all lessons: the feed-forward width is f, because h is a head."""
+    for number, cell in enumerate(notebook.cells, 1):
+        if found := WIDTH_AS_H.search(cell.source):
+            yield f"cell {number}: {found.group()!r}, expected f for the feed-forward width"
 
 
 def length(notebook: NotebookNode, name: str) -> Problems:
@@ -309,6 +317,7 @@ def source(notebook: NotebookNode, name: str) -> Problems:
 
 RULES: tuple[Callable[[NotebookNode, str], Problems], ...] = (
     opening,
+    letters,
     length,
     counts,
     metadata,

@@ -367,7 +367,7 @@ def test_the_experts_of_fused_tensors_are_views():
 ])  # fmt: skip
 def test_fused_tensors_that_do_not_fit_are_one_clear_line(gate_up, down):
     with pytest.raises(
-        ValueError, match=r"\Agate_up_proj has shape .* and down_proj .*: expected \(E, 2h, d\)[^\n]*\Z"
+        ValueError, match=r"\Agate_up_proj has shape .* and down_proj .*: expected \(E, 2f, d\)[^\n]*\Z"
     ):
         split_experts(torch.ones(gate_up), torch.ones(down))
 

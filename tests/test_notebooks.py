@@ -183,6 +183,7 @@ BREAKAGES = {
     "set-up replaces torch": (rewrite(2, "%pip install torch"), "cell 2: expected the set-up cell"),
     "set-up not skipped": (lambda lesson: tag(lesson, [2]), "cell 2: expected nbval-skip as its only tag"),
     "set-up prints": (output(2, printed("installed\n")), "cell 2: has an output"),
+    "another letter": (rewrite(7, "For gate `(2h, d)`."), r"cell 7: '\(2h, d\)', expected f"),
     "too few cells": (lambda lesson: lesson.cells.pop(3), "notebook: 19 cells, expected 20 to 45"),
     "too many cells": (
         lambda lesson: lesson.cells.extend(new_markdown_cell("More.", id=f"more-{n}") for n in range(26)),

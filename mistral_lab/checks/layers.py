@@ -20,7 +20,7 @@ WRONG_SWITCHES = (
 
 
 def fused_feed_forward(function: Callable) -> Callable:
-    """Check `function(x (T, d), gate_up (2h, d), down (d, h)) -> (T, d)`: SwiGLU, the rows of gate first.
+    """Check `function(x (T, d), gate_up (2f, d), down (d, f)) -> (T, d)`: SwiGLU, the rows of gate first.
 
     >>> my_answer = fused_feed_forward(lambda x, gate_up, down: NotImplemented)
     fused_feed_forward: not tried yet; the lesson goes on with its own
@@ -39,7 +39,7 @@ def fused_feed_forward(function: Callable) -> Callable:
     generator = torch.Generator().manual_seed(0)
 
     def example(T, d, h):
-        return tuple(torch.randn(shape, generator=generator) for shape in ((T, d), (2 * h, d), (d, h)))
+        return tuple(torch.randn(shape, generator=generator) for shape in ((T, d), (2 * h, d), (d, f)))
 
     whole, other = example(4, 3, 5), example(4, 3, 5)
     swapped = [whole[:place] + (other[place],) + whole[place + 1 :] for place in range(3)]

@@ -49,7 +49,7 @@ def own_weights_alone() -> Iterator[None]:
 
 
 def partial_output(function: Callable) -> Callable:
-    """Check `function(x (T, d), gate (h, d), up (h, d), down (d, h), rank, ranks) -> (T, d)`: a rank's part of SwiGLU.
+    """Check `function(x (T, d), gate (f, d), up (f, d), down (d, f), rank, ranks) -> (T, d)`: a rank's part of SwiGLU.
 
     >>> my_answer = partial_output(lambda x, gate, up, down, rank, ranks: NotImplemented)
     partial_output: not tried yet; the lesson goes on with its own

@@ -76,7 +76,7 @@ def tuning_bytes(
 
         norms         2·L · (4·dim + 4)                   input in float32; 1 / root mean square
         attention     L · ((2·H·D + 2·K·D)·b + 4·H)       queries, keys, values, output; softmax sums
-        feed-forward  L · 3·h·b                           gate, up, silu(gate); in a mixture A times
+        feed-forward  L · 3·f·b                           gate, up, silu(gate); in a mixture A times
         routing       L · (A·(2·dim·b + 32) + 4·E + 4)    in a mixture: outputs, places, weights
         adapters      4 · (in + rank) for each matrix     its input in float32, and A x
         loss          4·V + 8                             log of the softmax, and the label

@@ -15,17 +15,17 @@ from .routing import Routing, check_indices
 class Expert(NamedTuple):
     """The weights of one expert: a feed-forward network without biases."""
 
-    gate: torch.Tensor  # (h, d)
-    up: torch.Tensor  # (h, d)
-    down: torch.Tensor  # (d, h)
+    gate: torch.Tensor  # (f, d)
+    up: torch.Tensor  # (f, d)
+    down: torch.Tensor  # (d, f)
 
 
 def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[Expert]:
     """View the two tensors in which transformers 5 keeps the experts of a layer as experts; nothing is copied.
 
     Args:
-        gate_up_proj: (E, 2h, d), of each expert the rows of gate and then those of up.
-        down_proj: (E, d, h).
+        gate_up_proj: (E, 2f, d), of each expert the rows of gate and then those of up.
+        down_proj: (E, d, f).
 
     Returns:
         E experts.
@@ -41,7 +41,7 @@ def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[E
     if E == 0 or gate_up_proj.shape != (E, 2 * h, d):
         raise ValueError(
             f"gate_up_proj has shape {tuple(gate_up_proj.shape)} and down_proj {tuple(down_proj.shape)}: "
-            "expected (E, 2h, d) and (E, d, h)"
+            "expected (E, 2f, d) and (E, d, f)"
         )
     return list(map(Expert, *gate_up_proj.chunk(2, dim=1), down_proj))
 
@@ -117,8 +117,9 @@ def _check_experts(x: torch.Tensor, routing: Routing, experts: Sequence[Expert])
             f"routing has indices {tuple(indices.shape)} on {indices.device} and weights {tuple(weights.shape)} on "
             f"{weights.device}: expected both ({len(x)}, A) on {x.device}, a row for each token of x"
         )
-    (h, d), dtype, device = (experts[0].gate.shape[0], x.shape[1]), x.dtype, x.device
-    expected = Expert((h, d), (h, d), (d, h))
+    f, d = experts[0].gate.shape[0], x.shape[1]
+    dtype, device = x.dtype, x.device
+    expected = Expert((f, d), (f, d), (d, f))
     for number, expert in enumerate(experts):
         for weight, shape in zip(expert, expected, strict=True):
             if weight.shape != shape or weight.dtype != dtype or weight.device != device:
