@@ -38,8 +38,8 @@ def fused_feed_forward(function: Callable) -> Callable:
 
     generator = torch.Generator().manual_seed(0)
 
-    def example(T, d, h):
-        return tuple(torch.randn(shape, generator=generator) for shape in ((T, d), (2 * h, d), (d, f)))
+    def example(T, d, f):
+        return tuple(torch.randn(shape, generator=generator) for shape in ((T, d), (2 * f, d), (d, f)))
 
     whole, other = example(4, 3, 5), example(4, 3, 5)
     swapped = [whole[:place] + (other[place],) + whole[place + 1 :] for place in range(3)]
