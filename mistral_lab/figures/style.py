@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
 INK = "#262626"
 MEASURED = PREDICTED = "#0f6b80"  # the same in every lesson: what is measured is solid, what is predicted is hollow
+SERIES = ("#1f2733", "#4b5568", "#6b7690", "#8a94a8")  # lines that stand for no sign of the language; 3 to 1 on white
 FADED = "#d4d4d4"  # what is left out: removed tokens, masked cells
 
 STYLE = {
