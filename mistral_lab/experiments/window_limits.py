@@ -1,4 +1,4 @@
-"""Lesson 3, where a window ends: one key more, names under narrower windows, losses past the trained length, attention sinks."""
+"""Lesson 3, where a window ends: one key more, names under narrower windows, lengths beyond training, sinks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

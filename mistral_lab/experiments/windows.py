@@ -1,4 +1,4 @@
-"""Lesson 3, what a sliding window does: a name that gets lost, what a layer and a stack see, keys in the wrong order."""
+"""Lesson 3, what a sliding window does: a name that gets lost, what layers see, keys in the wrong order."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
