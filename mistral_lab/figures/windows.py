@@ -1,6 +1,7 @@
 """Charts of the sliding window: how far a stack sees, who is recalled, what it costs and saves."""
 
 from collections.abc import Sequence
+from os.path import commonprefix
 
 import matplotlib as mpl
 import numpy as np
@@ -94,7 +95,9 @@ def plot_growth(
     decade_axis(ax.yaxis)
     ends = list(zip(measured[:, -1], names, strict=True))
     if floors:  # ways with one floor share its label
-        ends += [(least, "at least") for least in np.unique(predicted[:, -1])]
+        for least in np.unique(predicted[:, -1]):
+            shared = commonprefix([name for name, at in zip(names, predicted[:, -1], strict=True) if at == least])
+            ends.append((least, f"at least: {shared}".rstrip(" ,:")))
     else:
         ax.annotate("solid: measured\nhollow: predicted", (0, 1), (4, -3), xycoords="axes fraction",
                     textcoords="offset points", va="top", fontsize=9)  # fmt: skip
