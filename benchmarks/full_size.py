@@ -24,6 +24,8 @@ before, with the same model, number of layers, kind and setting, is replaced; al
     python benchmarks/full_size.py                                   # both models: 31 GB of disk
     python benchmarks/full_size.py --models mistral-7b-v0.1 --layers 2 --budgets 1 2 --contexts 128 512
     python benchmarks/full_size.py --budgets --contexts --prompts    # loading alone
+    python benchmarks/full_size.py --models mistral-7b-v0.1 mistral-7b-v0.3 --loads --prompts --budgets \
+        --contexts 128 512 2048 4096 8192 16384                      # with a window and without, beyond its length
 """
 
 import argparse
@@ -54,6 +56,7 @@ from mistral_lab.measure.full_size import FORMAT
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "full_size"
 MODELS = ("mistral-7b-v0.1", "mixtral-8x7b-v0.1")
+UNWINDOWED = "mistral-7b-v0.3"  # what the window of v0.1 saves is seen beside it
 PRECISION = "nf4-double"
 GIB = 2**30
 MOST_STAYS = 0.02  # share of a checkpoint that may stay in the page cache when it is evicted
@@ -65,7 +68,7 @@ KEY = ("model", "layers", "what", "setting")
 def arguments() -> argparse.Namespace:
     """What to measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, UNWINDOWED), default=MODELS)
     parser.add_argument("--layers", type=int, help="of a shorter model, to try the script (default: all)")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "full-size", help="of the checkpoints; written where missing"
@@ -369,7 +372,7 @@ def keep(entry: dict, folder: Path) -> None:
 def run_model(name: str, options: argparse.Namespace) -> list[str]:
     """Measure one model, and return a sentence for each measurement that failed."""
     short = "" if options.layers is None else f"-{options.layers}-layers"
-    folder = options.folder / f"{name.partition('-')[0]}-nf4{short}"
+    folder = options.folder / f"{name}-nf4{short}"
     ready = Path(os.environ.setdefault("MISTRAL_LAB_CACHE", str(options.folder / "ready")))
     written = [path for path in (folder, ready) if not path.exists()]
     try:

@@ -200,18 +200,19 @@ def measure_decode(job: Job, send: Send) -> None:
     wait = waiter(device)
     common = {"read_bytes_per_s": measure_bandwidth(device), "machine": machine(device)}
 
-    def steps_at(context: int, count: int, *, timed: bool = True) -> list:
-        """Steps of one token each, after one that is left out: `generate` begins with it."""
+    def steps_at(context: int, count: int, *, timed: bool = True) -> tuple[list, dict[str, int]]:
+        """Steps of one token each, after one that is left out: `generate` begins with it; and what is held by then."""
         drawn = random_tokens(model, context + count, seed=context)
         report = (lambda number, step: send({"token": number})) if timed else None
         prompt, following = drawn[:, :context], drawn[0, context:].tolist()
         cache = filled(new_cache(model), model, context - 1)
-        return timed_steps(model, prompt, [0, *following], cache=cache, after=report)[1:]
+        steps = timed_steps(model, prompt, [0, *following], cache=cache, after=report)[1:]
+        return steps, held(device)  # while the cache is there
 
     steps_at(LAYERS_AT, job.warm_up)
     for context in job.contexts:
-        steps = steps_at(context, job.tokens)
-        send({"kept": {"what": "context", "setting": context, **as_lists(steps), **held(device), **common}})
+        steps, holds = steps_at(context, job.tokens)
+        send({"kept": {"what": "context", "setting": context, **as_lists(steps), **holds, **common}})
 
     def moment() -> float:
         wait()

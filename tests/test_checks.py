@@ -48,7 +48,8 @@ def in_float32(function):
     return narrow
 
 
-IN_FLOAT32 = ["draw_probabilities", "grouped_attention", "merged_weight", "partial_output", "prefill_in_chunks"]
+# grouped_attention asks in float32 already, and a cache in bfloat16 must not be copied into it.
+IN_FLOAT32 = ["draw_probabilities", "merged_weight", "partial_output", "prefill_in_chunks"]
 
 
 @pytest.mark.parametrize("name", [*IN_FLOAT32, "rms_normed"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from mistral_lab import PRESETS, experiments, load, memory
+from mistral_lab import PRESETS, experiments, figures, load, measure, memory
 from mistral_lab.config import ModelConfig
-from mistral_lab.experiments import recorded, speed
+from mistral_lab.experiments import speed
 from mistral_lab.experiments.layers import only_layers
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
@@ -63,6 +63,9 @@ def test_tokens_are_timed_beside_the_speed_of_memory(small, monkeypatch):
     assert times.read_parameters * 4 == times.read_bytes
     assert times.bits == 32  # float32
     assert "because 5 of them share one pass" in times.sentence
+    assert f"A new token took {figures.milliseconds(times.new.median_s)}, a" in times.sentence  # as in the picture
+    slow = replace(times, new=measure.Timing((0.1512,)), prompt=measure.Timing((0.0512,)))
+    assert "A new token took 151 ms, a token of the prompt 51 ms," in slow.sentence
     assert times.least_s == pytest.approx((times.read_bytes / 5e9, times.read_bytes / 1e9), rel=1e-12)  # one quotient
 
 
@@ -76,18 +79,6 @@ def test_passes_have_two_floors_and_only_one_grows_with_the_tokens(small, monkey
     weights = counts.total - counts.embedding
     np.testing.assert_allclose(passes.compute_s, [2 * weights / 1e9, 12 * weights / 1e9], rtol=1e-12)  # one quotient
     assert passes.read_s == experiments.pass_bytes(small.config, "float32") / 1e9
-
-
-def test_recorded_times_are_those_of_the_whole_model_and_bound_from_below(monkeypatch, tmp_path):
-    found = experiments.recorded_times("mistral-7b-v0.1")
-    assert found.contexts == tuple(sorted(found.contexts))
-    for least, runs, median in zip(found.least_s, found.runs_s, found.median_s, strict=True):
-        assert least < min(runs) <= median <= max(runs)
-    assert found.least_s == tuple(sorted(found.least_s))  # more keys and values to read
-    assert f"each token of a prompt of 128 took {found.prompts_s[128] / 128 * 1e3:.0f} ms" in found.sentence
-    assert experiments.recorded_times("mixtral-none") is None
-    monkeypatch.setattr(recorded, "RECORDS", tmp_path)
-    assert experiments.recorded_times("mistral-7b-v0.1") is None
 
 
 def test_layers_are_cut_and_put_back_even_after_an_error(small):
@@ -120,6 +111,13 @@ def test_a_trip_ends_where_generate_does(tiny):
     table = tiny.model.get_input_embeddings().weight[list(trip.ids)].detach()
     np.testing.assert_array_equal(trip.rows, table[:, : trip.rows.shape[1]].float().numpy())
     assert [trip.candidates[n][place] for n, place in enumerate(trip.drawn)] == list(trip.texts[-4:])
+
+
+def test_the_next_logits_are_those_of_the_last_token(tiny):
+    logits = experiments.next_logits(tiny, "My favourite condiment is")
+    assert (logits.shape, logits.dtype) == ((tiny.config.vocab_size,), torch.float64)
+    assert tiny.tokenizer.decode([int(logits.argmax())]) == " soy"
+    assert not logits.requires_grad
 
 
 def test_a_trip_is_the_same_for_the_same_seed_and_shows_what_top_p_cuts(tiny):

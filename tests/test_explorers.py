@@ -1,6 +1,7 @@
 """Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
 
 import ast
+import base64
 import gc
 import io
 import json
@@ -109,11 +110,31 @@ def test_one_bundle_holds_the_live_view_a_picture_and_the_sentence(untouched):
     data, metadata = untouched._repr_mimebundle_()
     assert set(data) == {VIEW, "image/png", "text/plain"}
     assert data[VIEW]["model_id"] == untouched.widget.model_id
-    assert metadata == {"image/png": {"width": 800, "alt": data["text/plain"]}}
+    assert metadata == {"image/png": {"width": 800, "alt": base.ALT}}
     assert data["text/plain"].endswith(".")
     assert len(data["text/plain"].split()) > 5
     assert pixels(data["image/png"]).shape[1] == 1600
     assert len(data["image/png"]) < 60_000  # a lesson with all of its pictures stays below a megabyte
+
+
+def test_the_sentence_stands_below_the_picture_live_or_as_a_line_of_the_page(monkeypatch):
+    def view(value: int):
+        return number(value)[0], "The token “<s>” costs $2 * 3."
+
+    sent = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw, metadata=None: sent.append((data, metadata)))
+    explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, view)
+    explorer._ipython_display_()
+    (picture, metadata), (sentence, _) = sent
+    data, described = explorer._repr_mimebundle_()
+    assert metadata == described
+    assert picture.pop("image/png") == base64.b64encode(data.pop("image/png")).decode()
+    assert picture == data
+    assert set(sentence) == {VIEW, "text/markdown"}  # a live page shows the widget, another one the line
+    assert sentence["text/markdown"] == "The token “&#60;s>” costs &#36;2 &#42; 3."
+    live = {widget.model_id for widget in (explorer.widget, *explorer.widget.children)}
+    assert sentence[VIEW]["model_id"] == explorer._text.model_id
+    assert explorer._text.model_id not in live  # or it would stand there twice
 
 
 def test_the_picture_that_is_kept_is_the_one_on_the_screen_unless_it_is_a_strip_of_moments(untouched):
@@ -251,7 +272,7 @@ def test_a_still_stands_for_the_explorer_where_no_kernel_runs():
 
     explorer = Explorer({"value": base.count_slider("value", 1, 0, 3)}, number, still)
     data, metadata = explorer._repr_mimebundle_()
-    assert data["text/plain"] == metadata["image/png"]["alt"] == "The number at four moments."
+    assert data["text/plain"] == "The number at four moments."
     assert pixels(data["image/png"]).shape == (300, 1600, 3)
     assert explorer.sentence == "The number is 1."
     assert pixels(explorer.png).shape == (200, 1600, 3)
@@ -366,12 +387,12 @@ def test_sampling_says_what_a_slow_count_says():
                 kept.append(probability)
             together += probability
         assert (
-            f"{len(kept)} of 5 tokens can be drawn, 'a' with probability {kept[0] / sum(kept):.2f}" in explorer.sentence
+            f"{len(kept)} of 5 tokens can be drawn, “a” with probability {kept[0] / sum(kept):.2f}" in explorer.sentence
         )
         entropy = -(probabilities * np.log2(probabilities)).sum()
         assert f"{entropy:.2f} after the temperature" in explorer.sentence
     explorer.controls["temperature"].value = 0.0
-    assert "1 of 5 tokens can be drawn, 'a' with probability 1.00" in explorer.sentence
+    assert "1 of 5 tokens can be drawn, “a” with probability 1.00" in explorer.sentence
 
 
 @pytest.mark.parametrize("token", ["$x^$", "$$", "\\", "'\"", "未来" * 9])
@@ -657,7 +678,12 @@ def test_bad_arrays_raise_one_clear_line(call, message):
 def test_numbers_in_bars_cover_lines_and_leave_out_what_has_no_room():
     ax = a_panel()
     figures.plot_budget(
-        np.array([[6.0, 0.5], [0.0, 6.5]]), names=["a", "b"], parts=["c", "d"], limits={"e": 9.0}, unit="", ax=ax
+        np.array([[6.0, 0.5], [0.0, 6.5]]),
+        names=["a", "b"],
+        parts=["weights", "cache"],
+        limits={"e": 9.0},
+        unit="",
+        ax=ax,
     )
     figures.keep_numbers_readable(ax, narrow=0.1)
     assert [text.get_text() for text in ax.texts] == ["6", "", "", "6.5"]

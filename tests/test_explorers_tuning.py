@@ -77,7 +77,7 @@ def test_the_bar_is_the_weights_and_what_training_adds(model, places, rank, toke
         config, rank=rank, targets=places, batch=batch, tokens=length, checkpointing=checkpointing
     )
     size = MIB if model == "tiny-mistral" else GIB
-    parts = np.array([memory.weight_bytes(config, "nf4-double"), held.adapter, held.gradients, held.optimiser])
+    parts = np.array([memory.weight_bytes(config, "nf4-double"), held.adapter, held.gradients + held.optimiser])
     parts = np.append(parts, held.activations) / size
     np.testing.assert_allclose(segments(panels(explorer)[0])[0], parts)
     assert f"= {parts.sum():.2f} {'MiB' if size == MIB else 'GiB'}" in explorer.sentence

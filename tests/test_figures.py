@@ -15,7 +15,7 @@ from figure_checks import (
 from matplotlib.colors import to_rgba
 
 from mistral_lab import figures
-from mistral_lab.figures import style
+from mistral_lab.figures import model, style
 
 PARTS = ["attention", "feed-forward", "embedding"]
 AMOUNTS = np.array([[1.5, 5.5, 0.25], [1.5, 45.0, 0.25]])
@@ -58,9 +58,18 @@ def test_parameters_are_stacked_in_the_order_of_the_parts():
     assert ax.get_xlabel() == "billion parameters"
 
 
-def test_each_part_has_a_colour_of_petroff10():
-    colours = [bars[0].get_facecolor() for bars in parameters().containers]
-    assert colours == [to_rgba(colour) for colour in ("#3f90da", "#ffa90e", "#bd1f01")]
+def test_each_part_has_its_colour_wherever_it_stands():
+    for parts in (PARTS, PARTS[::-1]):
+        ax = figures.plot_parameters(AMOUNTS, models=["one", "two"], parts=parts, unit="billion parameters")
+        colours = {bars.get_label(): bars[0].get_facecolor() for bars in ax.containers}
+        assert colours == {part: to_rgba(model.PART_COLOURS[part]) for part in parts}
+    assert model.PART_COLOURS["cache"] == figures.KEY
+    assert model.PART_COLOURS["weights"] == model.PART_COLOURS["experts"] == figures.WEIGHTS
+
+
+def test_what_comes_with_a_model_is_grey():
+    for part in ("runtime", "workspace", "overhead", "gradients", "optimiser"):
+        assert np.ptp(to_rgba(model.PART_COLOURS[part])[:3]) < 0.12  # hardly any hue
 
 
 def test_only_segments_with_room_carry_their_number():
@@ -76,7 +85,7 @@ def test_next_tokens_are_drawn_from_the_top_with_their_number():
     ax = next_tokens()
     bars = sorted(ax.patches, key=lambda bar: bar.get_y())
     np.testing.assert_array_equal([bar.get_width() for bar in bars], PROBABILITIES)
-    assert names_from_top(ax) == ["' mustard'", "' the'", "' not'"]
+    assert names_from_top(ax) == ["␣mustard", "␣the", "␣not"]
     assert [text.get_text() for text in ax.texts] == ["0.60", "0.30", "0.10"]
     assert ax.get_title(loc="left") == "half"
 
@@ -90,7 +99,7 @@ def test_tokens_left_out_look_different_without_colour():
 
 def test_what_the_font_cannot_draw_is_escaped(recwarn):
     ax = figures.plot_next_tokens(PROBABILITIES, tokens=["é “x”", "未", "\n🦙"])
-    assert names_from_top(ax) == ["'é “x”'", r"'\u672a'", r"'\n\U0001f999'"]
+    assert names_from_top(ax) == ["é␣“x”", r"\u672a", r"\n\U0001f999"]
     ax.figure.canvas.draw()
     assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
 
@@ -104,6 +113,11 @@ def test_what_a_reader_writes_is_no_formula():
     for texts in drawn:
         texts[0].figure.canvas.draw()
         assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_small_chance_is_written_unlike_one_of_nought():
+    ax = figures.plot_next_tokens(np.array([0.99, 0.004, 0.0]), tokens=TOKENS, others=(9, 0.006, 0.006))
+    assert [text.get_text() for text in ax.texts] == ["0.99", "<0.01", "0", "0.01"]
 
 
 def test_no_token_is_called_left_out_where_nothing_filters():
@@ -128,6 +142,10 @@ def test_times_stand_in_milliseconds_and_the_unmeasured_is_left_blank():
     ("call", "message"),
     [
         (lambda: figures.plot_parameters(AMOUNTS.T, models=["a", "b"], parts=PARTS, unit="x"), r"\(3, 2\).*\(2, 3\)"),
+        (
+            lambda: figures.plot_parameters(AMOUNTS[:, :1], models=["a", "b"], parts=["head"], unit="x"),
+            "no colour for 'head': expected parts of weights, experts",
+        ),
         (lambda: figures.plot_parameters(-AMOUNTS, models=["a", "b"], parts=PARTS, unit="x"), "0 or more"),
         (lambda: figures.plot_next_tokens(PROBABILITIES[:2], tokens=TOKENS), r"\(2,\): expected \(3,\)"),
         (lambda: figures.plot_next_tokens(PROBABILITIES * np.nan, tokens=TOKENS), "NaN"),
@@ -195,9 +213,12 @@ def test_show_wants_two_different_sentences(missing, displayed):
         ("x", (1, 1000), [1, 10, 100, 1000]),
         ("y", (1, 200), [1, 2, 5, 10, 20, 50, 100, 200]),
         ("y", (0.01, 1000), [0.01, 0.1, 1, 10, 100, 1000]),
+        ("x", (1.5, 80), [3, 10, 30]),  # at 1 alone there would be a single label
+        ("x", (1.2, 80), [3, 10, 30]),
+        ("y", (0.2, 900), [1, 10, 100]),
     ],
 )
-def test_a_long_logarithmic_axis_has_a_label_per_decade(axis, ends, labelled):
+def test_a_long_logarithmic_axis_has_a_label_per_decade_and_every_one_two_or_more(axis, ends, labelled):
     ax = figures.new_figure()[1][0, 0]
     style.decade_axis(getattr(ax, f"{axis}axis"))
     getattr(ax, f"set_{axis}lim")(ends)

@@ -53,8 +53,7 @@ def test_changed_choices_are_drawn_per_cent_with_their_intervals():
         drawn = [np.array(bar)[:, 1] for bar in container.lines[2][0].get_segments()]
         np.testing.assert_allclose(drawn, 100 * SHARES[[0, 2], number].T)
     colours = {to_hex(container.lines[0].get_color()) for container in ax.containers}
-    assert len(colours) == 2
-    assert not colours & {style.MEASURED, style.PREDICTED}
+    assert colours == set(style.SERIES[:2])
     assert ax.get_yscale() == "log"
 
 

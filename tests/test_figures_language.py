@@ -1,5 +1,8 @@
 """The signs of the visual language: each has its shape, its colour and its three states, and lands where it is told."""
 
+import re
+
+import nbformat
 import numpy as np
 import pytest
 from figure_checks import check_whole, no_figure_left_open  # noqa: F401
@@ -159,3 +162,25 @@ def test_every_public_name_stands_on_the_page_of_the_language():
     names -= {"INK", "STYLE", "WIDTH_IN"}  # of every picture, not of this language
     assert len(names) > 20
     assert [name for name in sorted(names) if f"`{name}`" not in page and f"`{name}(" not in page] == []
+
+
+COLOUR_LITERAL = re.compile(r"#[0-9a-fA-F]{6}\b|\btab:\w+|\bC\d\b|petroff|viridis|\bcividis\b|\bplasma\b|\bPuOr\w*")
+# Files that may still name colours of their own, and why; the list may only become shorter.
+OWN_COLOURS = {
+    "loop.py": "the beam of a token on its way, paler than what is past and bluer than what is idle",
+    "windows.py": "the lines of lesson 3 have the cycle of before",
+}
+
+
+def test_colours_are_named_in_two_files_alone():
+    """A colour written elsewhere, or one of a cycle, would have no meaning that the page of the language explains."""
+    package = notebook_files.ROOT / "mistral_lab"
+    found = {}
+    for path in [*package.glob("figures/*.py"), *package.glob("explorers/*.py"), *package.glob("experiments/*.py")]:
+        words = path.read_text(encoding="utf-8")
+        if COLOUR_LITERAL.search(words) or re.search(r"import [^\n]*\bCOLOURS\b|^    COLOURS,$", words, re.MULTILINE):
+            found[path.name] = True
+    assert found.keys() - {"language.py", "style.py"} == OWN_COLOURS.keys()
+    for lesson in notebook_files.lessons():
+        code = [cell.source for cell in nbformat.read(lesson, 4).cells if cell.cell_type == "code"]
+        assert not COLOUR_LITERAL.search("\n".join(code)), lesson.name

@@ -70,7 +70,7 @@ def test_a_block_has_every_box_on_the_stream_or_on_the_branch_that_it_belongs_to
     assert [height[text] for text in BEFORE + AFTER[1:]] == [0, 0]
     assert height["attention\n98,304"] == height["feed-forward\n147,456"] < -1
     boxes = [to_hex(patch.get_facecolor()) for patch in ax.patches]
-    assert boxes[:3] == ["#ffffff", style.FADED, "#ffffff"]  # the last norm is grey, as the others
+    assert boxes[:3] == [layers.OTHER_WEIGHTS, style.FADED, layers.OTHER_WEIGHTS]  # a norm is grey, the last one too
     assert boxes[3:7] == [style.FADED, layers.SUBLAYER_COLOURS[0], style.FADED, layers.SUBLAYER_COLOURS[1]]
 
 

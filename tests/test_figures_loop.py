@@ -183,6 +183,14 @@ def test_a_patient_printer_is_drawn_below_the_pieces():
     assert "☃" in texts
     ax.figure.draw_without_rendering()
     check_apart(ax.texts)
+    spaced = [text.get_text() for text in figures.plot_pieces([b" s", b"now"], printed=[" s", "now"]).texts]
+    assert spaced.count("␣s") == 2
+
+
+def test_rows_of_the_table_are_framed_so_that_a_white_number_is_no_gap():
+    _, ax = drawn(Moment(6, 5, 0, drawn=False))
+    frames = [group for group in ax.collections if len(group.get_facecolor()) == 0]
+    assert [len(group.get_paths()) for group in frames] == [6]
 
 
 @pytest.mark.parametrize(

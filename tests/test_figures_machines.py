@@ -37,16 +37,17 @@ def received(ax=None):
 
 
 def drawn(ax):
-    """Cell (row, column) -> the colours of its rectangles, from the top."""
+    """Cell (row, column) -> the colours and hatches of its rectangles, from the top."""
     cells = {}
     for patch in sorted(ax.patches, key=lambda patch: patch.get_y()):
         cell = int(patch.get_y() + patch.get_height() / 2 + 0.5), round(patch.get_x() + 0.46)
-        cells.setdefault(cell, []).append(to_hex(patch.get_facecolor()))
+        cells.setdefault(cell, []).append((to_hex(patch.get_facecolor()), patch.get_hatch()))
     return cells
 
 
 def test_every_cell_has_the_colour_of_its_device_and_no_tensor_is_blank():
-    first, second, both = (to_hex(colour) for colour in (machines.FIRST, machines.SECOND, machines.BOTH))
+    looks = (machines.FIRST, machines.SECOND, machines.BOTH)
+    first, second, both = ((to_hex(look["facecolor"]), look.get("hatch")) for look in looks)
     assert len({first, second, both}) == 3
     looks = {0: [first], 1: [second], -1: [both], -2: [first, second]}
     for ax, grid, name in zip(placement(), PLACED, ["layers", "experts"], strict=True):
@@ -73,10 +74,10 @@ def test_traffic_is_drawn_where_it_is_known():
         there = ~np.isnan(row)
         np.testing.assert_array_equal(line.get_xdata(), np.array(RANKS)[there])
         np.testing.assert_array_equal(line.get_ydata(), row[there])
-        assert line.get_label() == name
-    colours = {to_hex(line.get_color()) for line in ax.lines}
-    assert len(colours) == 3
-    assert not colours & {to_hex(colour) for colour in (style.MEASURED, style.PREDICTED, machines.FIRST)}
+        [label] = [text for text in ax.texts if text.get_text() == name]
+        assert label.xy == (RANKS[-1], row[-1])
+        assert (line.get_color(), line.get_markerfacecolor()) == (style.PREDICTED, "white")  # nothing was measured
+    assert len({line.get_marker() for line in ax.lines}) == 3
     assert ax.get_yscale() == "log"
     assert list(ax.get_xticks()) == RANKS
 

@@ -71,21 +71,21 @@ class TestEveryPlot(EveryPlot):
     pass
 
 
-def test_tokens_stand_in_reading_order_and_those_that_count_are_filled():
+def test_tokens_stand_in_reading_order_and_those_that_count_are_framed():
     ax = labels()
     assert [text.get_text() for text in ax.texts] == [repr(token) for token in TOKENS]
     places = [(round(box.get_y(), 6), box.get_x()) for box in ax.patches]
     assert places == sorted(places)
     assert len({line for line, _ in places}) == 2
     assert all(box.get_x() + box.get_width() <= tuning.WIDTH for box in ax.patches)
-    filled = [to_hex(box.get_facecolor()) == style.COLOURS[2] for box in ax.patches]
-    assert filled == COUNTED.tolist()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["given: label -100", "counts in the loss"]
+    framed = [to_hex(box.get_edgecolor()) == figures.WEIGHTS for box in ax.patches]
+    assert framed == COUNTED.tolist()
+    assert ax.get_title(loc="left") == "framed: counts in the loss; the others are given: label -100"
 
 
-def test_an_example_that_counts_whole_names_no_other_colour():
+def test_an_example_that_counts_whole_names_no_others():
     ax = figures.plot_labels(["a", "b"], [True, True])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["counts in the loss"]
+    assert ax.get_title(loc="left") == "framed: counts in the loss"
 
 
 def test_an_adapter_is_drawn_to_scale():

@@ -3,6 +3,7 @@
 It returns the function that the lesson goes on with: the reader's if it passed, the package's own otherwise.
 """
 
+from .adapters import adapter_bytes
 from .balance import balance_by_layer
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
 from .chunks import prefill_in_chunks
@@ -12,12 +13,13 @@ from .grouped import grouped_attention
 from .heads import longest_text, shared_heads, token_bytes
 from .layers import fused_feed_forward, layer_output
 from .machines import all_reduce_bytes, fullest_device
-from .nf4 import bits_per_weight, round_trip, unpacked_numbers
+from .nf4 import round_trip
 from .norms import rms_normed
+from .packing import bits_per_weight, unpacked_numbers
 from .ranks import partial_output
 from .rings import ring_order, ring_slots
 from .sampling import draw_probabilities, whole_characters
-from .tuning import adapter_bytes, answer_labels, merged_weight
+from .tuning import answer_labels, merged_weight
 from .windows import window_mask
 
 __all__ = [

@@ -41,6 +41,15 @@ def plain_call_bytes(function: Callable) -> Callable:
                 lambda linear, other: linear * 2 + other * per_weight,
                 "it is the other way round: the parameters in nn.Linear become four-bit",
             ),
+            Mistake(
+                lambda linear, other: linear * per_weight + other,
+                "you count 1 byte for what stays in 16 bits: a parameter of 16 bits takes 2",
+            ),
+            Mistake(
+                lambda linear, other: (linear + other) * 2 * per_weight,
+                "you multiply the bytes in 16 bits by 0.5625, which is no share: 0.5625 bytes are a four-bit weight "
+                "with its scale, and what is in no nn.Linear keeps its 2 bytes",
+            ),
             *(
                 Mistake(wrong, "you count bits: bytes are asked for")
                 for wrong in (
@@ -52,9 +61,12 @@ def plain_call_bytes(function: Callable) -> Callable:
                 lambda linear, other: linear * (0.5 + 4) + other * 2,
                 "you count a scale for each weight: 64 of them share one",
             ),
-            Mistake(
-                lambda linear, other: linear * (0.5 + 2 / 64) + other * 2,
-                "you count 2 bytes for a scale, which is float32: it takes 4",
+            *(
+                Mistake(
+                    lambda linear, other, scale=scale: linear * (0.5 + scale / 64) + other * 2,
+                    f"you count {scale} bytes for a scale, which is float32: it takes 4",
+                )
+                for scale in (2, 8)
             ),
             Mistake(
                 lambda linear, other: linear * (0.5 + 32 / 64) + other * 2,
@@ -109,6 +121,14 @@ def share_in_four_bits(function: Callable) -> Callable:
         packed = share(parameters)(tensors)
         return packed / (1 - packed) if packed < 1 else math.inf
 
+    def elements_to_the_rest(tensors):
+        packed = share(lambda count, dtype: count)(tensors)
+        return packed / (1 - packed) if packed < 1 else math.inf
+
+    def first_alone(tensors):
+        first = 2 * tensors[0][0]
+        return first / (first + sum(count for count, _ in tensors[1:]))
+
     answer = share(parameters)
     return judge(
         "share_in_four_bits",
@@ -140,6 +160,19 @@ def share_in_four_bits(function: Callable) -> Callable:
             ),
             Mistake(lambda tensors: 100 * answer(tensors), "you get {got}: give a share between 0 and 1, not per cent"),
             Mistake(lambda tensors: 1 - answer(tensors), "you get {got}, which is the share that is not in four bits"),
+            Mistake(
+                elements_to_the_rest,
+                "you get {got}, which is elements of uint8 to all others: an element of uint8 holds two weights, and "
+                "the share is of all parameters",
+            ),
+            Mistake(
+                first_alone,
+                "you get {got}, with the first tensor alone as four-bit: go by dtype, and count each tensor of uint8",
+            ),
+            Mistake(
+                lambda tensors: sum(2 * count for count, dtype in tensors if dtype == "uint8"),
+                "you get {got}, which is the number of four-bit parameters: divide by that of all parameters",
+            ),
             Mistake(to_the_rest, "you get {got}, which is four-bit parameters to the others: divide by all of them"),
             *(
                 Mistake(

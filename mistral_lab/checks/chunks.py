@@ -7,6 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..masks import position_mask
+from .compat import Products
 from .judging import Mistake, judge
 from .values import read_answer
 
@@ -23,7 +24,8 @@ class ZeroedMemory(TorchFunctionMode):
 def prefill_in_chunks(function: Callable) -> Callable:
     """Check `function(q, k, v (T, D), window, chunk) -> (T, D)`: windowed attention, `chunk` queries at a time.
 
-    A right answer may take fewer queries at a time; it may not touch keys that no query of the chunk sees.
+    A right answer touches no key that no query of a chunk sees, and takes the queries of a chunk together: one at a
+    time would read nearly every key W times, and a chunk is there to read it once for all of its queries.
 
     >>> my_answer = prefill_in_chunks(lambda q, k, v, window, chunk: NotImplemented)
     prefill_in_chunks: not tried yet; the lesson goes on with its own
@@ -67,6 +69,17 @@ def prefill_in_chunks(function: Callable) -> Callable:
     def dropped(q, k, v, window, chunk):
         return len(q) // chunk * chunk
 
+    def late(scores, seen):
+        return scores.softmax(1) * seen
+
+    def late_infinite(scores, seen):
+        return scores.softmax(1).masked_fill(~seen, -math.inf)
+
+    def over_all(q, k, v, window, chunk, weigh):
+        """Each chunk with all keys of the text, before and after it."""
+        everywhere = torch.arange(len(q))
+        return weigh(q @ k.T / math.sqrt(q.shape[1]), by_positions(everywhere, everywhere, window)) @ v
+
     def cut(q, k, v, window, chunk):
         return answer(q, k, v, window, chunk)[: dropped(q, k, v, window, chunk)]
 
@@ -97,6 +110,20 @@ def prefill_in_chunks(function: Callable) -> Callable:
                     f"where {seen} are seen (W = {window}): cut k and v before you multiply"
                 )
         return None
+
+    def takes_one_at_a_time(function):
+        """Does a chunk of all queries take as many products as chunks of one? NumPy's products are not seen."""
+        counts = []
+        for chunk in (1, len(q)):
+            with Products() as products:
+                function(q.clone(), k.clone(), v.clone(), 3, chunk)
+            counts.append(products.count)
+        if not 0 < counts[0] <= counts[1]:
+            return None
+        return (
+            f"the values are right, but a chunk of {len(q)} queries takes {counts[1]} products, and {len(q)} chunks of "
+            f"one take {counts[0]}: the queries of a chunk belong in one product, which reads each key once for all"
+        )
 
     generator = torch.Generator().manual_seed(0)
 
@@ -153,6 +180,16 @@ def prefill_in_chunks(function: Callable) -> Callable:
                 wrong(visible=lambda rows, columns, window: position_mask(rows, columns, window=window + 1)),
                 "your mask shows one key too many where W = {window}: W counts the token itself",
             ),
+            *(
+                Mistake(
+                    lambda q, k, v, window, chunk, visible=visible: chunks(
+                        q, k, v, window, chunk, before=chunk - window + 1, visible=visible
+                    ),
+                    "you keep the previous chunk, which is {chunk} keys: the first query of a chunk also sees the "
+                    "W - 1 keys before it, where W = {window}",
+                )
+                for visible in (by_positions, without_end)
+            ),
             Mistake(wrong(before=-1), "the first query of your chunks misses one key: keep the W - 1 before it"),
             Mistake(wrong(visible=from_zero), over_chunk),
             Mistake(wrong(visible=from_zero, weigh=lambda scores, seen: plain(scores, seen).nan_to_num()), over_chunk),
@@ -168,9 +205,16 @@ def prefill_in_chunks(function: Callable) -> Callable:
                 wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0).nan_to_num()),
                 over_queries,
             ),
-            Mistake(
-                wrong(weigh=lambda scores, seen: scores.softmax(1) * seen),
-                "you hide keys after the softmax, so the weights do not add to 1: mask the scores",
+            *(
+                Mistake(hidden_late, "you hide keys after the softmax, so the weights do not add to 1: mask the scores")
+                for weigh in (late, late_infinite)
+                for hidden_late in (
+                    wrong(weigh=weigh),
+                    lambda q, k, v, window, chunk, weigh=weigh: chunks(
+                        q, k, v, window, chunk, before=len(q), weigh=weigh
+                    ),
+                    lambda *given, weigh=weigh: over_all(*given, weigh),
+                )
             ),
             Mistake(
                 wrong(weigh=lambda scores, seen: (scores * seen).softmax(1)),
@@ -181,5 +225,5 @@ def prefill_in_chunks(function: Callable) -> Callable:
             Mistake(zeros, last_chunk),
         ],
         watch=ZeroedMemory,
-        also=touches_too_much,
+        also=lambda function: touches_too_much(function) or takes_one_at_a_time(function),
     )

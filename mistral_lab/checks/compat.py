@@ -6,6 +6,9 @@ PyTorch 2.13.0 to 2.13.0: `TorchDispatchMode`, which the notes on extending PyTo
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+aten = torch.ops.aten
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.dot}
+
 
 class LargestTensor(TorchDispatchMode):
     """Notes the bytes of the largest tensor that is made, a view counted as what it looks into."""
@@ -18,3 +21,13 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
         return made
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products, those with a vector included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket in PRODUCTS
+        return function(*args, **(kwargs or {}))

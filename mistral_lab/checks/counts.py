@@ -109,6 +109,15 @@ def parameter_count(function: Callable) -> Callable:
                 "you get {got}: 2 L + 1 norms are all norms of the model, not those of one layer",
             ),
             Mistake(
+                lambda config: config.n_layers * summed(once, once, norms)(config),
+                "you get {got}: the tables and the last norm stand once, not in each of the {config.n_layers} layers; "
+                "2 L + 1 norms are all norms of the model",
+            ),
+            Mistake(
+                lambda config: config.n_layers * summed(once, once, none)(config) + norms(config),
+                "you get {got}: the tables stand once, not in each of the {config.n_layers} layers",
+            ),
+            Mistake(
                 summed(every, every, lambda config: 2 * config.n_layers + 1),
                 "you get {got}: each norm has dim numbers, and you count one for each norm",
             ),
@@ -164,7 +173,11 @@ def least_time(function: Callable) -> Callable:
         mistakes=[
             Mistake(times(8), "your time is 8 times too long: are those bits where bytes are meant?"),
             Mistake(times(64), "your time is 64 times too long: bits are divided by 8 to get bytes, not multiplied"),
-            Mistake(times(2), "your time is twice too long: how many bits has a byte?"),
+            Mistake(times(2), "your time is twice too long: a pass reads each weight once, and a byte has 8 bits"),
+            Mistake(
+                lambda parameters, bits, bytes_per_s: parameters * max(1, bits // 8) / bytes_per_s,
+                "with {bits} bits a weight is less than a byte, and you count a whole one",
+            ),
             Mistake(times(1e3), "you return {got}, which is milliseconds: seconds are asked for"),
             Mistake(times(1e6), "you return {got}, which is microseconds: seconds are asked for"),
             Mistake(times(1e9), "you return {got}, 10^9 times too much: bytes_per_s is in bytes, not in GB"),

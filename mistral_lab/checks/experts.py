@@ -79,6 +79,10 @@ def chosen_experts(function: Callable) -> Callable:
                 "you choose the experts with the smallest logits: choose the largest",
             ),
             Mistake(
+                lambda logits, experts_per_token: answer(-logits, experts_per_token),
+                "you choose the experts with the smallest logits: choose the largest",
+            ),
+            Mistake(
                 lambda logits, experts_per_token: answer(logits, experts_per_token)[::-1],
                 "your two results are swapped: indices first, then weights",
             ),
@@ -88,6 +92,14 @@ def chosen_experts(function: Callable) -> Callable:
                 "as it is",
             ),
             Mistake(lightest_first, "your experts are right, but the lightest come first: give the heaviest first"),
+            Mistake(
+                lambda logits, experts_per_token: (
+                    answer(logits, experts_per_token)[0].sort(1).values,
+                    answer(logits, experts_per_token)[1],
+                ),
+                "your experts are sorted by number and your weights by size: each weight must stand where its expert "
+                "stands, the heaviest first",
+            ),
             Mistake(by_number, "your experts are right, but in the order of their numbers: give the heaviest first"),
             Mistake(
                 lambda logits, experts_per_token: answer(logits, 2),
@@ -138,12 +150,12 @@ def tokens_to_touch(function: Callable) -> Callable:
                 lambda num_experts, experts_per_token, share: (
                     math.floor(tokens(1 - experts_per_token / num_experts, share)) + 1
                 ),
-                "you answer {got}, but {expected} tokens reach the share of {share:g} exactly, which is enough: is it "
+                "you answer {got}, but at {expected} the share of {share:g} is reached exactly, which is enough: is it "
                 "a strict comparison, or a floor and 1 more?",
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: round(tokens(1 - experts_per_token / num_experts, share)),
-                "with {got} tokens the share is not reached yet: round up, not to the nearest",
+                "you answer {got}, where the share is not reached yet: round up, not to the nearest",
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: math.ceil(tokens(experts_per_token / num_experts, share)),
@@ -161,7 +173,7 @@ def tokens_to_touch(function: Callable) -> Callable:
                 lambda num_experts, experts_per_token, share: math.floor(
                     tokens(1 - experts_per_token / num_experts, share)
                 ),
-                "with {got} tokens the share is not reached yet: round up",
+                "you answer {got}, where the share is not reached yet: round up",
             ),
             Mistake(
                 lambda num_experts, experts_per_token, share: tokens(1 - experts_per_token / num_experts, share),

@@ -42,6 +42,17 @@ def uses_own_products(function: Callable) -> str | None:
             "the answers are right, but keys or values are copied for every query head of a group: put the queries of "
             "a group below each other as rows, and leave k and v as they are"
         )
+    q, k = q.bfloat16(), k.bfloat16()
+    try:
+        with LargestTensor() as largest:
+            function(q.clone(), k.clone(), k.clone(), mask.clone())
+    except Exception:  # NumPy has no bfloat16, and its copies are not seen
+        return None
+    if largest.nbytes > k.nbytes:  # the scores of a single query are smaller
+        return (
+            f"the answers are right, but with a cache in bfloat16 you make a tensor of {largest.nbytes / k.nbytes:.0f} "
+            "times the bytes of k: are keys or values copied into another number format? Leave them as they are"
+        )
     return None
 
 
@@ -67,6 +78,13 @@ def grouped_attention(function: Callable) -> Callable:
     def first(x, G):
         return x[:, :1]
 
+    def backwards(axis):
+        return lambda x, G: neighbours(x.flip(axis), G)
+
+    def mean_of_queries(q, k, v, mask):
+        groups = q.unflatten(1, (k.shape[1], -1))
+        return answer(groups.mean(2, keepdim=True).expand_as(groups).flatten(1, 2), k, v, mask)
+
     def attend(
         scale=lambda q, k: q.shape[-1] ** 0.5, hide=None, axis=-1, keys=neighbours, values=neighbours, nan=math.nan
     ):
@@ -84,10 +102,10 @@ def grouped_attention(function: Callable) -> Callable:
     def hidden_where(change):
         return lambda scores, mask: scores.masked_fill(~change(mask), -math.inf)
 
-    def late(finish=lambda weights: weights):
+    def late(finish):
         def wrong(q, k, v, mask):
             k, v = (neighbours(x, q.shape[1] // k.shape[1]) for x in (k, v))
-            return finish((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) * mask) @ v
+            return finish((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1), mask) @ v
 
         return wrong
 
@@ -136,6 +154,10 @@ def grouped_attention(function: Callable) -> Callable:
         cases=[causal, whole, *swapped, example(1, 4, 2, 1, 9, 4), example(2, 4, 4, 3, 7, 16)]
         + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64), low],
         also=uses_own_products,
+        unchanged={
+            "k": ", which is the cache: leave it as it is; the scores can be scaled instead",
+            "v": ", which is the cache: leave it as it is; the weights or the answer can be scaled instead",
+        },
         mistakes=[
             *(
                 Mistake(
@@ -177,6 +199,43 @@ def grouped_attention(function: Callable) -> Callable:
             Mistake(
                 attend(values=in_turn), "your values are those of the wrong KV heads: a group is a run of neighbours"
             ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, v, k, mask),
+                "are `k` and `v` swapped? Scores come from the keys `k`, and the mean is taken of the values `v`",
+            ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, k, k, mask),
+                "you take the mean of the keys: the weights belong to the values",
+            ),
+            Mistake(
+                lambda q, k, v, mask: answer(q, v, v, mask),
+                "you multiply the queries with the values: scores come from the keys",
+            ),
+            *(
+                Mistake(
+                    attend(keys=keys, values=values),
+                    f"{whose} in reverse order of the {'KV heads' if axis == 1 else 'tokens'}: leave k and v as they "
+                    "are",
+                )
+                for axis in (1, 2)
+                for keys, values, whose in (
+                    (neighbours, backwards(axis), "your values are"),
+                    (backwards(axis), neighbours, "your keys are"),
+                    (backwards(axis), backwards(axis), "your keys and values are"),
+                )
+            ),
+            *(
+                Mistake(
+                    lambda q, k, v, mask, scale=scale: attend(scale=scale)(q, k, v, mask) / math.sqrt(q.shape[-1]),
+                    "you divide after the softmax, so the weights do not add to 1: divide the scores",
+                )
+                for scale in (lambda q, k: 1, lambda q, k: q.shape[-1] ** 0.5)
+            ),
+            Mistake(
+                mean_of_queries,
+                "you average the queries of a group: its heads share keys and values, and each has a query and an "
+                "answer of its own",
+            ),
             Mistake(attend(keys=averaged, values=averaged), mean_of_heads),
             Mistake(attend(keys=averaged), mean_of_heads + "; the values are right"),
             Mistake(attend(values=averaged), mean_of_heads + "; the keys are right"),
@@ -213,9 +272,15 @@ def grouped_attention(function: Callable) -> Callable:
                 attend(hide=lambda scores, mask: scores * mask),
                 "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
             ),
-            Mistake(late(), "you hide keys after the softmax, so the weights do not add to 1: mask the scores"),
+            *(
+                Mistake(late(hide), "you hide keys after the softmax, so the weights do not add to 1: mask the scores")
+                for hide in (
+                    lambda weights, mask: weights * mask,
+                    lambda weights, mask: weights.masked_fill(~mask, -math.inf),
+                )
+            ),
             Mistake(
-                late(lambda weights: weights.softmax(-1)),
+                late(lambda weights, mask: (weights * mask).softmax(-1)),
                 "you take the softmax twice: hide the scores before the first one",
             ),
             Mistake(

@@ -68,6 +68,16 @@ def shared_heads(function: Callable) -> Callable:
                 lambda n_heads, n_kv_heads: [h // (n_heads // n_kv_heads) + 1 for h in range(n_heads)],
                 "you give {got}: heads are counted from 0",
             ),
+            Mistake(
+                lambda n_heads, n_kv_heads: [min(h, n_kv_heads - 1) for h in range(n_heads)],
+                "you give {got}: the first heads read one KV head each and all others the last; each KV head is read "
+                "by {n_heads} / {n_kv_heads} query heads",
+            ),
+            Mistake(
+                lambda n_heads, n_kv_heads: answer(n_heads, n_kv_heads)[:n_kv_heads],
+                "you give {got}, as many entries as there are KV heads: one for each of the {n_heads} query heads is "
+                "expected",
+            ),
             *(
                 Mistake(
                     lambda n_heads, n_kv_heads, most=most: [

@@ -7,8 +7,9 @@ import inspect
 import math
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +50,14 @@ class Mistake(NamedTuple):
     hint: str
 
 
+class _Asked(NamedTuple):
+    """What `judge` was told of a call: see there."""
+
+    watch: Callable[[], AbstractContextManager]
+    form: str
+    unchanged: Mapping[str, str]
+
+
 def judge(
     name: str,
     function: Callable,
@@ -59,6 +68,8 @@ def judge(
     show: Callable | None = None,
     watch: Callable[[], AbstractContextManager] = nullcontext,
     also: Callable[[Callable], str | None] = lambda function: None,
+    form: str = "",
+    unchanged: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable:
     """Print one line on a function: not tried yet, passed, or what is wrong with it; return one to go on with.
 
@@ -78,12 +89,15 @@ def judge(
             call of the package's own function.
         also: what else is asked of a function whose answers are all right: takes it, and returns what is wrong with it
             in one sentence, or None; it never raises.
+        form: added where a value is of another kind than the answer's, such as None for a number.
+        unchanged: what is said of an argument, by its name, that a function must not change, instead of "work on a
+            copy of it".
 
     Returns:
         the reader's function if it passed, `answer` otherwise: what the lesson goes on with. A function that passed
         with arrays or lists where `answer` gives tensors is wrapped, so that it gives tensors too.
     """
-    verdict, alike = _verdict(function, answer, cases, mistakes, show or in_short, watch)
+    verdict, alike = _verdict(function, answer, cases, mistakes, show or in_short, _Asked(watch, form, unchanged))
     if verdict == PASSED:
         verdict = also(function) or PASSED
     print(f"{name}: {verdict}")
@@ -102,14 +116,14 @@ def _formed(function: Callable, like: object) -> Callable:
     return formed
 
 
-def _verdict(function, answer, cases, mistakes, show, watch) -> tuple[str, bool]:
+def _verdict(function, answer, cases, mistakes, show, asked) -> tuple[str, bool]:
     """The line that `judge` prints, without the name; and whether all results are of the answer's types."""
     parameters = list(inspect.signature(answer).parameters)
     right = [answer(*copy.deepcopy(case)) for case in cases]
     expected = [read_answer(value, value) for value in right]
     try:
         _check_callable(function, parameters, cases[0])
-        answers, end, alike = _call(function, cases, parameters, right, watch)
+        answers, end, alike = _call(function, cases, parameters, right, asked)
     except Refusal as refusal:
         return str(refusal), False
 
@@ -199,7 +213,7 @@ def _check_callable(function, parameters: Sequence[str], case: tuple) -> None:
         raise Refusal(f"your function takes {signature}, but it is called with {wanted}") from None
 
 
-def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence, watch: Callable):
+def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Sequence, asked: _Asked):
     """What the function returns for each case, as the right answers are; the Refusal that ended it, or None; and
     whether all of it was of their types already."""
     answers, alike, ends = [], [], []
@@ -207,14 +221,18 @@ def _call(function, cases: Sequence[tuple], parameters: Sequence[str], right: Se
     def work() -> None:
         for case, like in zip(cases, right, strict=True):
             given = copy.deepcopy(case)
-            with watch():
+            with asked.watch():
                 value = function(*given)
             if value is NotImplemented:
                 raise Refusal(NOT_TRIED)
             for parameter, after, before in zip(parameters, given, case, strict=True):
                 if not same_value(after, before):
-                    raise Refusal(f"your function changes its argument `{parameter}`: work on a copy of it")
-            answers.append(read_answer(value, like))
+                    instead = asked.unchanged.get(parameter, ": work on a copy of it")
+                    raise Refusal(f"your function changes its argument `{parameter}`{instead}")
+            try:
+                answers.append(read_answer(value, like))
+            except Refusal as refusal:
+                raise Refusal(f"{refusal}{asked.form}") from None
             alike.append(has_form(value, like))
 
     def guarded() -> None:

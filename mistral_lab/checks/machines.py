@@ -55,6 +55,14 @@ def all_reduce_bytes(function: Callable) -> Callable:
                 "you get {got}, one part: how many parts does a rank receive in the two rounds together?",
             ),
             Mistake(
+                lambda nbytes, ranks: 2 * (ranks + 1) * nbytes / ranks,
+                "you get {got}, {ranks} + 1 parts per round: a rank receives {ranks} - 1, because one is its own",
+            ),
+            Mistake(
+                lambda nbytes, ranks: 2 * (ranks - 1) * (nbytes // (ranks + 1)),
+                "you get {got}, with the tensor in {ranks} + 1 parts: it has as many parts as there are ranks",
+            ),
+            Mistake(
                 lambda nbytes, ranks: ranks * nbytes,
                 "you get {got}, {ranks} whole tensors: a ring sends parts of 1/{ranks}, and none to its own rank",
             ),
@@ -151,6 +159,11 @@ def fullest_device(function: Callable) -> Callable:
                 "you get {got}: the shared bytes are once on a device, not once for each expert",
             ),
             Mistake(
+                held(lambda count, ranks: count - count // ranks),
+                "you get {got}, with {num_experts} - {num_experts} // {ranks} experts: that is about what all other "
+                "devices hold together, and the fullest holds {num_experts} / {ranks}, rounded up",
+            ),
+            Mistake(
                 held(lambda count, ranks: count),
                 "you get {got}, all {num_experts} experts on one device: they are spread over {ranks}",
             ),
@@ -158,9 +171,16 @@ def fullest_device(function: Callable) -> Callable:
                 lambda shared, count, each, ranks: shared / ranks + math.ceil(count / ranks) * each,
                 "you divide the shared bytes: they are on every device in full",
             ),
-            Mistake(
-                lambda shared, count, each, ranks: (shared + count * each) / ranks,
-                "you get {got}, everything divided evenly: every device holds all shared bytes, and whole experts",
+            *(
+                Mistake(
+                    wrong,
+                    "you get {got}, everything divided evenly: every device holds all shared bytes, and whole experts",
+                )
+                for wrong in (
+                    lambda shared, count, each, ranks: (shared + count * each) / ranks,
+                    lambda shared, count, each, ranks: math.ceil((shared + count * each) / ranks),
+                    lambda shared, count, each, ranks: (shared + count * each) // ranks,
+                )
             ),
             Mistake(
                 lambda shared, count, each, ranks: math.ceil(count / ranks) * each,

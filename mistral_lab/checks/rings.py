@@ -7,6 +7,9 @@ import torch
 from ..cache import KVRing
 from .judging import Mistake, judge
 
+GIVE = "with W = {window}, after {seen} tokens you give {got}: "
+HOLD = "with W = {window}, after {seen} tokens your slots hold {got}: "
+
 
 def ring_slots(function: Callable) -> Callable:
     """Check `function(seen, window)`: the position that each of W slots holds after `seen` tokens, -1 if empty.
@@ -34,7 +37,7 @@ def ring_slots(function: Callable) -> Callable:
         cases=[(3, 4), (4, 4), (6, 4), (0, 4), (6, 5), (17, 5), (17, 4), (3, 1), (2, 7), (8, 4)],
         mistakes=[
             *(
-                Mistake(numbers, "you give {got}: those are numbers of slots; say which position each slot holds")
+                Mistake(numbers, GIVE + "those are numbers of slots; say which position each slot holds")
                 for numbers in (
                     lambda seen, window: [p % window for p in range(seen)],
                     lambda seen, window: [p % window for p in range(max(0, seen - window), seen)],
@@ -46,12 +49,12 @@ def ring_slots(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda seen, window: answer(seen, window)[: min(seen, window)],
-                "after {seen} tokens you give {got}: an empty slot is listed too, as -1; there are W = {window} slots",
+                GIVE + "an empty slot is listed too, as -1; there are W slots",
             ),
             *(
                 Mistake(
                     newest_first,
-                    "after {seen} tokens you give {got}: the newest comes first here; go through the slots from 0 on",
+                    GIVE + "the newest comes first here; go through the slots from 0 on",
                 )
                 for newest_first in (
                     lambda seen, window: [p if p >= 0 else -1 for p in range(seen - 1, seen - 1 - window, -1)],
@@ -60,17 +63,16 @@ def ring_slots(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda seen, window: list(range(max(0, seen - window), seen)),
-                "after {seen} tokens you give {got}: those are the positions in their own order, without empty slots; "
+                GIVE + "those are the positions in their own order, without empty slots; "
                 "say for each slot, from 0 on, which position it holds, and -1 if none",
             ),
             Mistake(
                 lambda seen, window: list(range(seen)),
-                "after {seen} tokens you give {got}: a ring has W = {window} slots, and keeps no more",
+                GIVE + "a ring has W slots, and keeps no more",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: (window - 1 - p) % window),
-                "after {seen} tokens your slots hold {got}: they fill from the last to the first; position 0 goes to "
-                "slot 0, position 1 to slot 1",
+                HOLD + "they fill from the last to the first; position 0 goes to slot 0, position 1 to slot 1",
             ),
             Mistake(
                 lambda seen, window: (
@@ -80,26 +82,24 @@ def ring_slots(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: p if p < window else window - 1),
-                "after {seen} tokens your slots hold {got}: the newest always takes the last slot; it takes that of "
-                "the oldest",
+                HOLD + "the newest always takes the last slot; it takes that of the oldest",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: p if p < window else 0),
-                "after {seen} tokens your slots hold {got}: slot 0 is overwritten again and again; the oldest is in "
-                "another slot by then",
+                HOLD + "slot 0 is overwritten again and again; the oldest is in another slot by then",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: (p + 1) % window),
-                "after {seen} tokens your slots hold {got}: one slot too far; position 0 goes to slot 0",
+                HOLD + "one slot too far; position 0 goes to slot 0",
             ),
             Mistake(
                 lambda seen, window: written(seen + 1, window, slot=lambda p: p % window),
-                "after {seen} tokens your slots hold {got}: one token too many; the first has position 0",
+                HOLD + "one token too many; the first has position 0",
             ),
             *(
                 Mistake(
                     from_one,
-                    "after {seen} tokens your slots hold {got}: position 0 is missing; the first token has position 0",
+                    HOLD + "position 0 is missing; the first token has position 0",
                 )
                 for from_one in (
                     lambda seen, window: [p if p else -1 for p in answer(seen, window)],
@@ -109,20 +109,20 @@ def ring_slots(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda seen, window: written(max(0, seen - 1), window, slot=lambda p: p % window),
-                "after {seen} tokens your slots hold {got}: the newest is missing",
+                HOLD + "the newest is missing",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: p % (window + 1), slots=window + 1),
-                "your ring has {got}: W = {window} slots are expected",
+                HOLD + "W slots are expected",
             ),
             Mistake(
                 lambda seen, window: [p if p < seen else -1 for p in range(max(0, seen - window), max(seen, window))],
-                "after {seen} tokens your slots hold {got}: that is the order of positions; a ring moves nothing, so a "
+                HOLD + "that is the order of positions; a ring moves nothing, so a "
                 "new token takes the slot of the oldest",
             ),
             Mistake(
                 lambda seen, window: written(min(seen, window), window, slot=lambda p: p),
-                "after {seen} tokens your slots hold {got}: a full ring goes on and overwrites its oldest token",
+                HOLD + "a full ring goes on and overwrites its oldest token",
             ),
             Mistake(
                 lambda seen, window: written(seen, window, slot=lambda p: p % window, empty=0),
@@ -130,6 +130,7 @@ def ring_slots(function: Callable) -> Callable:
             ),
         ],
         show=lambda slots: ", ".join(f"{position:g}" for position in slots),
+        form="; an empty slot is -1",
     )
 
 
@@ -151,35 +152,34 @@ def ring_order(function: Callable) -> Callable:
         mistakes=[
             Mistake(
                 lambda seen, window: [p % window for p in range(seen)],
-                "after {seen} tokens you give {got}: a slot comes up twice; a ring holds only the last {window} tokens",
+                GIVE + "a slot comes up twice; a ring holds only the last W tokens",
             ),
             Mistake(
                 lambda seen, window: [(seen + i) % window for i in range(min(seen, window))],
-                "after {seen} tokens you give {got}: as long as slots are empty, the oldest token is in slot 0",
+                GIVE + "as long as slots are empty, the oldest token is in slot 0",
             ),
             Mistake(
                 lambda seen, window: (
                     [(seen % window) + i for i in range(window)] if seen >= window else list(range(seen))
                 ),
-                "after {seen} tokens you give {got}: slots are numbered from 0 to W - 1; after the last comes slot 0",
+                GIVE + "slots are numbered from 0 to W - 1; after the last comes slot 0",
             ),
             Mistake(
                 lambda seen, window: (
                     [(seen + 1 + i) % window for i in range(window)] if seen >= window else list(range(seen))
                 ),
-                "after {seen} tokens you give {got}: you begin one slot too far; the oldest is in the slot that is "
-                "written next",
+                GIVE + "you begin one slot too far; the oldest is in the slot that is written next",
             ),
             Mistake(
                 lambda seen, window: (
                     [(seen - 1 + i) % window for i in range(window)] if seen >= window else list(range(seen))
                 ),
-                "after {seen} tokens you give {got}: you begin with the newest; the oldest is one slot further",
+                GIVE + "you begin with the newest; the oldest is one slot further",
             ),
             *(
                 Mistake(
                     with_empty,
-                    "after {seen} tokens you give {got}: slots that were never written are listed too; leave them out",
+                    GIVE + "slots that were never written are listed too; leave them out",
                 )
                 for with_empty in (
                     lambda seen, window: [*answer(seen, window), *range(seen, window)],
@@ -188,38 +188,36 @@ def ring_order(function: Callable) -> Callable:
             ),
             Mistake(
                 lambda seen, window: [answer(seen, window).index(slot) for slot in range(min(seen, window))],
-                "after {seen} tokens you give {got}: that says for each slot how many older ones there are; say which "
-                "slot is oldest, then the next",
+                GIVE + "that says for each slot how many older ones there are; say which slot is oldest, then the next",
             ),
             Mistake(
                 lambda seen, window: sorted(range(min(seen, window)), key=lambda slot: -slot),
-                "after {seen} tokens you give {got}: those are the slots from the last to the first; sort them by the "
-                "positions that they hold",
+                GIVE + "those are the slots from the last to the first; sort them by the positions that they hold",
             ),
             Mistake(
                 lambda seen, window: [slot + 1 for slot in answer(seen, window)],
-                "after {seen} tokens you give {got}: slots are counted from 0",
+                GIVE + "slots are counted from 0",
             ),
             Mistake(
                 lambda seen, window: answer(seen, window)[::-1],
-                "you give {got}: that is the newest first; begin with the oldest",
+                GIVE + "that is the newest first; begin with the oldest",
             ),
             Mistake(
                 lambda seen, window: list(range(min(seen, window))),
-                "after {seen} tokens you give {got}: that is the order of the slots; the oldest token of a full ring "
+                GIVE + "that is the order of the slots; the oldest token of a full ring "
                 "is in the slot that is written next",
             ),
             Mistake(
                 lambda seen, window: list(range(max(0, seen - window), seen)),
-                "after {seen} tokens you give {got}: those are positions; name the slots that hold them",
+                GIVE + "those are positions; name the slots that hold them",
             ),
             Mistake(
                 lambda seen, window: [(seen + i) % window for i in range(window)],
-                "after {seen} tokens you give {got}: some of these slots are still empty; leave those out",
+                GIVE + "some of these slots are still empty; leave those out",
             ),
             Mistake(
                 lambda seen, window: [(seen - 1 + i) % window for i in range(min(seen, window))],
-                "after {seen} tokens you give {got}: you begin with the newest; the oldest is one slot further",
+                GIVE + "you begin with the newest; the oldest is one slot further",
             ),
         ],
         show=lambda slots: f"[{', '.join(f'{slot:g}' for slot in slots)}]",

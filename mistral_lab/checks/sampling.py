@@ -139,7 +139,9 @@ def draw_probabilities(function: Callable) -> Callable:
             ),
             Mistake(fifty_kept, "you keep 50 tokens at most, which is top-k: keep as many as top-p asks for"),
             Mistake(not_scaled, "your probabilities add to {got}, not to 1: scale up what stays"),
-            Mistake(cut_first, "you cut before the temperature: temperature comes first, then top-p"),
+            Mistake(
+                cut_first, "you cut before the temperature: in transformers the temperature comes first, then top-p"
+            ),
             Mistake(
                 threshold(lambda top_p: 1 - top_p),
                 "top-p is no threshold for one token: add up, from the likeliest on",

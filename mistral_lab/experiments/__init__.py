@@ -8,7 +8,7 @@ from ..lazy import lazy_names
 
 NAMES = {  # of each module of this folder
     "layers": ("only_layers",),
-    "loop": ("follow_tokens",),
+    "loop": ("follow_tokens", "next_logits"),
     "pieces": ("bytes_of_tokens",),
     "recorded": ("recorded_times",),
     "speed": (

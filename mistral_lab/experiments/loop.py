@@ -1,4 +1,4 @@
-"""Lesson 1: one text on its way round the loop, token after token, with all that a picture of it needs."""
+"""Lesson 1: one text on its way round the loop, token after token, and the scores of what may come next."""
 
 from dataclasses import dataclass
 
@@ -101,3 +101,10 @@ def follow_tokens(
         kept=np.array(kept),
         drawn=tuple(drawn),
     )
+
+
+@torch.no_grad()
+def next_logits(loaded: Loaded, text: str) -> torch.Tensor:
+    """Return the score of each token of the vocabulary as the next one after a text: (V,) float64, on the CPU."""
+    tokens = loaded.tokenizer(text, return_tensors="pt").to(loaded.model.device)
+    return loaded.model(**tokens).logits[0, -1].cpu().double()

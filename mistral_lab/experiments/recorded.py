@@ -1,4 +1,4 @@
-"""Lesson 1: what a token of a large model took on a machine where the repository has it recorded."""
+"""Lessons 1 to 3: what a token of a large model took on a machine where the repository has it recorded."""
 
 import statistics
 from dataclasses import dataclass
@@ -14,14 +14,18 @@ class RecordedTimes:
     """What a token of a large model took on a machine where it was recorded, and what reading takes at least.
 
     Args:
+        model: its name among the presets; the weights were random numbers of its shape, in four bits.
         device: whose processor read the weights.
+        threads: that it computed with.
         contexts: tokens before the new one, one count per entry.
         runs_s: of each context the seconds of its runs.
         least_s: of each context the seconds to read weights, keys and values once, at the fastest speed recorded.
         prompts_s: median seconds of a whole prompt, by its tokens.
     """
 
+    model: str
     device: str
+    threads: int
     contexts: tuple[int, ...]
     runs_s: tuple[tuple[float, ...], ...]
     least_s: tuple[float, ...]
@@ -45,32 +49,41 @@ class RecordedTimes:
             else ""
         )
         return (
-            f"Mistral 7B in four bits on two cores of an {self.device}: {over} times what reading alone takes at the "
-            f"fastest speed in the record (thin bars: fastest to slowest run){prompt}."
+            f"The shape of {self.model}, random weights in four bits, {self.threads} threads ({self.device}): "
+            f"{over} times what reading alone takes at the fastest speed in the record (thin bars: fastest to slowest "
+            f"run){prompt}."
         )
 
 
 def recorded_times(model: str) -> RecordedTimes | None:
-    """Look up a whole dense model in the records of the repository; None where they are missing, or it is.
+    """Look up a whole dense model in the records of the repository, in those of the first processor that has it.
 
     Args:
         model: its name among the presets, such as "mistral-7b-v0.1".
+
+    Returns:
+        None where no processor has it, or where the records are missing: they are no part of the package.
     """
-    whole = [found for found in read_full_size(RECORDS) if found.model == model and found.layers == found.of_layers]
-    if not whole:
-        return None
-    record = whole[0]
-    speeds = [
-        entry["read_bytes_per_s"]
-        for entries in record.measurements.values()
-        for entry in entries.values()
-        if "read_bytes_per_s" in entry
-    ]
-    entries = record.of("context")
-    return RecordedTimes(
-        device=record.device,
-        contexts=tuple(entries),
-        runs_s=tuple(tuple(entry["seconds"]) for entry in entries.values()),
-        least_s=tuple(sum(entry["token_bytes"].values()) / max(speeds) for entry in entries.values()),
-        prompts_s=record.seconds("prefill")[0],
-    )
+    for record in read_full_size(RECORDS):
+        entries = record.of("context")
+        if record.model != model or record.layers != record.of_layers or not entries:
+            continue
+        machine = next(iter(entries.values()))["machine"]
+        if machine["device"] != "cpu":
+            continue
+        speeds = [
+            entry["read_bytes_per_s"]
+            for measured in record.measurements.values()
+            for entry in measured.values()
+            if "read_bytes_per_s" in entry
+        ]
+        return RecordedTimes(
+            model=model,
+            device=record.device,
+            threads=machine["threads"],
+            contexts=tuple(entries),
+            runs_s=tuple(tuple(entry["seconds"]) for entry in entries.values()),
+            least_s=tuple(sum(entry["token_bytes"].values()) / max(speeds) for entry in entries.values()),
+            prompts_s=record.seconds("prefill")[0],
+        )
+    return None

@@ -100,12 +100,18 @@ class TokenTimes:
     @property
     def sentence(self) -> str:
         """What was found, for the caption of a picture."""
-        new, prompt = (timing.median_s * 1e3 for timing in (self.new, self.prompt))
+        new, prompt = (_milliseconds(timing.median_s) for timing in (self.new, self.prompt))
         return (
-            f"A new token took {new:.2g} ms, a token of the prompt {prompt:.2g} ms, because {self.prompt_tokens} of "
+            f"A new token took {new}, a token of the prompt {prompt}, because {self.prompt_tokens} of "
             f"them share one pass (thin bars: fastest to slowest of {len(self.new.runs_s)} runs; a pass reads "
             f"{self.read_bytes / 1e6:,.1f} MB, and memory delivered {self.bytes_per_s / 1e9:.0f} GB/s)."
         )
+
+
+def _milliseconds(seconds: float) -> str:
+    """The same text as in the picture above the sentence, whose module may not be imported here."""
+    amount = seconds * 1e3
+    return f"{amount:,.0f} ms" if amount >= 100 else f"{amount:.2g} ms"
 
 
 def time_tokens(

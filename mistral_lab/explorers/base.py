@@ -1,12 +1,14 @@
 """What every explorer is made of: controls, a picture that follows them, and a sentence that says what it shows."""
 
 import gc
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 
 import ipywidgets as widgets
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -15,12 +17,18 @@ from ..figures.canvas import PAGE_DPI
 from ..figures.style import STYLE
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+ALT = "A picture of this explorer; the sentence below it says what it shows."  # or a screen reader would read it twice
+PLAIN = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_<[$~"}  # signs that Markdown would take for its own
 CSS_CLASS = "mistral-lab-explorer"  # the browser test finds explorers by it
 LIVE_STYLE = STYLE | {"axes.titley": 1.0}  # given, matplotlib does not measure every tick to find where a title goes
 
 
 class Explorer:
     """Controls over a picture and its sentence. Where no kernel runs, one picture and its sentence stand for it.
+
+    It is displayed as two outputs, because a notebook shows of each output one form alone: the controls with the
+    picture, and below it the sentence. Live, both are widgets; without a kernel they are the picture and a line of
+    Markdown.
 
     Args:
         controls: name -> widget with a description and a value; shown in this order, `moving_slider` with its buttons.
@@ -62,7 +70,7 @@ class Explorer:
         row = widgets.Box(layout={"flex_flow": "row wrap"})
         for control in self.controls.values():  # a slider and its buttons stay side by side where a row is full
             row.children += (widgets.Box([control, control.play]) if isinstance(control, MovingSlider) else control,)
-        self.widget = widgets.VBox([row, self._image, self._text])
+        self.widget = widgets.VBox([row, self._image])
         self.widget.add_class(CSS_CLASS)
         for control in self.controls.values():
             control.observe(self._changed, names="value")
@@ -73,13 +81,19 @@ class Explorer:
         return self._image.value
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        """One bundle for every reader: the live view, a picture with its alt text, the sentence."""
-        data = {
-            VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id},
-            "image/png": self._kept_png,
-            "text/plain": self._kept_sentence,
-        }
-        return data, {"image/png": {"width": _page_width(), "alt": self._kept_sentence}}
+        """One bundle for every reader: the live view, a picture with its alt text, the sentence as plain text."""
+        data = {VIEW: _view_of(self.widget), "image/png": self._kept_png, "text/plain": self._kept_sentence}
+        return data, {"image/png": {"width": _page_width(), "alt": ALT}}
+
+    def _ipython_display_(self) -> None:
+        """Display the bundle, and below it the sentence in the page's font: live as it changes, or as it was kept."""
+        from IPython.display import display
+
+        data, metadata = self._repr_mimebundle_()
+        encoded = data | {"image/png": b64encode(data["image/png"]).decode()}
+        display(encoded, metadata=metadata, raw=True)
+        # No plain text: a terminal, which shows nothing else, has it from the bundle.
+        display({VIEW: _view_of(self._text), "text/markdown": self._kept_sentence.translate(PLAIN)}, raw=True)
 
     def _changed(self, change) -> None:
         """Draw again. An error is reported in the view, because a reader would not see its traceback."""
@@ -110,16 +124,23 @@ class Explorer:
         return figure, sentence
 
     def _lay_out(self, figure: Figure) -> None:
-        """Lay the Axes out once for each size of figure. Otherwise they jump, and every drawing is laid out twice."""
+        """Lay the Axes out once for each size of figure. Otherwise they jump, and every drawing is laid out twice.
+
+        The labels of the axes stay too: to find their place, matplotlib would measure every number beside an axis.
+        """
         if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
             return  # a stage has its place already
         kind = (*figure.get_size_inches(), len(figure.axes))
         if kind not in self._places:
             figure.draw_without_rendering()
-            self._places[kind] = [ax.get_position() for ax in figure.axes]
+            self._places[kind] = [
+                (ax.get_position(), _place_of_label(ax.xaxis), _place_of_label(ax.yaxis)) for ax in figure.axes
+            ]
         figure.set_layout_engine("none")
-        for ax, place in zip(figure.axes, self._places[kind], strict=True):
+        for ax, (place, below, beside) in zip(figure.axes, self._places[kind], strict=True):
             ax.set_position(place)
+            ax.xaxis.set_label_coords(*below)
+            ax.yaxis.set_label_coords(*beside)
 
 
 @contextmanager
@@ -210,6 +231,16 @@ def bytes_text(amount: int) -> str:
 
 FULL = {"description_width": "initial"}
 WIDE = {"width": "24em"}
+
+
+def _place_of_label(axis: Axis) -> tuple[float, float]:
+    """Where the label of an axis stands after a drawing, in shares of the Axes' width and height."""
+    on_screen = axis.label.get_transform().transform(axis.label.get_position())
+    return tuple(axis.axes.transAxes.inverted().transform(on_screen))
+
+
+def _view_of(widget: widgets.DOMWidget) -> dict:
+    return {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
 
 
 def _page_width() -> int:

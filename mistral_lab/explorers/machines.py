@@ -6,7 +6,6 @@ import numpy as np
 
 from ..config import PRESETS, ModelConfig
 from ..figures import bare_figure, keep_numbers_readable, plot_budget, plot_received
-from ..figures.style import legend_above
 from ..memory import DEVICES, PRECISIONS, SPLITS, cache_by_device, plan, traffic_bytes, weights_by_device
 from .base import Explorer, bytes_text, choice_list, choice_slider, offer_choices, offer_names
 from .sizes import LENGTHS
@@ -58,9 +57,9 @@ def split_model() -> Explorer:
             parts=["weights", "cache", "overhead"],
             limits={card: DEVICES[card] / 2**30},
             unit="GiB",
+            columns=4,
             ax=axes[0, 0],
         )
-        legend_above(ax, columns=4)
         keep_numbers_readable(ax, narrow=0.1)
         ax.locator_params(axis="x", nbins=4)  # few numbers, because each takes a millisecond of a redraw
         each = np.array(list(received.values())) / devices / 2**10

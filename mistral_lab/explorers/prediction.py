@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..figures import bare_figure, drawable, plot_guesses, plot_next_tokens
+from ..figures import bare_figure, drawable, plot_guesses, plot_next_tokens, with_spaces
 from ..sampling import kept_by_top_p, token_probabilities
 from .base import Explorer, choice_slider, count_slider
 
@@ -48,7 +48,7 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
         warm = "temperature 0: greedy" if temperature == 0 else f"temperature {temperature:g}"
         for ax, chances, stays, title in (
             (axes[0, 0], tempered, kept[shown], warm),
-            (axes[0, 1], drawn, None, f"then top-p {top_p:g}"),
+            (axes[0, 1], drawn, None, f"then top-p {top_p:g} (0: cut)"),
         ):
             rest = chances[SHOWN:]
             others = (len(rest), rest.sum(), rest[kept[SHOWN:]].sum()) if len(rest) else None
@@ -60,7 +60,7 @@ def next_token(logits: torch.Tensor, tokenizer) -> Explorer:
             label.set_parse_math(False)  # a token may hold dollar signs
         return figure, (
             f"At temperature {temperature:g} and top-p {top_p:g}, {count:,} of {len(ranked):,} tokens can be drawn, "
-            f"{drawable(repr(candidates[0]))} with probability {drawn[0]:.2f}. The entropy, which says how "
+            f"“{with_spaces(candidates[0])}” with probability {drawn[0]:.2f}. The entropy, which says how "
             f"undecided the draw is, is {learned_bits:.2f} bits as the model has it, {_entropy(tempered):.2f} after "
             f"the temperature, {_entropy(drawn):.2f} after both."
         )

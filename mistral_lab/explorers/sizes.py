@@ -6,7 +6,6 @@ import numpy as np
 
 from ..config import PRESETS
 from ..figures import bare_figure, plot_budget, plot_head_groups, plot_kept_bytes
-from ..figures.style import legend_above
 from ..memory import DEVICES, PRECISIONS, SPEEDS, kv_cache_bytes, nearest_fit, plan, plan_outside, weight_bytes
 from .base import Explorer, binary_unit, bytes_text, choice_list, choice_slider, count_slider, offer_choices
 
@@ -78,9 +77,9 @@ def memory_plan() -> Explorer:
             parts=["weights", "cache", "overhead"],
             limits={card: DEVICES[card] / 2**30},
             unit="GiB",
+            columns=4,
             ax=axes[0, 0],
         )
-        legend_above(ax, columns=4)
         ax.get_yticklabels()[shown.index(precision)].set_fontweight("bold")
         sentence = f"{model} on {card}: {plans[precision]}."
         if not plans[precision].fits:

@@ -7,7 +7,6 @@ import numpy as np
 
 from ..config import PRESETS, ModelConfig
 from ..figures import bare_figure, keep_numbers_readable, plot_budget, plot_parameters, plot_rank_choice
-from ..figures.style import legend_above
 from ..memory import DEVICES, weight_bytes
 from .base import FULL, Explorer, choice_list, choice_slider, offer_choices
 
@@ -57,14 +56,17 @@ def adapter_rank(found: Mapping) -> Explorer:
         cards = {card: DEVICES[card] for card in CARDS if large}  # a small model's bar would end far before them
 
         figure, axes = bare_figure(2, 1, height_in=4.1, heights=[1, 2.2])
-        bar = {"parts": list(parts), "unit": f"predicted for {model}, {unit}", "ax": axes[0, 0]}
-        amounts, names = np.array([list(parts.values())]) / size, [f"rank {rank}"]
+        # Gradients and the optimiser's numbers stand in one segment: each is too narrow for its number, and a redraw
+        # takes longer with every name in the legend.
+        drawn = parts | {"gradients, optimiser": held.gradients + held.optimiser}
+        order = ("four-bit weights", "adapter", "gradients, optimiser", "activations")
+        bar = {"parts": order, "unit": f"predicted for {model}, {unit}", "columns": 3 if large else 4}
+        amounts, names = np.array([[drawn[part] for part in order]]) / size, [f"rank {rank}"]
         if large:
             limits = {card: amount / size for card, amount in cards.items()}
-            plot_budget(amounts, names=names, limits=limits, **bar)
+            plot_budget(amounts, names=names, limits=limits, ax=axes[0, 0], **bar)
         else:
-            plot_parameters(amounts, models=names, **bar)
-        legend_above(axes[0, 0], columns=4 if large else 5)
+            plot_parameters(amounts, models=names, ax=axes[0, 0], **bar)
         keep_numbers_readable(axes[0, 0], narrow=0.07)
         right = shares[places]
         plot_rank_choice(
@@ -78,7 +80,7 @@ def adapter_rank(found: Mapping) -> Explorer:
             ax=axes[1, 0],
         )
         axes[1, 0].set_yticks([0, 50, 100])  # few numbers, because each takes a millisecond of a redraw
-        axes[0, 0].locator_params(axis="x", nbins=4)
+        axes[0, 0].locator_params(axis="x", nbins=4, prune=None if large else "upper")  # the last could leave the page
 
         beside = "attention" if places == "attention" else "attention and every feed-forward matrix"
         lacking = [card for card, amount in cards.items() if amount < total]

@@ -54,9 +54,8 @@ from .nf4 import (
 )
 from .relay import plot_lost_name, plot_relay, relay_height
 from .rings import plot_double_write, plot_padded_ring, plot_ring, plot_ring_text
-from .speed import plot_layer_times, plot_passes, plot_times
-from .style import COLOURS
-from .tokens import drawable, plot_coloured_tokens, token_places
+from .speed import milliseconds, plot_layer_times, plot_passes, plot_times
+from .tokens import drawable, plot_coloured_tokens, token_places, with_spaces
 from .traffic import plot_expert_traffic
 from .tuning import (
     plot_adapter,
@@ -70,7 +69,6 @@ from .tuning import (
 from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_recall
 
 __all__ = [
-    "COLOURS",
     "EXPERTS",
     "FLOOR",
     "GUESS",
@@ -98,6 +96,7 @@ __all__ = [
     "draw_wall",
     "drawable",
     "keep_numbers_readable",
+    "milliseconds",
     "new_figure",
     "new_stage",
     "pale",
@@ -169,4 +168,5 @@ __all__ = [
     "to_png",
     "token_places",
     "write",
+    "with_spaces",
 ]

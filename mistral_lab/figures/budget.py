@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from .arrays import as_amount_intervals, as_amounts
 from .canvas import axes_or_new
 from .marks import draw_interval_series, some_labels
-from .model import plot_parameters
-from .style import COLOURS, INK, STYLE, decade_axis, legend_above
+from .model import draw_parts
+from .style import INK, SERIES, STYLE, decade_axis, legend_above
 
 LIMIT_LOOKS = ("-", "--", ":")
 LOOKS = ("o-", "s-", "^-", "D-")
@@ -24,6 +24,7 @@ def plot_budget(
     parts: Sequence[str],
     limits: Mapping[str, float],
     unit: str,
+    columns: int = 3,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw what each way takes beside what there is: one bar per way, one segment per part, an upright line per limit.
@@ -31,19 +32,20 @@ def plot_budget(
     Args:
         amounts: (ways, parts), in `unit`.
         names: of the ways, the first on top; more than one.
-        parts: name of each segment, from the left.
+        parts: name of each segment, from the left, of `PART_COLOURS`.
         limits: name to amount in `unit`, at most three.
         unit: the label of the axis.
+        columns: of the legend.
     """
     amounts = as_amounts(amounts, (len(names), len(parts)))
     most = as_amounts(list(limits.values()), (len(limits),))
     if len(limits) > len(LIMIT_LOOKS):
         raise ValueError(f"{len(limits)} limits: expected at most {len(LIMIT_LOOKS)}")
-    ax = plot_parameters(amounts, models=names, parts=parts, unit=unit, ax=ax)
+    ax = draw_parts(amounts, names=names, parts=parts, unit=unit, ax=ax)
     for (name, limit), look in zip(limits.items(), LIMIT_LOOKS, strict=False):
         ax.axvline(limit, color=INK, linewidth=1.8, linestyle=look, label=name)
     ax.set_xlim(0, 1.04 * max(amounts.sum(axis=1).max(), *most))
-    legend_above(ax, columns=3)
+    legend_above(ax, columns=columns)
     return ax
 
 
@@ -72,7 +74,7 @@ def plot_changed(
         )
     ax = axes_or_new(ax, height_in=3.4)
     layers = np.arange(shape[1])
-    draw_interval_series(ax, layers, 100 * bounds, names=names, looks=LOOKS, colours=COLOURS[2:], gap=0.06)
+    draw_interval_series(ax, layers, 100 * bounds, names=names, looks=LOOKS, colours=SERIES, gap=0.06)
     ax.set_xticks(layers[some_labels(len(layers))])
     ax.set_xlim(-0.5, len(layers) - 0.5)
     decade_axis(ax.yaxis)

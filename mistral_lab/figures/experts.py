@@ -8,22 +8,11 @@ from matplotlib.axes import Axes
 
 from .arrays import as_amounts, as_finite, as_intervals
 from .canvas import axes_or_new
-from .language import EXPERTS, QUIET, draw_expert, draw_link, draw_token, write
+from .language import EXPERTS, QUIET, by_depth, draw_expert, draw_link, draw_token, write
 from .marks import draw_interval_series, draw_percent_map, label_rows, write_beside
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    doubling_axis,
-    legend_above,
-    shade,
-)
+from .style import FADED, INK, MEASURED, PREDICTED, SERIES, STYLE, doubling_axis, legend_above
 from .tokens import drawable
 
-TRAINING_COLOURS = (MEASURED, COLOURS[4])
 LAYER_MARKS = "osv^"
 
 
@@ -144,8 +133,7 @@ def plot_fewer(
     ax = axes_or_new(ax, height_in=3.0)
     ax.axhline(0, color=INK, linewidth=1)
     looks = [f"{mark}-" for mark in LAYER_MARKS[: len(names)]]
-    colours = [shade(0.85 * (1 - layer / max(1, len(names) - 1))) for layer in range(len(names))]
-    draw_interval_series(ax, tokens, bounds, names=names, looks=looks, colours=colours)
+    draw_interval_series(ax, tokens, bounds, names=names, looks=looks, colours=by_depth(len(names)))
     doubling_axis(ax, tokens)
     ax.set_xlabel("tokens in the batch (logarithmic axis)")
     ax.set_ylabel("experts fewer")
@@ -167,7 +155,7 @@ def plot_load_map(
 ) -> Axes:
     """Draw shares of the assignments in per cent as a map: a row per kind of text, a column per expert.
 
-    A share above the even one is orange, one below it purple, and the colour deepens with the distance.
+    A share above the even one is teal, one below it grey, and the colour deepens with the distance.
 
     Args:
         loads: (rows, E) shares.
@@ -273,7 +261,7 @@ def plot_balance(
     """
     smallest, largest = (as_amounts(values, (len(names), len(steps))) for values in (smallest, largest))
     ax = axes_or_new(ax, height_in=3.2)
-    for low, high, name, colour in zip(smallest, largest, names, TRAINING_COLOURS[: len(names)], strict=True):
+    for low, high, name, colour in zip(smallest, largest, names, SERIES[: len(names)], strict=True):
         ax.plot(steps, 100 * high, "-", color=colour, label=name)
         ax.plot(steps, 100 * low, "-", color=colour)
     ax.axhline(100 * even, color=INK, linewidth=1, linestyle=":", label="even")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
@@ -19,17 +19,25 @@ from .style import INK, MEASURED, PREDICTED, STYLE, readable_on
 
 QUERY, KEY, VALUE = "#2f6fde", "#e8870e", "#1f8f62"
 WEIGHTS = "#7b6fb4"  # bytes of weights; bytes of keys and values have the keys' colour
+ATTENTION = "#463a80"  # the weights of attention, where they stand beside those of experts or feed-forward networks
 EXPERTS = ("#2f6fde", "#d99a00", "#1f8f62", "#b5359c", "#5b6472", "#c8402a", "#0e93a8", "#8a6d1c")
 GUESS = "#c2257f"
+WRONG = EXPERTS[5]  # what must not be seen and is, or the other way round; always with a word beside it
 FLOOR = INK
 IDLE, IDLE_EDGE = "#eef0f4", "#cbd2df"
 QUIET = "#5a6478"  # small text that is no longer in the middle of things; 5 to 1 on what is idle, 6 on white
 STATES = ("now", "past", "idle")
+MORE_OR_LESS = LinearSegmentedColormap.from_list("more or less", (QUIET, "white", MEASURED))  # as expected is white
 
 
 def pale(colour: str, share: float = 0.55) -> str:
     """Mix a colour with white, as what is past is drawn; share 0 keeps it, 1 is white."""
     return to_hex([c + (1 - c) * share for c in to_rgb(colour)])
+
+
+def by_depth(number: int) -> list[str]:
+    """Shades for so many lines in an order, such as layers: the first one the palest, the last one full."""
+    return [pale(MEASURED, 0.62 * (1 - place / max(1, number - 1))) for place in range(number)]
 
 
 def in_state(colour: str, state: str) -> str:

@@ -10,13 +10,15 @@ from matplotlib.ticker import MaxNLocator
 
 from .arrays import as_amount_intervals, as_amounts, as_intervals, as_positive
 from .canvas import axes_or_new
+from .language import ATTENTION, QUIET, WEIGHTS, pale
 from .marks import draw_interval_series, draw_intervals, label_rows, some_labels, write_beside
 from .style import (
-    COLOURS,
+    EDGE,
     FADED,
     INK,
     MEASURED,
     PREDICTED,
+    SERIES,
     STYLE,
     decade_axis,
     doubling_axis,
@@ -24,9 +26,9 @@ from .style import (
     readable_on,
 )
 
-SUBLAYER_COLOURS = (COLOURS[4], COLOURS[5])  # attention, feed-forward: the same in every picture of this file
-STREAM = "#595959"
-WAY_COLOURS, WAY_MARKS = (MEASURED, COLOURS[5], COLOURS[8], COLOURS[9]), "osv^"
+SUBLAYER_COLOURS = (ATTENTION, WEIGHTS)  # attention, feed-forward
+OTHER_WEIGHTS = pale(WEIGHTS, 0.6)  # of the embedding and the output layer
+WAY_MARKS = "osv^"
 MOST_MARKS = 12  # along a line; one with more places has none of its own
 # Inches on the page, so that a text of 9 points fits into its box.
 BOX, LINE, GAP, ARM = 1.22, 0.2, 0.16, 1.9
@@ -56,12 +58,12 @@ def plot_block(
     layer_start = len(before) * (BOX + GAP) + GAP
     layer_end = layer_start + len(sublayers) * ARM
     end = layer_end + len(after) * (BOX + GAP) + 2 * GAP
-    ax.plot([-2 * GAP, end], [0, 0], color=STREAM, linewidth=5, solid_capstyle="butt", zorder=1)
-    ax.plot(end, 0, ">", color=STREAM, markersize=12, clip_on=False)
+    ax.plot([-2 * GAP, end], [0, 0], color=QUIET, linewidth=5, solid_capstyle="butt", zorder=1)
+    ax.plot(end, 0, ">", color=QUIET, markersize=12, clip_on=False)
     for place, text in enumerate(before):
-        _box(ax, place * (BOX + GAP) + BOX / 2, 0, text, "white")
+        _box(ax, place * (BOX + GAP) + BOX / 2, 0, text, OTHER_WEIGHTS)
     for place, text in enumerate(after):
-        face = FADED if text.startswith("norm") else "white"
+        face = FADED if text.startswith("norm") else OTHER_WEIGHTS
         _box(ax, layer_end + GAP + place * (BOX + GAP) + BOX / 2 + GAP, 0, text, face)
     for number, (norm, network) in enumerate(sublayers):
         down = layer_start + number * ARM + BOX / 2 + GAP / 2
@@ -75,7 +77,7 @@ def plot_block(
         ax.scatter(up, 0, s=170, color="white", edgecolor=INK, zorder=3)
         ax.plot(up, 0, "+", color=INK, markersize=9, zorder=4)
     frame = Rectangle(
-        (layer_start, -2.02), layer_end - layer_start, 2.3, fill=False, edgecolor="#8c8c8c", linestyle="--"
+        (layer_start, -2.02), layer_end - layer_start, 2.3, fill=False, edgecolor=EDGE, linestyle="--"
     )
     ax.add_patch(frame)
     ax.text((layer_start + layer_end) / 2, 0.36, repeated, ha="center", va="bottom", fontsize=9.5)
@@ -233,7 +235,7 @@ def plot_beside(
             raise ValueError(f"{name} has shape {values.shape}: expected {shape}, finite amounts of 0 or more, or NaN")
     ax = axes_or_new(ax, height_in=3.2)
     few = len(places) <= MOST_MARKS
-    looks = zip(names, WAY_MARKS[: len(names)], WAY_COLOURS[: len(names)], strict=True)
+    looks = zip(names, WAY_MARKS[: len(names)], SERIES[: len(names)], strict=True)
     for way, (name, marker, colour) in enumerate(looks):
         look = {"color": colour, "marker": marker if few else "", "markeredgecolor": INK}
         ax.plot(places, measured[way], "-", label=name, zorder=3, **look)

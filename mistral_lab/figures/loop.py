@@ -9,9 +9,9 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from .arrays import as_amounts, as_finite
-from .language import IDLE, KEY, QUERY, QUIET, VALUE, WEIGHTS, draw_token, new_stage, pale, write
+from .language import IDLE, IDLE_EDGE, KEY, QUERY, QUIET, VALUE, WEIGHTS, draw_token, new_stage, pale, write
 from .style import INK, STYLE
-from .tokens import drawable, text_width
+from .tokens import drawable, text_width, with_spaces
 
 GAP, PADDING = 0.05, 0.12  # inches, between boxes and around their text
 BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
@@ -40,8 +40,8 @@ def plot_loop(
 ) -> Axes:
     """Draw one moment: tokens below, the floors of the model above them, its scores on top.
 
-    A floor that is being read is full, the others are pale. On each floor stand the key and the value of every token
-    that has passed it. Tokens before `first` have passed all floors.
+    A floor that this pass has read is full, the others are pale. On each floor stand the key and the value of every
+    token that has passed it. Tokens before `first` have passed all floors.
 
     Args:
         texts, ids: of all tokens that there are.
@@ -139,10 +139,10 @@ def _draw_beams(ax, columns, first, floor, *, base, tower, step, layers) -> None
 
 
 def _draw_floors(ax, columns, first, floor, layers, *, left, end, tower, step) -> None:
-    """One slab per layer, full while it is read, and on it keys and values of the tokens that have passed."""
+    """One slab per layer, full once this pass has read it, and on it keys and values of the tokens that have passed."""
     thick = 0.78 * step
     for number in range(1, layers + 1):
-        read = number == floor or floor > layers
+        read = number <= floor
         ax.add_patch(
             FancyBboxPatch(
                 (left, tower + step * (number - 1) + (step - thick) / 2),
@@ -169,9 +169,9 @@ def _draw_floors(ax, columns, first, floor, layers, *, left, end, tower, step) -
 
 
 def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
-    """Above each box the row that its id picks, as a column of shades, once it has been looked up."""
+    """Above each box the row that its id picks, as a framed column of shades, once it has been looked up."""
     shades = np.clip(rows / (np.abs(rows).max() or 1), -1, 1)
-    cells, faces = [], []
+    cells, faces, frames = [], [], []
     high = ROW / rows.shape[1]
     for number, (x, _) in enumerate(columns):
         if number >= first and floor < 0:
@@ -180,7 +180,9 @@ def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
             cells.append(Rectangle((x - 0.09, at + place * high), 0.18, high))
             shade = pale(INK, 0.55 - 0.4 * value)
             faces.append(shade if number >= first else pale(shade, 0.6))
+        frames.append(Rectangle((x - 0.09, at), 0.18, ROW))
     ax.add_collection(PatchCollection(cells, facecolor=faces, edgecolor="white", linewidth=0.4, zorder=1))
+    ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=IDLE_EDGE, linewidth=0.8, zorder=1))
 
 
 def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -> tuple[float, float]:
@@ -257,8 +259,8 @@ def plot_pieces(pieces: Sequence[bytes], *, printed: Sequence[str], ax: Axes | N
     for (x, wide), name, text, came in zip(columns, names, alone, printed, strict=True):
         broken = "\ufffd" in text
         draw_token(ax, x, lines[0], _fitting(name, wide), width=wide, height=BOX, state="now" if broken else "past")
-        write(ax, x, lines[1], drawable(text) if text.strip() else "␣", fontsize=15, colour=INK if broken else QUIET)
-        shown = drawable(came) if came.strip() else "␣" if came else "·"
+        write(ax, x, lines[1], with_spaces(text), fontsize=15, colour=INK if broken else QUIET)
+        shown = with_spaces(came) or "·"
         write(ax, x, lines[2], shown, fontsize=15, colour=INK if came else QUIET)
     for y, name in zip(lines, ("tokens, in bytes", "each one alone", "held until whole"), strict=True):
         write(ax, 0.08, y, name, ha="left", colour=QUIET)

@@ -11,10 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from .arrays import as_amounts, as_positive
 from .canvas import axes_or_new, new_figure
-from .style import COLOURS, FADED, PREDICTED, STYLE, decade_axis, hide_frame, legend_above
+from .language import WEIGHTS, pale
+from .marks import write_beside
+from .style import FADED, PREDICTED, STYLE, decade_axis, hide_frame
 
-FIRST, SECOND, BOTH = COLOURS[4], COLOURS[9], COLOURS[7]
-WAY_COLOURS = (COLOURS[5], COLOURS[6], COLOURS[8], COLOURS[3])
+FIRST = {"facecolor": WEIGHTS, "edgecolor": "white"}
+SECOND = {"facecolor": pale(WEIGHTS, 0.65), "edgecolor": "white"}
+BOTH = {"facecolor": WEIGHTS, "edgecolor": pale(WEIGHTS, 0.75), "hatch": "////", "linewidth": 0}  # striped of the two
+MOST_WAYS = 4
 EVERYWHERE, HALVES, BLANK = -1, -2, -3  # in the arrays of plot_placement, where other numbers name the device
 MARKERS = "osDv"
 
@@ -44,25 +48,24 @@ def plot_placement(
     placed = np.ma.asarray(placed)
     if placed.ndim != 3 or placed.shape[:2] != (len(names), len(rows)):
         raise ValueError(f"placed has shape {placed.shape}: expected {(len(names), len(rows))} and columns")
-    if len(names) > len(WAY_COLOURS):
-        raise ValueError(f"{len(names)} ways: expected at most {len(WAY_COLOURS)}, or their panels are too narrow")
+    if len(names) > MOST_WAYS:
+        raise ValueError(f"{len(names)} ways: expected at most {MOST_WAYS}, or their panels are too narrow")
     if not np.isin(placed.compressed(), (0, 1, EVERYWHERE, HALVES)).all():
         raise ValueError("placed holds a number other than 0, 1, -1 and -2: expected two devices, both, or halves")
     axes = new_figure(1, len(names), height_in=3.5, share_y=True)[1][0] if axes is None else axes
     for ax, name, grid in zip(axes, names, placed, strict=True):
         for (row, column), where in np.ndenumerate(grid.filled(BLANK)):
-            for start, height, colour in _pieces(where):
-                corner = (column - 0.46, row - 0.42 + start)
-                ax.add_patch(Rectangle(corner, 0.92, height, facecolor=colour, edgecolor="white"))
+            for start, height, look in _pieces(where):
+                ax.add_patch(Rectangle((column - 0.46, row - 0.42 + start), 0.92, height, **look))
         ax.set(xlim=(-0.6, grid.shape[1] - 0.4), ylim=(len(rows) - 0.4, -0.6), title=name, xlabel=across)
         ax.set_xticks(range(grid.shape[1]))
         ax.set_yticks(range(len(rows)), rows)
         hide_frame(ax)
     keys = {
-        "device 0": Patch(facecolor=FIRST),
-        "device 1": Patch(facecolor=SECOND),
-        "half on each": (Patch(facecolor=FIRST), Patch(facecolor=SECOND)),
-        "whole on both": Patch(facecolor=BOTH),
+        "device 0": Patch(**FIRST),
+        "device 1": Patch(**SECOND),
+        "half on each": (Patch(**FIRST), Patch(**SECOND)),
+        "whole on both": Patch(**BOTH),
     }
     side_by_side = {tuple: HandlerTuple(ndivide=None, pad=0)}
     axes[0].figure.legend(
@@ -71,8 +74,8 @@ def plot_placement(
     return axes
 
 
-def _pieces(where: int) -> list[tuple[float, float, str]]:
-    """The rectangles of a cell: how far from its upper edge, how high, in which colour."""
+def _pieces(where: int) -> list[tuple[float, float, dict]]:
+    """The rectangles of a cell: how far from its upper edge, how high, how they look."""
     if where == HALVES:
         return [(0, 0.42, FIRST), (0.42, 0.42, SECOND)]
     return [] if where == BLANK else [(0, 0.84, {0: FIRST, 1: SECOND, EVERYWHERE: BOTH}[where])]
@@ -82,7 +85,7 @@ def _pieces(where: int) -> list[tuple[float, float, str]]:
 def plot_traffic(
     ranks: Sequence[int], received: np.ndarray, *, names: Sequence[str], unit: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw what crosses between ranks against their number, a line per way, on a logarithmic axis.
+    """Draw what is predicted to cross between ranks, by their number, a line per way, on a logarithmic axis.
 
     Args:
         ranks: (n,) numbers of ranks, upwards.
@@ -91,19 +94,23 @@ def plot_traffic(
         unit: the label of the axis.
     """
     received = as_positive("received", received, (len(names), len(ranks)), gaps=True)
-    if len(names) > len(WAY_COLOURS):
-        raise ValueError(f"{len(names)} ways: expected at most {len(WAY_COLOURS)}")
+    if len(names) > MOST_WAYS:
+        raise ValueError(f"{len(names)} ways: expected at most {MOST_WAYS}")
     if np.isnan(received).all():
         raise ValueError("received holds no number: expected at least one, because a logarithmic axis needs a scale")
     ax = axes_or_new(ax, height_in=3.2)
-    for name, row, colour, marker in zip(names, received, WAY_COLOURS, MARKERS, strict=False):
+    hollow = {"color": PREDICTED, "linewidth": 1.2, "markerfacecolor": "white", "markeredgewidth": 2, "markersize": 8}
+    for name, row, marker in zip(names, received, MARKERS, strict=False):
         there = ~np.isnan(row)
-        ax.plot(np.asarray(ranks)[there], row[there], color=colour, marker=marker, label=name)
+        ax.plot(np.asarray(ranks)[there], row[there], marker=marker, **hollow)
+        if there.any():
+            last = np.flatnonzero(there)[-1]
+            write_beside(ax, name, (ranks[last], row[last]), shift=(9, 0), ha="left")
     decade_axis(ax.yaxis)
     ax.set_xticks(ranks)
+    ax.set_xlim(ranks[0] - 0.3, ranks[-1] + 0.15 * (ranks[-1] - ranks[0]) + 0.3)  # room for the names
     ax.set(xlabel="ranks", ylabel=unit)
     ax.grid(axis="y")
-    legend_above(ax, columns=len(names))
     return ax
 
 

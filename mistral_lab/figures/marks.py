@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
+from .language import MORE_OR_LESS
 from .style import INK, hide_frame, readable_on
 
 MOST_LABELS = 17  # along a horizontal axis as wide as the page
@@ -87,12 +87,12 @@ def draw_percent_map(ax: Axes, shares: np.ndarray, *, about: float, most: float 
 
     Args:
         shares: (rows, columns).
-        about: the share that is white; above it cells are orange, below it purple.
+        about: the share that is white; above it cells are teal, below it grey.
         most: the share with the last colour; None takes what lies farthest from `about`.
         digits: of the numbers, after the point.
     """
     reach = np.abs(shares - about).max() if most is None else most - about
-    colours = mpl.colormaps["PuOr_r"]((shares - about) / (2 * reach or 1) + 0.5)
+    colours = MORE_OR_LESS((shares - about) / (2 * reach or 1) + 0.5)
     ax.imshow(colours, aspect="auto")
     for row, column in np.ndindex(shares.shape):
         text = f"{100 * shares[row, column]:.{digits}f}"

@@ -8,33 +8,72 @@ from matplotlib.axes import Axes
 
 from .arrays import as_amounts
 from .canvas import axes_or_new
-from .language import IDLE, QUIET, WEIGHTS, draw_guess, pale, write
+from .language import ATTENTION, IDLE, KEY, QUERY, QUIET, WEIGHTS, draw_guess, pale, write
 from .marks import label_rows, write_beside
-from .style import COLOURS, FADED, STYLE, legend_above, readable_on
-from .tokens import drawable, quoted
+from .style import EDGE, FADED, STYLE, legend_above, readable_on
+from .tokens import drawable, with_spaces
 
 NARROW = 0.06  # of the axis: a narrower segment has no room for its number
+# The parts of a model and of its memory, and the colour of each wherever it stands: weights are violet, the cache has
+# the keys' colour, what is there while tokens pass has the queries', and what only comes with them is grey.
+PART_COLOURS = {
+    "weights": WEIGHTS,
+    "experts": WEIGHTS,
+    "feed-forward": WEIGHTS,
+    "feed-forward networks, in Mixtral experts": WEIGHTS,
+    "attention": ATTENTION,
+    "the rest": pale(WEIGHTS, 0.6),
+    "embedding": pale(WEIGHTS, 0.6),
+    "four-bit weights": pale(WEIGHTS, 0.6),  # frozen, beside an adapter that is trained
+    "adapter": WEIGHTS,
+    "gradients": QUIET,
+    "optimiser": pale(QUIET, 0.65),
+    "gradients, optimiser": pale(QUIET, 0.5),
+    "activations": pale(QUERY),
+    "cache": KEY,
+    "runtime": QUIET,
+    "workspace": pale(QUIET, 0.65),
+    "overhead": pale(QUIET, 0.5),
+}
 
 
 @mpl.rc_context(STYLE)
 def plot_parameters(
-    amounts: np.ndarray, *, models: Sequence[str], parts: Sequence[str], unit: str, ax: Axes | None = None
+    amounts: np.ndarray,
+    *,
+    models: Sequence[str],
+    parts: Sequence[str],
+    unit: str,
+    columns: int = 3,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw what models are made of: one bar per model, one segment per part.
 
     Args:
         amounts: (models, parts), in `unit`; 0 where a model lacks a part.
         models: name of each bar, the first on top.
-        parts: name of each segment, from the left.
+        parts: name of each segment, from the left; they are of `PART_COLOURS`, each has its colour in every lesson.
         unit: the label of the axis, such as "billion parameters".
+        columns: of the legend.
     """
-    amounts = as_amounts(amounts, (len(models), len(parts)))
-    ax = axes_or_new(ax, height_in=1.4 + 0.7 * len(models))
+    ax = draw_parts(amounts, names=models, parts=parts, unit=unit, ax=ax)
+    legend_above(ax, columns=min(len(parts), columns))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def draw_parts(amounts: np.ndarray, *, names: Sequence[str], parts: Sequence[str], unit: str, ax: Axes | None) -> Axes:
+    """Draw what `plot_parameters` draws, without its legend: a legend takes a tenth of a redraw."""
+    amounts = as_amounts(amounts, (len(names), len(parts)))
+    if unknown := [part for part in parts if part not in PART_COLOURS]:
+        raise ValueError(f"no colour for {', '.join(map(repr, unknown))}: expected parts of {', '.join(PART_COLOURS)}")
+    ax = axes_or_new(ax, height_in=1.4 + 0.7 * len(names))
     wide = NARROW * amounts.sum(axis=1).max()
-    start = np.zeros(len(models))
-    for part, amount, colour in zip(parts, amounts.T, COLOURS[: len(parts)], strict=True):
+    start = np.zeros(len(names))
+    for part, amount in zip(parts, amounts.T, strict=True):
+        colour = PART_COLOURS[part]
         bars = ax.barh(
-            models, amount, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.5, label=part
+            names, amount, left=start, height=0.62, color=colour, edgecolor="white", linewidth=0.5, label=part
         )
         numbers = [f"{value:.3g}" if value > wide else "" for value in amount]
         ax.bar_label(bars, numbers, label_type="center", color=readable_on(colour))
@@ -44,7 +83,6 @@ def plot_parameters(
     ax.set_xlabel(unit)
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
-    legend_above(ax, columns=min(len(parts), 3))
     return ax
 
 
@@ -123,7 +161,7 @@ def plot_next_tokens(
 
     Args:
         probabilities: (tokens,), the first on top.
-        tokens: the text of each candidate. It is drawn in quotes, with what the font cannot draw as escapes.
+        tokens: the text of each candidate, drawn with a sign for a space and escapes for what the font cannot draw.
         kept: (tokens,) bool, False for candidates that a filter takes out: they are drawn grey and hatched.
         others: how many tokens are not drawn by themselves, their probability together, and how much of that is kept;
             a last bar stands for them.
@@ -138,20 +176,20 @@ def plot_next_tokens(
     ax = axes_or_new(ax, height_in=0.9 + 0.26 * len(tokens))
     rows = np.arange(len(tokens))
     for chosen, look in (
-        (kept, {"color": COLOURS[0]}),
-        (~kept, {"facecolor": FADED, "edgecolor": "#8c8c8c", "hatch": "////", "linewidth": 0}),
+        (kept, {"color": QUERY}),
+        (~kept, {"facecolor": FADED, "edgecolor": EDGE, "hatch": "////", "linewidth": 0}),
     ):
         if chosen.any():
             bars = ax.barh(rows[chosen], probabilities[chosen], height=0.74, **look)
-            ax.bar_label(bars, [f"{value:.2f}" for value in probabilities[chosen]], padding=3, fontsize=9)
-    names = [quoted(token) for token in tokens]
+            ax.bar_label(bars, [_chance(value) for value in probabilities[chosen]], padding=3, fontsize=9)
+    names = [with_spaces(token) for token in tokens]
     if others:
         count, together, left = others
         names.append(f"{count:,} others")
-        ax.barh(len(rows), together, height=0.74, facecolor=FADED, edgecolor="#8c8c8c", hatch="////", linewidth=0)
+        ax.barh(len(rows), together, height=0.74, facecolor=FADED, edgecolor=EDGE, hatch="////", linewidth=0)
         if left > 0:  # an edge alone would look like a rest
-            ax.barh(len(rows), left, height=0.74, color=pale(COLOURS[0], 0.4), edgecolor=COLOURS[0])
-        write_beside(ax, f"{together:.2f}", (together, len(rows)), shift=(3, 0), ha="left")
+            ax.barh(len(rows), left, height=0.74, color=pale(QUERY, 0.4), edgecolor=QUERY)
+        write_beside(ax, _chance(together), (together, len(rows)), shift=(3, 0), ha="left")
     label_rows(ax, names, room=0.6)
     for name in ax.get_yticklabels():
         name.set_parse_math(False)  # a token may hold dollar signs
@@ -159,6 +197,11 @@ def plot_next_tokens(
     ax.set_xlabel(label)
     ax.set_title(title)
     return ax
+
+
+def _chance(value: float) -> str:
+    """A probability in two digits; one that is small differs from one that is nought."""
+    return "0" if value == 0 else "<0.01" if value < 0.005 else f"{value:.2f}"
 
 
 @mpl.rc_context(STYLE)
@@ -180,7 +223,7 @@ def plot_guesses(
             f"{len(guesses)} guesses, same has shape {same.shape} in {same.dtype}: expected a guess and a bool for "
             f"each of {len(names)} depths"
         )
-    ax.barh(range(len(names)), probabilities, color=[COLOURS[0] if equal else FADED for equal in same], height=0.74)
+    ax.barh(range(len(names)), probabilities, color=[QUERY if equal else FADED for equal in same], height=0.74)
     for row, (probability, guess) in enumerate(zip(probabilities, guesses, strict=True)):
         text = write_beside(ax, f"{drawable(guess)}  {probability:.2f}", (probability, row), shift=(5, 0), ha="left")
         text.set_parse_math(False)

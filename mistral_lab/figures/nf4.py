@@ -10,9 +10,8 @@ from .arrays import as_amounts, as_finite, as_intervals
 from .canvas import axes_or_new
 from .language import WEIGHTS, pale
 from .marks import draw_interval_series, draw_percent_map, label_rows, write_beside
-from .style import COLOURS, FADED, INK, MEASURED, PREDICTED, STYLE, doubling_axis, legend_above
+from .style import FADED, INK, MEASURED, PREDICTED, SERIES, STYLE, doubling_axis, legend_above
 
-LINE_COLOURS = (MEASURED, COLOURS[4])
 HOLLOW = {"markerfacecolor": "white", "markeredgecolor": PREDICTED, "linestyle": "none"}
 
 
@@ -146,7 +145,7 @@ def plot_errors_by_block(
     ax = axes_or_new(ax, height_in=3.2)
     bits = as_amounts(bits, (len(block_sizes),))
     ax.plot(block_sizes, 100 * predicted, "o", markersize=11, label="predicted (hollow)", **HOLLOW)
-    for line, name, colour, marker in zip(measured, names, LINE_COLOURS[: len(names)], "os"[: len(names)], strict=True):
+    for line, name, colour, marker in zip(measured, names, SERIES[: len(names)], "os"[: len(names)], strict=True):
         ax.plot(block_sizes, 100 * line, f"{marker}-", color=colour, markersize=5, label=name)
     doubling_axis(ax, block_sizes)
     ax.set_xticks(block_sizes, [f"{size:,}\n{stored:.3f}" for size, stored in zip(block_sizes, bits, strict=True)])
@@ -199,7 +198,7 @@ def plot_error_map(
 ) -> Axes:
     """Draw the error of each kind of matrix in each layer as a map, with the number in per cent.
 
-    What is predicted is white; a larger error is orange, a smaller one purple.
+    What is predicted is white; a larger error is teal, a smaller one grey.
 
     Args:
         errors: (kinds, layers), shares of each matrix's root mean square.
@@ -259,7 +258,7 @@ def plot_loss_changes(
     ax = axes_or_new(ax, height_in=1.4 + 0.45 * len(formats))
     rows = np.arange(len(formats))
     ax.axvline(0, color=INK, linewidth=1, linestyle=":")
-    draw_interval_series(ax, rows, bounds, names=models, looks="os", colours=LINE_COLOURS, gap=0.3, level=True)
+    draw_interval_series(ax, rows, bounds, names=models, looks="os", colours=SERIES, gap=0.3, level=True)
     label_rows(ax, formats)
     ax.set_xlabel("change of held-out loss, thousandths of a nat a token")
     ax.grid(axis="x")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle, Wedge
 
-from .language import IDLE, IDLE_EDGE, KEY, QUERY, QUIET, as_stage, draw_token, pale, write
+from .language import IDLE, IDLE_EDGE, KEY, QUERY, QUIET, WRONG, as_stage, draw_token, pale, write
 from .style import INK, STYLE
 
 
@@ -148,8 +148,8 @@ def plot_padded_ring(held: np.ndarray, *, padding: int, ax: Axes) -> Axes:
             ax.add_patch(Rectangle(box, 1.1, 0.8, facecolor=face, edgecolor=IDLE_EDGE, hatch="///" if filler else None))
             ax.text(x, y, str(row[place]), ha="center", va="center", fontsize=11, bbox=_paper(face))
             if not right:
-                ax.add_patch(Rectangle(box, 1.1, 0.8, fill=False, edgecolor="#c8402a", linewidth=2.6))
-                write(ax, x, y - 0.68, "shown" if filler else "hidden", colour="#c8402a")
+                ax.add_patch(Rectangle(box, 1.1, 0.8, fill=False, edgecolor=WRONG, linewidth=2.6))
+                write(ax, x, y - 0.68, "shown" if filler else "hidden", colour=WRONG)
     for place in range(len(held)):
         x = left + size * (place + 0.5)
         for start, stop in ((3.3, 4.2), (2.7, 1.8)):

@@ -45,7 +45,7 @@ def plot_times(
     mark = (
         {"marker": "|", "s": 420, "color": FLOOR, "linewidth": 2.2}
         if expected == "at least"
-        else {"marker": "D", "s": 60, "facecolors": "white", "edgecolors": PREDICTED, "linewidth": 2}
+        else {"marker": "o", "s": 80, "facecolors": "white", "edgecolors": PREDICTED, "linewidth": 2}
     )
     below = {"shift": (0, -9), "va": "top"}
     ax.scatter(predicted_s * 1e3, rows, label=expected, **mark)

@@ -7,21 +7,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 COLOURS = tuple(plt.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])  # Petroff, arXiv:2107.02270
 INK = "#262626"
 MEASURED = PREDICTED = "#0f6b80"  # the same in every lesson: what is measured is solid, what is predicted is hollow
-SERIES = ("#1f2733", "#4b5568", "#6b7690", "#8a94a8")  # lines that stand for no sign of the language; 3 to 1 on white
+# Of several lines of one kind, which have no colour of their own in the visual language; each has its own marker too.
+SERIES = (MEASURED, INK, "#7f8796", "#5797a6")
+EDGE = "#8c8c8c"  # of axes and frames, and hatching
 FADED = "#d4d4d4"  # what is left out: removed tokens, masked cells
 
 STYLE = {
     "figure.facecolor": "white",  # a white page of its own: readable where the page around it is dark
     "axes.facecolor": "white",
-    "axes.edgecolor": "#8c8c8c",
+    "axes.edgecolor": EDGE,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": mpl.cycler(color=SERIES),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -48,11 +50,6 @@ def readable_on(colour: str) -> str:
     return "black" if luminance > 0.179 else "white"
 
 
-def shade(share: float) -> str:
-    """The colour of a number from 0 to 1, in the one colour map of all pictures."""
-    return to_hex(mpl.colormaps["viridis"](share))
-
-
 def doubling_axis(ax: Axes, places: Sequence[float]) -> None:
     """Make the horizontal axis logarithmic, with a number at each of these places and nowhere else."""
     ax.set_xscale("log", base=2)
@@ -65,6 +62,8 @@ def decade_axis(axis: Axis) -> None:
     """Make an axis, such as `ax.yaxis`, logarithmic, with plain numbers: at 1, 2 and 5 of every decade, or at 1 alone.
 
     A label per decade is enough where the axis spans many: 1, 2 and 5 would touch, below a plot sooner than beside it.
+    Where fewer than two of them lie between the ends, 1 and 3 are labelled, and if need be 1, 2 and 5 after all: a
+    single number on a logarithmic axis says nothing of its scale.
     """
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(_DecadeLocator(most_decades=1.5 if axis.axis_name == "x" else 3))
@@ -73,7 +72,7 @@ def decade_axis(axis: Axis) -> None:
 
 
 class _DecadeLocator(LogLocator):
-    """Places at 1, 2 and 5 of every decade on an axis of at most so many decades; on a longer one at 1 alone."""
+    """Places at 1, 2 and 5 of every decade on an axis of at most so many decades; on a longer one fewer, but two."""
 
     def __init__(self, *, most_decades: float) -> None:
         super().__init__(subs=(1, 2, 5))
@@ -83,8 +82,12 @@ class _DecadeLocator(LogLocator):
         """Choose the places by how many decades lie between the ends of the axis."""
         low, high = sorted((vmin, vmax))
         long = low > 0 and np.log10(high / low) > self.most_decades
-        self.set_params(subs=(1,) if long else (1, 2, 5))
-        return super().tick_values(vmin, vmax)
+        for subs in ((1,), (1, 3), (1, 2, 5)) if long else ((1, 2, 5),):
+            self.set_params(subs=subs)
+            places = super().tick_values(vmin, vmax)
+            if ((low <= places) & (places <= high)).sum() > 1:
+                break
+        return places
 
 
 def legend_above(ax: Axes, *, columns: int) -> None:

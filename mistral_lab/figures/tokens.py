@@ -29,6 +29,15 @@ def drawable(text: str) -> str:
     return drawn if len(drawn) <= LONGEST_TOKEN else drawn[: LONGEST_TOKEN - 1] + "…"
 
 
+def with_spaces(text: str) -> str:
+    """The text as it can be drawn, each space as a sign: a token that begins with one differs from one that does not.
+
+    >>> with_spaces(" She\\n")
+    '␣She\\\\n'
+    """
+    return drawable(text.replace(" ", "␣"))
+
+
 def quoted(text: str) -> str:
     """The text in quotes, as Python would write it, with escapes for what the font lacks.
 

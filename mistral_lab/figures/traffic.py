@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .arrays import as_amounts
 from .canvas import new_figure
-from .language import EXPERTS
+from .language import EXPERTS, QUIET
 from .style import INK, MEASURED, STYLE, hide_frame, readable_on
 from .tokens import drawable, text_width
 
@@ -101,8 +101,7 @@ def plot_expert_traffic(
     return np.array([above, below])
 
 
-_KEY = "#595959"
-_FULL, _HOLLOW = Patch(facecolor=_KEY, edgecolor=_KEY), Patch(facecolor="white", edgecolor=_KEY, linewidth=1.2)
+_FULL, _HOLLOW = Patch(facecolor=QUIET, edgecolor=QUIET), Patch(facecolor="white", edgecolor=QUIET, linewidth=1.2)
 _ORIGIN_KEYS = {
     "in a slot (counted at the right)": _FULL,
     "brought by a guess": (_FULL, _HOLLOW),

@@ -9,29 +9,19 @@ from matplotlib.patches import Rectangle
 
 from .arrays import as_amount_intervals, as_positive
 from .canvas import axes_or_new
+from .language import WEIGHTS, draw_token, pale
 from .marks import draw_interval_series, draw_intervals, label_rows, write_beside
-from .style import (
-    COLOURS,
-    FADED,
-    INK,
-    MEASURED,
-    PREDICTED,
-    STYLE,
-    decade_axis,
-    doubling_axis,
-    legend_above,
-    readable_on,
-)
-from .tokens import boxes_in_lines, quoted
+from .style import FADED, INK, MEASURED, PREDICTED, STYLE, decade_axis, doubling_axis, legend_above
+from .tokens import boxes_in_lines, quoted, text_width
 
-LEARNT = COLOURS[2]  # what counts in the loss, and what is trained
-WIDTH, GAP = 100.0, 0.8  # of a line of tokens, and between two of them, in characters
+LEARNT, FROZEN = WEIGHTS, pale(WEIGHTS, 0.6)  # what counts in the loss and what is trained; weights that stay
+WIDTH, GAP, PITCH = 560.0, 5.0, 30.0  # of a line of tokens, between two of them, from line to line, in points
 LONGEST = 40  # characters that are shown of a token, in its quotes
 
 
 @mpl.rc_context(STYLE)
 def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None = None) -> Axes:
-    """Draw the tokens of an example as boxes in reading order, those that the loss counts filled.
+    """Draw the tokens of an example in reading order, those that the loss counts framed.
 
     Args:
         tokens: the text of each. It is drawn in quotes, cut if it is long, with escapes for what the font lacks.
@@ -41,31 +31,23 @@ def plot_labels(tokens: Sequence[str], counted: np.ndarray, *, ax: Axes | None =
     if counted.shape != (len(tokens),) or not len(tokens):
         raise ValueError(f"counted has shape {counted.shape}: expected ({len(tokens)},), one for each of some tokens")
     labels = [_shortened(quoted(token)) for token in tokens]
-    places = boxes_in_lines([len(label) + 2.0 for label in labels], line_width=WIDTH, gap=GAP)
-    last_line = places[-1, 2]
-    ax = axes_or_new(ax, height_in=0.75 + 0.45 * (last_line + 1))
+    places = boxes_in_lines([text_width(label) + 12 for label in labels], line_width=WIDTH, gap=GAP)
+    lines = places[-1, 2] + 1
+    ax = axes_or_new(ax, height_in=0.4 + (lines * PITCH + 4) / 72)
     for label, (left, width, line), learnt in zip(labels, places, counted, strict=True):
-        colour = LEARNT if learnt else FADED
-        name = ("counts in the loss" if learnt else "given: label -100") if _first(counted, learnt, ax) else "_"
-        ax.add_patch(Rectangle((left, line - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6, label=name))
-        ax.text(
-            left + width / 2, line, label, ha="center", va="center", fontsize=9, family="DejaVu Sans Mono",
-            color=readable_on(colour), parse_math=False,
-        )  # fmt: skip
-    ax.set_xlim(-0.5, WIDTH + 0.5)
-    ax.set_ylim(last_line + 0.6, -0.6)
+        look = {"width": width, "height": PITCH - 8, "state": "now" if learnt else "past", "colour": LEARNT}
+        draw_token(ax, left + width / 2, (line + 0.5) * PITCH, label, **look)
+    ax.set_xlim(-2, WIDTH + 2)
+    ax.set_ylim(lines * PITCH, 0)
+    ax.set_aspect("equal", anchor="NW")  # a unit is a point on a page
     ax.set_axis_off()
-    legend_above(ax, columns=2)
+    given = "" if counted.all() else "; the others are given: label -100"
+    ax.set_title(f"framed: counts in the loss{given}")
     return ax
 
 
 def _shortened(label: str) -> str:
     return label if len(label) <= LONGEST + 2 else f"{label[:LONGEST]}…{label[-1]}"
-
-
-def _first(counted: np.ndarray, learnt: bool, ax: Axes) -> bool:
-    """Whether the box that is drawn next is the first of its kind, which names it in the legend."""
-    return len(ax.patches) == int(np.flatnonzero(counted == learnt)[0])
 
 
 @mpl.rc_context(STYLE)
@@ -85,7 +67,7 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
     left_B = columns + 1.6 * space
     left_A = left_B + rank + space
     for left, width, height, colour, label in (
-        (0, columns, rows, FADED, f"W: {rows:,} × {columns:,}\nfour bits, frozen"),
+        (0, columns, rows, FROZEN, f"W: {rows:,} × {columns:,}\nfour bits, frozen"),
         (left_B, rank, rows, LEARNT, f"B: {rows:,} × {rank:,}\ntrained"),
         (left_A, columns, rank, LEARNT, f"A: {rank:,} × {columns:,}\ntrained"),
     ):
@@ -102,7 +84,7 @@ def plot_adapter(rows: int, columns: int, rank: int, *, ax: Axes | None = None) 
 
 @mpl.rc_context(STYLE)
 def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Draw measured bytes (a solid dot) beside predicted ones (a hollow diamond), part by part, on a logarithmic axis.
+    """Draw measured bytes (a solid dot) beside predicted ones (a hollow dot), part by part, on a logarithmic axis.
 
     Args:
         measured: (parts,) bytes; NaN where nothing was measured, which leaves the prediction alone.
@@ -113,8 +95,8 @@ def plot_bytes(measured: np.ndarray, predicted: np.ndarray, *, parts: Sequence[s
     predicted = as_positive("predicted", predicted, (len(parts),), gaps=True)
     ax = axes_or_new(ax, height_in=1.2 + 0.5 * len(parts))
     rows = np.arange(len(parts))
-    hollow = {"marker": "D", "facecolor": "white", "edgecolor": PREDICTED, "linewidth": 2}
-    ax.scatter(predicted / 1e6, rows, s=150, label="predicted (hollow)", **hollow)
+    hollow = {"marker": "o", "facecolor": "white", "edgecolor": PREDICTED, "linewidth": 2}
+    ax.scatter(predicted / 1e6, rows, s=190, label="predicted (hollow)", **hollow)
     ax.scatter(measured / 1e6, rows, s=40, color=MEASURED, label="measured")
     for row, amount in zip(rows, predicted, strict=True):
         write_beside(ax, f"{amount / 1e6:,.3g}", (amount / 1e6, row), shift=(11, 0), ha="left")

@@ -57,6 +57,16 @@ def stretched(q, k, v, mask):
     return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).view(B, H, T, D)
 
 
+def keys_in_place(q, k, v, mask):
+    k /= q.shape[-1] ** 0.5
+    return attention_of(q, k, v, mask, scale=1.0)
+
+
+def queries_in_place(q, k, v, mask):
+    q /= q.shape[-1] ** 0.5
+    return attention_of(q, k, v, mask, scale=1.0)
+
+
 def filled(q, k, v, mask, low):
     """With a low score in the place of minus infinity."""
     B, H, T, D = q.shape
@@ -110,7 +120,7 @@ RIGHT = [
     ("grouped_attention", without_copies),
     ("grouped_attention", rows_of_a_group),
     ("grouped_attention", lambda q, k, v, mask: grouped(q, k, v, mask).tolist()),
-    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q.double(), k.double(), v.double(), mask)),
+    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q, k, v, mask).double()),
     ("grouped_attention", lambda q, k, v, mask: filled(q, k, v, mask, torch.finfo(q.dtype).min)),
 ]
 
@@ -147,7 +157,7 @@ WRONG = [
     ("shared_heads", lambda H, K: [h % (H // K) for h in range(H)], "place within its group"),
     ("shared_heads", lambda H, K: list(range(H)), "several query heads share one"),
     ("shared_heads", lambda H, K: [0] * H, "each of them is read by some"),
-    ("shared_heads", lambda H, K: list(range(K)), "for each of the 8 query heads is expected|8 query heads"),
+    ("shared_heads", lambda H, K: list(range(K)), "an entry for each of the 8 query heads is expected"),
     ("shared_heads", lambda H, K: [h / (H // K) for h in range(H)], "number of a head is whole"),
     ("shared_heads", lambda H, K: [round(h * K / H) for h in range(H)], "round down"),
     ("token_bytes", lambda L, K, D, size: L * K * D * size, "both a key and a value"),
@@ -187,6 +197,37 @@ WRONG = [
     ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, ~mask).nan_to_num(), "hide what may be seen"),
     ("grouped_attention", attention_of, "the answers are right, but keys or values are copied"),
     ("grouped_attention", stretched, "the answers are right, but keys or values are copied"),
+    *(
+        ("grouped_attention", function, "are keys or values copied into another number format")
+        for function in (
+            lambda q, k, v, mask: rows_of_a_group(q.double(), k.double(), v.double(), mask),
+            lambda q, k, v, mask: rows_of_a_group(q.float(), k.float(), v.float(), mask).to(q.dtype),
+        )
+    ),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, v, k, mask), "are `k` and `v` swapped"),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, k, mask), "you take the mean of the keys"),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, v, v, mask), "multiply the queries with the values"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: attention_of(q, k, v.flip(1), mask),
+        "values are in .* of the KV heads",
+    ),
+    ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v.flip(2), mask), "values are in .* of the tokens"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: attention_of(q, k.flip(1), v.flip(1), mask),
+        "keys and values are in reverse order of the KV heads",
+    ),
+    *(
+        (
+            "grouped_attention",
+            lambda q, k, v, mask, scale=scale: attention_of(q, k, v, mask, scale=scale) / q.shape[-1] ** 0.5,
+            "you divide after the softmax",
+        )
+        for scale in (1.0, None)
+    ),
+    ("grouped_attention", keys_in_place, "argument `k`, which is the cache: .* the scores can be scaled"),
+    ("grouped_attention", queries_in_place, "argument `q`: work on a copy of it"),
     ("grouped_attention", by_library, "the answers are right, but PyTorch's own attention"),
     *(
         ("grouped_attention", lambda q, k, v, mask, low=low: filled(q, k, v, mask, low), "use minus infinity")

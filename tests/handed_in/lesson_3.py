@@ -149,10 +149,9 @@ RIGHT = [
     ("ring_order", lambda seen, W: torch.arange(max(0, seen - W), seen) % W),
     ("ring_order", lambda seen, W: np.roll(np.arange(W), -(seen % W)) if seen > W else range(seen)),
     ("prefill_in_chunks", chunk_by_chunk),
-    ("prefill_in_chunks", query_by_query),
     ("prefill_in_chunks", kept_and_new),
     ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q.double(), k.double(), v.double(), W, C)),
-    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, 1)),  # it touches no key too many
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, min(C, 2))),  # it touches no key too many
 ]
 
 
@@ -210,9 +209,27 @@ WRONG = [
     ("window_mask", lambda i, j, W: i[:, None] >= j, "no far end"),
     ("window_mask", lambda i, j, W: masks.sliding_window_mask(len(j), W)[: len(i)], "you count from the first query"),
     ("ring_slots", lambda seen, W: ring_with(seen, W, lambda p: (p + 1) % W), "one slot too far"),
-    ("ring_slots", lambda seen, W: ring_with(seen, W, lambda p: p % (W + 1), W + 1), "W = 4 slots are expected"),
+    (
+        "ring_slots",
+        lambda seen, W: ring_with(seen, W, lambda p: p % (W + 1), W + 1),
+        "with W = 4, .*W slots are expected",
+    ),
     ("ring_slots", lambda seen, W: ring_with(seen + 1, W, lambda p: p % W), "one token too many"),
     ("ring_slots", lambda seen, W: [*range(max(0, seen - W), seen), *[-1] * (W - seen)], "order of positions"),
+    ("ring_slots", lambda seen, W: [p if p >= 0 else None for p in slots(seen, W)], "NoneType.*an empty slot is -1"),
+    ("prefill_in_chunks", query_by_query, "a chunk of 11 queries takes 22 products, and 11 chunks of one take 22"),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, 1), "belong in one product"),
+    ("prefill_in_chunks", lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, back=C), "keep the previous chunk"),
+    *(
+        ("prefill_in_chunks", function, "you hide keys after the softmax")
+        for function in (
+            lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, lambda s, m: s.softmax(-1).where(m, -torch.inf)),
+            lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C, lambda s, m: s.softmax(-1) * m, back=len(q)),
+            lambda q, k, v, W, C: (
+                ((q @ k.T / q.shape[1] ** 0.5).softmax(-1) * masks.sliding_window_mask(len(q), W)) @ v
+            ),
+        )
+    ),
     ("prefill_in_chunks", without_mask, "read without a mask"),
     ("prefill_in_chunks", blind_chunks, "see only themselves"),
     ("prefill_in_chunks", whole_prompt, "one key too many"),
@@ -225,10 +242,18 @@ WRONG = [
     ("window_mask", lambda i, j, W: (i[:, None] - j).abs() <= W // 2, "to both sides"),
     ("window_mask", lambda i, j, W: ~mask_by_loops(i, j, W), "mark what is hidden"),
     ("window_mask", lambda i, j, W: (i[:, None] >= j) & (i[:, None] // W == j // W), "stand still, in blocks"),
-    ("ring_slots", lambda seen, W: [p % W for p in range(seen)], "those are numbers of slots"),
+    (
+        "ring_slots",
+        lambda seen, W: [p % W for p in range(seen)],
+        "with W = 4, after 3 tokens you give 0, 1, 2: those are numbers",
+    ),
     ("ring_slots", lambda seen, W: [p % W for p in range(max(0, seen - W), seen)], "those are numbers of slots"),
     ("ring_slots", lambda seen, W: [max(0, p) for p in slots(seen, W)], "an empty slot is -1"),
-    ("ring_slots", lambda seen, W: ring_with(min(seen, W), W, lambda p: p), "a full ring goes on|numbers of slots"),
+    (
+        "ring_slots",
+        lambda seen, W: ring_with(min(seen, W), W, lambda p: p),
+        "with W = 4, after 6 tokens .* a full ring goes on",
+    ),
     ("ring_slots", lambda seen, W: [p for p in slots(seen, W) if p >= 0], "an empty slot is listed too"),
     ("ring_order", lambda seen, W: list(range(min(seen, W))), "order of the slots"),
     ("ring_order", lambda seen, W: order_by_sorting(seen, W)[::-1], "newest first"),

@@ -101,8 +101,8 @@ WRONG = [
     ("chosen_experts", softmax_over_all, r"add to 0\.\d\d, not to 1: the softmax over all"),
     ("chosen_experts", softmax_over_tokens, "runs over the tokens"),
     ("chosen_experts", lambda logits, A: logits.softmax(-1).topk(A), "results are swapped: indices first"),
-    ("chosen_experts", always_two, "has shape|whatever `experts_per_token` is"),
-    ("chosen_experts", lambda logits, A: dict(RIGHT)["chosen_experts"](-logits, A), "smallest logits|is wrong"),
+    ("chosen_experts", always_two, "choose 2 experts whatever `experts_per_token` is"),
+    ("chosen_experts", lambda logits, A: dict(RIGHT)["chosen_experts"](-logits, A), "experts with the smallest logits"),
     ("tokens_to_touch", lambda E, A, share: math.floor(math.log(1 - share) / math.log(1 - A / E)), "round up"),
     ("tokens_to_touch", lambda E, A, share: math.ceil(share * E / A), "no two tokens share an expert"),
     ("tokens_to_touch", lambda E, A, share: tokens_for(E, 1, share), "one expert per token; here each token reads 2"),
@@ -133,6 +133,6 @@ WRONG = [
     ),
     ("balance_by_layer", lambda logits, A: balanced(logits, A).item(), "no gradient reaches the logits"),
     ("balance_by_layer", lambda logits, A: balanced([x.detach() for x in logits], A), "no gradient reaches"),
-    ("balance_by_layer", lambda logits, A: balanced(logits, 1), "first choices alone|whatever `experts_per_token`"),
+    ("balance_by_layer", lambda logits, A: balanced(logits, 1), "first choices alone"),
     ("balance_by_layer", lambda logits, A: balance_of(logits[0], A), "loss of the first layer"),
 ]

@@ -134,7 +134,7 @@ WRONG = [
     ("unpacked_numbers", lambda b: torch.stack([b / 16, b % 16], 1).flatten(), "high half has a fraction"),
     ("unpacked_numbers", lambda b: torch.stack([b.to(torch.int8) >> 4, b & 15], 1).flatten(), "byte with a sign"),
     ("unpacked_numbers", lambda b: torch.stack([b >> 4, b], 1).flatten(), "low half still holds the high one"),
-    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b & 15], 1), r"has shape \(1, 2\), expected \(2,\)"),
+    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b & 15], 1), "a row of two numbers for each byte"),
     ("bits_per_weight", lambda B, double: 4 + (8 if double else 32) // B, "`//` drops the fraction"),
     ("bits_per_weight", lambda B, double: 4 + (8 / B + 32 / 256 if double else 32 / B), "not 256 weights"),
     ("bits_per_weight", lambda B, double: 4 + (32 + (8 + 32 / 256) * double) / B, "in place of the float32"),

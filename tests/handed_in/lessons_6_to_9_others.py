@@ -29,8 +29,8 @@ def labels_of(prompt, answer, end, ignored=-100):
 
 
 WRONG = [
-    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b & 7], 1).flatten(), "1 of 2 values are wrong"),
-    ("unpacked_numbers", lambda b: torch.stack([b // 15, b % 15], 1).flatten(), "2 of 2 values are wrong"),
+    ("unpacked_numbers", lambda b: torch.stack([b >> 4, b & 7], 1).flatten(), "three bits, as `& 7` does"),
+    ("unpacked_numbers", lambda b: torch.stack([b // 15, b % 15], 1).flatten(), "you divide by 15"),
     ("unpacked_numbers", lambda b: torch.stack([b >> 4, b >> 4], 1).flatten(), "read the high half twice"),
     ("unpacked_numbers", lambda b: torch.stack([b // 16 - 8, b % 16 - 8], 1).flatten(), "numbers have a sign"),
     ("bits_per_weight", lambda B, double: 4 + (8 + 32 if double else 32) / B, "second float32 is shared by 256"),
@@ -40,7 +40,7 @@ WRONG = [
     (
         "round_trip",
         lambda w, B, c: back(w, B, c, scale=lambda x: x.norm(dim=1, keepdim=True)),
-        "values are wrong, the first",
+        "scale is the norm of a block",
     ),
     (
         "round_trip",
@@ -48,31 +48,35 @@ WRONG = [
         "scale is the standard deviation",
     ),
     ("round_trip", lambda w, B, c: back(w, B, c, undo=lambda x: 1), "multiply by the absmax again"),
-    ("round_trip", without_zero, "values are wrong, the first"),
+    ("round_trip", without_zero, "no weight of yours comes back as 0"),
     (
         "plain_call_bytes",
         lambda linear, other: linear * 0.5 + other * 0.5,
         "everything in four bits, and without scales",
     ),
-    ("plain_call_bytes", lambda linear, other: linear * 0.5625 + other, "your answer is 424,000, expected 488,000"),
-    ("plain_call_bytes", lambda linear, other: (linear + other) * 2 * 0.5625, "your answer is 792,000, expected"),
-    ("plain_call_bytes", lambda linear, other: linear * (0.5 + 8 / 64) + other * 2, "your answer is 528,000, expected"),
+    ("plain_call_bytes", lambda linear, other: linear * 0.5625 + other, "1 byte for what stays in 16 bits"),
+    ("plain_call_bytes", lambda linear, other: (linear + other) * 2 * 0.5625, "by 0.5625, which is no share"),
+    ("plain_call_bytes", lambda linear, other: linear * (0.5 + 8 / 64) + other * 2, "you count 8 bytes for a scale"),
     (
         "share_in_four_bits",
         lambda t: sum(n for n, d in t if d == "uint8") / sum(n for n, d in t if d != "uint8"),
-        "your answer is 0.333333, expected 0.4",
+        "get 0.333333, which is elements of uint8 to all others",
     ),
     (
         "share_in_four_bits",
         lambda t: t[0][0] * 2 / (t[0][0] * 2 + sum(n for n, _ in t[1:])),
-        "your answer is 0.789474, expected",
+        "get 0.789474, with the first tensor alone",
     ),
     (
         "share_in_four_bits",
         lambda t: 2 * sum(n for n, d in t if d == "uint8") / sum(n for n, _ in t),
         "below the line too",
     ),
-    ("share_in_four_bits", lambda t: 2 * sum(n for n, d in t if d == "uint8"), "your answer is 200, expected 0.4"),
+    (
+        "share_in_four_bits",
+        lambda t: 2 * sum(n for n, d in t if d == "uint8"),
+        "get 200, which is the number of four-bit param",
+    ),
     ("kept_sets", lambda a, b: (a.sort(1).values == b.sort(1).values).float().mean(), "you count single choices"),
     (
         "kept_sets",
@@ -89,14 +93,14 @@ WRONG = [
     (
         "adapter_bytes",
         lambda r, shapes: sum(4 * r * (o + i) + 12 * o * i for o, i in shapes),
-        "your answer is 405,504, expected 49,152",
+        "get 405,504: you count a gradient .* for the matrix itself",
     ),
     ("adapter_bytes", lambda r, shapes: sum(r * (o + i) for o, i in shapes), "the number of parameters: bytes"),
-    ("adapter_bytes", lambda r, shapes: sum(16 * r * max(o, i) for o, i in shapes), "your answer is 32,768, expected"),
-    ("adapter_bytes", lambda r, shapes: sum(16 * (r * i + o) for o, i in shapes), "your answer is 20,480, expected"),
-    ("answer_labels", lambda p, a, end: labels_of(p, a, end, 100), "result 2 of 2 is wrong"),
+    ("adapter_bytes", lambda r, shapes: sum(16 * r * max(o, i) for o, i in shapes), "the larger of A and B alone"),
+    ("adapter_bytes", lambda r, shapes: sum(16 * (r * i + o) for o, i in shapes), "rank is left out of B, which has 8"),
+    ("answer_labels", lambda p, a, end: labels_of(p, a, end, 100), "label 100, without its minus"),
     ("answer_labels", lambda p, a, end: labels_of(p[:-1], p[-1:] + a, end), "last token of your prompt counts"),
-    ("answer_labels", lambda p, a, end: (p + [end] + a, [-100] * len(p) + [end] + a), "result 1 of 2 is wrong"),
+    ("answer_labels", lambda p, a, end: (p + [end] + a, [-100] * len(p) + [end] + a), "stands between"),
     ("answer_labels", lambda p, a, end: (p + a + [end], [-100] * len(a) + a + [end]), "as often as the answer is long"),
     ("merged_weight", lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "upside down"),
     ("merged_weight", lambda W, A, B, alpha: W + (A.T @ B.T) * alpha / len(A), "change is transposed"),
@@ -104,8 +108,8 @@ WRONG = [
     ("merged_weight", lambda W, A, B, alpha: W + alpha / math.sqrt(len(A)) * B @ A, "rsLoRA"),
     ("all_reduce_bytes", lambda n, ranks: 2 * (ranks - 1) / ranks * n / 1024, "1,024 times too small: is it a unit"),
     ("all_reduce_bytes", lambda n, ranks: n * math.ceil(math.log2(ranks)), "whole tensors in a tree"),
-    ("all_reduce_bytes", lambda n, ranks: 2 * n * (ranks + 1) / ranks, "your answer is 2,100, expected 1,260"),
-    ("all_reduce_bytes", lambda n, ranks: 2 * (ranks - 1) * (n // (ranks + 1)), "your answer is 1,008, expected"),
+    ("all_reduce_bytes", lambda n, ranks: 2 * n * (ranks + 1) / ranks, r"get 2,100, 4 \+ 1 parts per round"),
+    ("all_reduce_bytes", lambda n, ranks: 2 * (ranks - 1) * (n // (ranks + 1)), r"the tensor in 4 \+ 1 parts"),
     (
         "fullest_device",
         lambda shared, E, each, ranks: shared + (E // ranks + E % ranks) * each,
@@ -114,12 +118,12 @@ WRONG = [
     (
         "fullest_device",
         lambda shared, E, each, ranks: shared + (E - E // ranks) * each,
-        "your answer is 1,180, expected",
+        "all other devices hold together",
     ),
     (
         "fullest_device",
         lambda shared, E, each, ranks: math.ceil((shared + E * each) / ranks),
-        "your answer is 414, expected",
+        "get 414, everything divided evenly",
     ),
     ("fullest_device", lambda shared, E, each, ranks: shared + each, "one expert on a device"),
     (
