@@ -85,11 +85,11 @@ def plot_growth(
     predicted = as_positive("predicted", predicted, shape, gaps=True)
     ax = axes_or_new(ax, height_in=3.4)
     for way, (marker, colour) in enumerate(zip(MARKERS[: len(names)], SERIES, strict=False)):
-        ax.plot(sizes, measured[way], f"{marker}-", color=colour, zorder=3)
+        ax.plot(sizes, measured[way], f"{marker}-", color=colour, markersize=5, zorder=3)
         if floors:
             ax.plot(sizes, predicted[way], "-", color=FLOOR, linewidth=1, zorder=2)
         else:
-            hollow = {"markerfacecolor": "white", "markersize": 8, "zorder": 2}
+            hollow = {"markerfacecolor": "white", "markersize": 9, "zorder": 2}
             ax.plot(sizes, predicted[way], f"{marker}--", color=colour, **hollow)
     doubling_axis(ax, sizes)
     decade_axis(ax.yaxis)
