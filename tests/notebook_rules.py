@@ -4,6 +4,7 @@ Cells are numbered from 1, Markdown included.
 """
 
 import ast
+import builtins
 import copy
 import re
 from collections.abc import Callable, Iterator
@@ -151,8 +152,40 @@ def layout(notebook: NotebookNode) -> Problems:
     for cell in deeper:
         if cell.source.startswith("### ") and cell.cell_type == "markdown" and "\n" in cell.source.strip():
             yield f"cell {cell.id!r}: holds more than the heading, and only what is below its cell is folded"
+    yield from stands_alone(notebook)
     if ARTICLE not in "".join(cell.source for cell in notebook.cells):
         yield f"notebook: does not name the article, {ARTICLE}"
+
+
+def stands_alone(notebook: NotebookNode) -> Problems:
+    """A part of "Dig deeper" needs, beside itself, the names of the first code cell and of the one that loads `lab`."""
+    code = [cell for cell in main_path(notebook) if cell.cell_type == "code"][1:]  # without the set-up cell
+    loading = [cell for cell in code[1:] if "lab" in bound_names(body(cell))][:1]
+    given = set(dir(builtins)).union(*(known_names(cell) for cell in [*code[:1], *loading]))
+    known = set(given)
+    for cell in notebook_files.deeper_cells(notebook):
+        if cell.cell_type == "markdown" and cell.source.startswith("### "):
+            known = set(given)
+        elif cell.cell_type == "code":
+            known |= known_names(cell)
+            read = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+            if unknown := sorted(read - known - inner_names(cell)):
+                yield f"cell {cell.id!r}: needs {', '.join(unknown)} from another part of the lesson"
+
+
+def known_names(cell: NotebookNode) -> set[str]:
+    """The names that a later cell can use: what this one imports and defines."""
+    aliases = [
+        alias for node in body(cell) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    ]
+    return bound_names(body(cell)) | {(alias.asname or alias.name).split(".")[0] for alias in aliases}
+
+
+def inner_names(cell: NotebookNode) -> set[str]:
+    """The names that are bound somewhere inside: arguments of functions, and what comprehensions run over."""
+    nodes = list(ast.walk(ast.parse(cell.source)))
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return stored | {node.arg for node in nodes if isinstance(node, ast.arg)}
 
 
 def main_path(notebook: NotebookNode) -> list[NotebookNode]:

@@ -36,11 +36,11 @@ def test_the_story_of_the_lesson_is_answered_with_another_name(tiny):
     assert (f"{first} {last}", story.size) == (story.name, 2)
     assert story.distance == len(story.tokens) - 1 - story.source
     assert 189 < story.distance < masks.receptive_field(64, 4)  # within the reach of four layers, beyond that of three
-    said = experiments.answer_story(tiny.model, tiny.tokenizer, story.tokens, size=2)
+    said = experiments.answer_story(tiny, story.tokens, size=2)
     assert len(said.split()) == 2
     assert said != story.name
     near = story.tokens[: story.ends[0] + 1] + story.tokens[story.ends[-1] + 1 :]
-    assert experiments.answer_story(tiny.model, tiny.tokenizer, near, size=2) == story.name
+    assert experiments.answer_story(tiny, near, size=2) == story.name
 
 
 def test_recall_counts_words_at_every_distance(tiny):
@@ -54,6 +54,16 @@ def test_recall_counts_words_at_every_distance(tiny):
     assert (found.given[0], found.whole[0]) == (2, 2)
     assert found.whole[-1] == 0
     assert all(whole <= given <= 2 for whole, given in zip(found.whole, found.given, strict=True))
+
+
+def test_a_doubled_story_tells_its_middle_twice(tiny):
+    story = experiments.read_story(tiny.tokenizer)
+    longer = story.doubled()
+    begin, end = story.ends[0] + 1, story.ends[-1] + 1
+    assert longer.words == [*story.words[:end], *story.words[begin:end], *story.words[end:]]
+    assert len(longer.tokens) == len(longer.words)
+    assert longer.distance - story.distance == end - begin
+    assert [longer.words[at] for at in longer.ends] == [story.words[at] for at in [*story.ends, *story.ends[1:]]]
 
 
 def test_a_story_needs_a_name_that_comes_back(tiny):
@@ -119,11 +129,15 @@ def test_prompts_are_timed_in_turns_and_predicted_by_pairs():
     assert [len(timing.runs_s) for row in costs.timings.values() for timing in row] == [2, 2, 2]
     pairs = {way: float(seconds[0]) for way, seconds in costs.predicted_s.items()}
     assert pairs["no window"] == pytest.approx(pairs["window as a mask"], rel=1e-12)  # 512 tokens are one block of keys
-    assert pairs["window in blocks"] < pairs["window as a mask"]
+    assert pairs["window in chunks"] < pairs["window as a mask"]
     assert costs.medians_s()["no window"].shape == (1,)
     assert costs.bounds_s()["no window"].shape == (2, 1)
-    ratio, least, most = experiments.times_as_long(costs, "no window", "window in blocks")
+    ratio, least, most = experiments.times_as_long(costs, "no window", "window in chunks")
     assert least <= ratio <= most
+    assert experiments.times_as_long(costs, "no window", "window in chunks", at=0) == (ratio, least, most)
+    measured, predicted = costs.in_ms()
+    np.testing.assert_allclose(measured[:, 0], [1e3 * row[0].median_s for row in costs.timings.values()], rtol=1e-12)
+    np.testing.assert_allclose(predicted[:, 0], [1e3 * pairs[way] for way in costs.timings], rtol=1e-12)
     with pytest.raises(ValueError, match="expected one of no window, window as a mask"):
         experiments.times_as_long(costs, "ring", "no window")
     with pytest.raises(ValueError, match=r"lengths are \[500\]: expected multiples of 512"):
@@ -136,7 +150,7 @@ def test_the_next_token_is_predicted_by_the_keys_that_are_read(monkeypatch):
     costs = experiments.time_next_token([16, 64], config=config, window=32, rounds=2)
     token_s = 2 * 1 * 4 * 4 / 1e9
     np.testing.assert_allclose(costs.predicted_s["ring"], [16 * token_s, 32 * token_s], rtol=1e-12)
-    for way in ("growing", "room reserved"):
+    for way in ("no window, joined", "no window, reserved"):
         np.testing.assert_allclose(costs.predicted_s[way], [16 * token_s, 64 * token_s], rtol=1e-12)
 
 
@@ -173,9 +187,15 @@ def test_the_first_token_gets_shares_and_the_attention_is_put_back(tiny):
 def test_cuts_are_measured_apart_and_leave_the_model_as_it_was(tiny):
     texts = evaluation.held_out(tiny.tokenizer, 3)
     found = experiments.recall_when_cut(tiny.model, tiny.tokenizer, texts, windows=(16,), depths=(4,))
-    assert list(found) == ["W = 16", "4 layers"]
-    assert found["4 layers"]["1 to 63"].mean == 1
-    assert found["4 layers"]["1 to 63"].low < 1  # Wilson's interval of all right
+    assert list(found.shares) == ["W = 16", "4 layers"]
+    assert found.shares["4 layers"]["1 to 63"].mean == 1
+    assert found.shares["4 layers"]["1 to 63"].low < 1  # Wilson's interval of all right
+    alone = evaluation.recall(tiny.model, tiny.tokenizer, texts)
+    assert found.asked == {distance: row.asked for distance, row in alone.items()}
+    mean, low, high = experiments.interval_bounds(cut.values() for cut in found.shares.values())
+    assert mean.shape == (2, len(found.asked))
+    assert (mean[1, 0], high[1, 0]) == (1, found.shares["4 layers"]["1 to 63"].high)
+    assert (low <= mean).all()
     assert (tiny.model.config.sliding_window, len(tiny.model.model.layers)) == (64, 4)
 
 
@@ -190,6 +210,7 @@ def test_keeping_a_name_in_sight_wins_back_what_a_window_takes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: experiments.recall_when_cut(None, None, []), "neither a window nor a depth"),
         (lambda: experiments.time_prompts(()), r"lengths are \[\]: expected multiples of 512"),
         (lambda: experiments.time_prompts((500,)), r"lengths are \[500\]: expected multiples of 512"),
         (lambda: experiments.time_next_token((), config=PRESETS["mistral-7b-v0.1"], window=8), "expected 7 or more"),

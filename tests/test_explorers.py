@@ -459,11 +459,10 @@ def test_the_relay_says_what_a_walk_from_key_to_key_finds(token, window, layers)
     if back < 0:
         assert "not been told yet" in explorer.sentence
     elif 1 in reached:
-        heard = f"after layer {hops}" if hops else "at once"
-        assert f"is {back} back" in explorer.sentence
-        assert explorer.sentence.endswith(f"this token hears of it {heard}.")
+        assert f"is {back} back and {'still' if back < window else 'overwritten'}" in explorer.sentence
+        assert explorer.sentence.endswith(f"hears of it after layer {hops}." if hops else "is the name itself.")
     else:
-        assert explorer.sentence.endswith("is lost for this token.")
+        assert "it is lost for" in explorer.sentence
     [ax] = drawn(explorer).axes
     texts = [text.get_text() for text in ax.texts]
     assert texts.count("Lena") == (token >= 1) + (token == 12 and 1 in reached)

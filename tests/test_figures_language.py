@@ -168,7 +168,6 @@ COLOUR_LITERAL = re.compile(r"#[0-9a-fA-F]{6}\b|\btab:\w+|\bC\d\b|petroff|viridi
 # Files that may still name colours of their own, and why; the list may only become shorter.
 OWN_COLOURS = {
     "loop.py": "the beam of a token on its way, paler than what is past and bluer than what is idle",
-    "windows.py": "the lines of lesson 3 have the cycle of before",
 }
 
 

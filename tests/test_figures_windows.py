@@ -8,12 +8,10 @@ from figure_checks import (
     check_refused,
     no_figure_left_open,  # noqa: F401 - for all tests of this file
 )
-from matplotlib.colors import to_hex
 
 from mistral_lab import figures
-from mistral_lab.figures import style, windows
+from mistral_lab.figures import language, style
 
-MASK = np.array([[True, False, False], [True, True, False], [False, True, True]])
 INFLUENCE = np.array([[1.0, 0.1, 0.0, 0.0], [1.0, 0.2, 0.003, 0.0]])
 REACHES = np.array([2, 3])
 SHARES = np.array([[1.0, 1.0, 0.5], [1.0, 0.25, 0.0]])
@@ -23,10 +21,6 @@ MEASURED = np.array([[1.0, 2.0, 4.0], [np.nan, np.nan, 30.0]])
 PREDICTED = np.array([[0.5, 1.0, 2.0], [np.nan, np.nan, 20.0]])
 MEANS = np.array([[0.9, 0.5, 0.0], [0.4, 0.2, 0.1]])
 LOWS, HIGHS = MEANS - np.array([0.1, 0.1, 0.0]), MEANS + 0.05
-
-
-def mask(ax=None):
-    return figures.plot_mask(MASK, row=2, title="window of 2", ax=ax)
 
 
 def influence(ax=None):
@@ -54,7 +48,15 @@ def cache(ax=None):
 
 def growth(ax=None):
     names = ["SDPA, window's mask", "windowed_attention"]
-    return figures.plot_growth(SIZES, MEASURED, PREDICTED, names=names, x_label="tokens", unit="milliseconds", ax=ax)
+    look = {"names": names, "x_label": "tokens", "unit": "milliseconds", "guess": 3.9, "guess_label": "your guess"}
+    return figures.plot_growth(SIZES, MEASURED, PREDICTED, **look, ax=ax)
+
+
+def floors(ax=None):
+    names = ["ring", "all, joined", "all, reserved"]
+    measured, least = np.array([[2.0, 2.1, 2.2], [2.1, 4.0, 8.0], [2.0, 3.9, 7.9]]), np.array([[1.0, 1.0, 1.0]] * 3)
+    least[1:] = [1.0, 2.0, 4.0]
+    return figures.plot_growth(SIZES, measured, least, names=names, x_label="tokens", unit="ms", floors=True, ax=ax)
 
 
 def by_range(ax=None):
@@ -71,24 +73,12 @@ def by_range(ax=None):
     )
 
 
-@pytest.mark.parametrize("plot", [mask, influence, recall, cache, growth, by_range])
+@pytest.mark.parametrize("plot", [influence, recall, cache, growth, floors, by_range])
 class TestEveryPlot(EveryPlot):
     def test_labels_along_the_axis_do_not_cover_each_other(self, plot):
         ax = plot()
         ax.figure.draw_without_rendering()
         check_apart(ax.get_xticklabels())
-
-
-def test_a_mask_colours_what_may_be_seen_and_frames_the_row():
-    ax = mask()
-    cells = ax.collections[0].get_array()
-    for query, key in np.ndindex(3, 3):
-        expected = windows.VISIBLE if MASK[query, key] else style.FADED
-        assert to_hex(cells[query, key]) == expected
-    [frame] = ax.patches
-    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (-0.5, 1.5, 3, 1)
-    assert ax.yaxis_inverted()
-    assert ax.get_title(loc="left") == "window of 2"
 
 
 def test_influence_leaves_out_what_is_exactly_zero_and_marks_the_reach():
@@ -98,15 +88,17 @@ def test_influence_leaves_out_what_is_exactly_zero_and_marks_the_reach():
         assert list(edge.get_xdata()) == [reach - 1] * 2
         assert edge.get_color() is curve.get_color() or (edge.get_color() == curve.get_color()).all()
     assert ax.get_yscale() == "log"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1 layer", "2 layers"]
+    assert [(text.get_text(), text.xy[0]) for text in ax.texts] == [("1 layer", 1), ("2 layers", 2)]
 
 
 def test_recall_draws_every_share_the_hops_and_the_guess():
     ax = recall()
-    drawn = {line.get_label(): line for line in ax.lines}
-    for name, line in zip(("given", "whole"), SHARES, strict=True):
-        np.testing.assert_array_equal(drawn[name].get_ydata(), line)
-        np.testing.assert_array_equal(drawn[name].get_xdata(), [10, 20, 30])
+    for drawn, line in zip(ax.lines[2:4], SHARES, strict=True):
+        np.testing.assert_array_equal(drawn.get_ydata(), line)
+        np.testing.assert_array_equal(drawn.get_xdata(), [10, 20, 30])
+    named = {text.get_text(): text.xy for text in ax.texts}
+    assert 20 < named["given"][0] < 30  # beside the line where it falls
+    assert 10 < named["whole"][0] < 20
     upright = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
     assert upright == [12, 24]
     texts = [text.get_text() for text in ax.texts]
@@ -131,11 +123,36 @@ def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way(
         assert measured.get_marker() == predicted.get_marker()
         assert predicted.get_color() == measured.get_color()
         assert predicted.get_markerfacecolor() == "white"
-    assert ax.lines[0].get_color() == style.MEASURED
+    assert [line.get_color() for line in ax.lines[:4:2]] == list(style.SERIES[:2])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "512", "1,024"]
-    named = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert named == ["SDPA, window's mask", "windowed_attention", "predicted (hollow)"]
+    named = {text.get_text() for text in ax.texts}
+    assert {"SDPA, window's mask", "windowed_attention", "your guess", "solid: measured\nhollow: predicted"} <= named
+    low, high = ax.get_ylim()
+    assert low < 3.9 < high
+
+
+def test_the_room_for_a_guess_is_made():
+    for guess in (0.01, 900.0):
+        look = {"names": ["a", "b"], "x_label": "", "unit": "", "guess": guess}
+        low, high = figures.plot_growth(SIZES, MEASURED, PREDICTED, **look).get_ylim()
+        assert low < guess < high
+
+
+def test_floors_are_lines_without_marks_that_say_at_least():
+    ax = floors()
+    for measured, least in zip(ax.lines[::2], ax.lines[1::2], strict=True):
+        assert (measured.get_ydata() >= least.get_ydata()).all()
+        assert (least.get_marker(), least.get_color()) == ("None", language.FLOOR)
+    named = [text.get_text() for text in ax.texts if "at least" in text.get_text()]
+    assert sorted(named) == ["at least: all", "at least: ring"]  # two of the ways have one floor
+    assert "solid: measured\nhollow: predicted" not in {text.get_text() for text in ax.texts}
+
+
+def test_caches_are_drawn_in_the_colour_of_keys_and_series_in_neutral_ones():
+    assert {line.get_color() for line in cache().lines[:2]} == {language.KEY}
+    assert {line.get_color() for line in recall().lines[2:4]} == set(style.SERIES[:2])
+    assert not set(style.SERIES) & {language.QUERY, language.KEY, language.VALUE}
 
 
 def test_ranges_hold_means_and_intervals_in_their_places():
@@ -156,8 +173,6 @@ def test_ranges_hold_means_and_intervals_in_their_places():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: figures.plot_mask(MASK.astype(int), row=0, title=""), r"\(3, 3\) in int64: expected bool"),
-        (lambda: figures.plot_mask(MASK, row=3, title=""), "row is 3: expected a query from 0 to 2"),
         (
             lambda: figures.plot_influence(INFLUENCE, reaches=REACHES[:1], names=["a", "b"], unit=""),
             r"\(2, 4\), with 1 reaches and 2 names",

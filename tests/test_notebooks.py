@@ -22,6 +22,24 @@ def test_lesson_keeps_the_rules(path):
     assert not found, "\n".join([f"{path.name}:", *found])
 
 
+@pytest.mark.parametrize(
+    ("source", "needed"),
+    [
+        ("import math\n\nprint(math.pi, size)", "size"),
+        ("print([n * shape for n in range(3)])", "shape"),
+        ("print([len(name) for name in dir(given)])", None),
+        ("def twice(x):\n    return 2 * x\n\n\nprint(twice(len(lab)))", None),
+    ],
+)
+def test_a_part_that_needs_more_than_the_loading_is_noticed(second, source, needed):
+    second.cells[3].source = "import torch\n\ngiven = 1"
+    second.cells[5].source = "lab = [given]"
+    second.cells[7].source = "size = shape = 2"
+    second.cells[21].source = source
+    expected = [f"cell 'cell-22': needs {needed} from another part of the lesson"] if needed else []
+    assert [problem for problem in notebook_rules.problems(second, NAME) if "needs" in problem] == expected
+
+
 def test_an_inequality_hides_no_words():
     assert notebook_rules.count_words("if $i - j < W$, seen > unseen <details><summary>Solution</summary>") == 7
 

@@ -36,7 +36,6 @@ NAMES = {  # of each module of this folder
     "windows": (
         "SlotOrderCache",
         "answer_story",
-        "compare_windows",
         "generate_padded",
         "measure_influence",
         "reaction",
@@ -53,8 +52,10 @@ NAMES = {  # of each module of this folder
     ),
     "window_limits": (
         "by_position",
+        "compare_windows",
         "evict_first_tokens",
         "first_token_share",
+        "interval_bounds",
         "recall_when_cut",
         "token_losses",
     ),

@@ -18,6 +18,7 @@ from ..measure import Timing, measure_bandwidth, time_in_turns
 from ..memory import kv_cache_bytes
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 64  # of the attention whose prompts are timed
+JOINED, RESERVED = "no window, joined", "no window, reserved"  # two caches that keep every key
 CAUSAL_BLOCK = 512  # keys that PyTorch's CPU kernel skips at a time where `is_causal` is given
 
 
@@ -62,6 +63,11 @@ class Costs:
         """The median of the rounds, for each way at each size."""
         return {way: np.array([timing.median_s for timing in row]) for way, row in self.timings.items()}
 
+    def in_ms(self) -> tuple[np.ndarray, np.ndarray]:
+        """The medians and the predictions in milliseconds, (ways, sizes) each, in the order of `timings`."""
+        medians = self.medians_s()
+        return tuple(1e3 * np.array([found[way] for way in self.timings]) for found in (medians, self.predicted_s))
+
     def bounds_s(self) -> dict[str, np.ndarray]:
         """The fastest and the slowest round, (2, sizes) for each way."""
         return {way: np.array([[f(t.runs_s) for t in row] for f in (min, max)]) for way, row in self.timings.items()}
@@ -69,11 +75,11 @@ class Costs:
 
 @torch.inference_mode()
 def time_prompts(lengths: Sequence[int] = (512, 1024, 2048), *, window: int = 256, rounds: int = 5) -> Costs:
-    """Time the attention of one layer over a whole prompt: without a window, with its mask, and in blocks.
+    """Time the attention of one layer over a whole prompt: without a window, with its mask, and in chunks.
 
     "no window" is PyTorch's kernel with `is_causal`, "window as a mask" the same kernel with a dense mask, and
-    "window in blocks" `windowed_attention`. One thread of the CPU. The prediction is the number of pairs of query and
-    key that each way computes, at the time per pair of the kernel without any mask.
+    "window in chunks" `windowed_attention`. One thread of the CPU. The prediction is the number of pairs of query and
+    key that each way computes, at the time per pair of the kernel without any mask; applying a mask comes on top.
 
     Args:
         lengths: of the prompts, multiples of 512.
@@ -96,10 +102,10 @@ def time_prompts(lengths: Sequence[int] = (512, 1024, 2048), *, window: int = 25
         calls[length] = {
             "no window": partial(kernel, is_causal=True),
             "window as a mask": partial(kernel, attn_mask=mask),
-            "window in blocks": partial(windowed_attention, *(x.transpose(1, 2) for x in (q, k, v)), window=window),
+            "window in chunks": partial(windowed_attention, *(x.transpose(1, 2) for x in (q, k, v)), window=window),
         }
-        in_blocks = mask.unflatten(0, (-1, QUERY_CHUNK)).unflatten(2, (-1, QUERY_CHUNK)).any(3).any(1).sum()
-        pairs[length] = [length * (length + CAUSAL_BLOCK) // 2, length**2, int(in_blocks) * QUERY_CHUNK**2]
+        in_chunks = mask.unflatten(0, (-1, QUERY_CHUNK)).unflatten(2, (-1, QUERY_CHUNK)).any(3).any(1).sum()
+        pairs[length] = [length * (length + CAUSAL_BLOCK) // 2, length**2, int(in_chunks) * QUERY_CHUNK**2]
     ways = list(calls[lengths[0]])
     everything = {(length, way): calls[length][way] for length in lengths for way in ways}
     everything["pair", lengths[-1]] = kernel
@@ -135,9 +141,14 @@ class ReservedCache:
 def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int, rounds: int = 5) -> Costs:
     """Time the attention of one layer for one more token: over a ring of W, and over caches that keep everything.
 
-    All store the token in their cache and then attend to what it hands out. "growing" is transformers' `DynamicCache`,
-    which joins old and new at every token; "room reserved" writes in place. One thread of the CPU, float32. The
-    prediction is the time to read the keys and values once, which none can beat where they come from memory.
+    All store the token in their cache and then attend to what it hands out. "no window, joined" is transformers'
+    `DynamicCache`, which joins old and new at every token; "no window, reserved" writes in place. One thread of the
+    CPU, float32. The prediction is the time to read the keys and values once, which none can beat where they come from
+    memory.
+
+    What is joined lies in new memory. Up to 32 MiB in one piece glibc finds it among what was freed before; more than
+    that, such as the keys of 8,192 tokens of Mistral 7B's shape, comes fresh from the system at every token, and each
+    of its pages is cleared first.
 
     Args:
         contexts: tokens before, ascending.
@@ -163,8 +174,8 @@ def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int
         prompt = torch.randn(*heads, context - rounds - 1, config.head_dim, generator=generator)
         caches = {
             "ring": RollingCache(replace(config, n_layers=1, sliding_window=window)),
-            "growing": DynamicCache(),
-            "room reserved": ReservedCache(context, config),
+            JOINED: DynamicCache(),
+            RESERVED: ReservedCache(context, config),
         }
         for label, cache in caches.items():
             cache.update(prompt, prompt, 0)
@@ -174,13 +185,18 @@ def time_next_token(contexts: Sequence[int], *, config: ModelConfig, window: int
         found = time_in_turns(steps, repeats=rounds)
     token_s = 2 * config.n_kv_heads * config.head_dim * 4 / read_rate
     everything = np.array(contexts)
-    read = {"ring": np.minimum(everything, window), "growing": everything, "room reserved": everything}
+    read = {"ring": np.minimum(everything, window), JOINED: everything, RESERVED: everything}
     timings = {label: [found[context, label] for context in contexts] for label in read}
     return Costs(list(contexts), timings, {label: token_s * tokens for label, tokens in read.items()})
 
 
-def times_as_long(costs: Costs, way: str, other: str) -> tuple[float, float, float]:
-    """How many times as long one way takes as another at the largest size: median, least and most of the rounds.
+def times_as_long(costs: Costs, way: str, other: str, *, at: int = -1) -> tuple[float, float, float]:
+    """How many times as long one way takes as another: median, least and most of the rounds.
+
+    Args:
+        costs: what was timed.
+        way, other: two of its ways.
+        at: which of its sizes, by place; the largest unless told otherwise.
 
     Raises:
         ValueError: a way that was not timed.
@@ -189,7 +205,7 @@ def times_as_long(costs: Costs, way: str, other: str) -> tuple[float, float, flo
     for name in (way, other):
         if name not in timings:
             raise ValueError(f"way is {name!r}: expected one of {', '.join(timings)}")
-    ratios = sorted(a / b for a, b in zip(timings[way][-1].runs_s, timings[other][-1].runs_s, strict=True))
+    ratios = sorted(a / b for a, b in zip(timings[way][at].runs_s, timings[other][at].runs_s, strict=True))
     return float(np.median(ratios)), ratios[0], ratios[-1]
 
 

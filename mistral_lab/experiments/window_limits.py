@@ -1,20 +1,85 @@
-"""Lesson 3, where a window ends: names under narrower windows, losses past the trained length, attention sinks."""
+"""Lesson 3, where a window ends: one key more, names under narrower windows, lengths beyond training, sinks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading.compat import attention_of
 from ..masks import causal_mask, sliding_window_mask
+from ..measure.progress import with_progress
 from ..training import evaluation
 from ..training.evaluation import Encoded, Interval
 from .layers import only_layers
 from .windows import with_window
+
+TEXTS_AT_ONCE = 8  # that are compared, between two steps of a progress bar
+
+
+@dataclass(frozen=True)
+class WindowSlip:
+    """What another window changes, in all places of some texts.
+
+    Args:
+        places, moved: how many, and in how many of them a logit moves by more than 1.
+        most: the largest move.
+        choices: places in which the first choice changes.
+    """
+
+    places: int
+    moved: int
+    most: float
+    choices: int
+
+
+@torch.inference_mode()
+def compare_windows(
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], *, prefill: int, decode: int, prompt: int = 160
+) -> WindowSlip:
+    """Read texts with one window in the prompt and another after it, and compare with the model's own window.
+
+    Args:
+        model: with a window of its own.
+        texts: of equal length, longer than `prompt`.
+        prefill: the window while the first `prompt` tokens are read.
+        decode: the window for all tokens after them.
+        prompt: tokens that are read in one pass.
+    """
+    rows, own = torch.tensor(texts, device=model.device), model.config.sliding_window
+
+    def after_prompt(some: torch.Tensor, first: int, then: int) -> torch.Tensor:
+        kept = DynamicCache()  # without a config it keeps every key, so that the mask alone decides
+        with with_window(model, first):
+            model(some[:, :prompt], past_key_values=kept, logits_to_keep=1)
+        with with_window(model, then):
+            return model(some[:, prompt:], past_key_values=kept).logits
+
+    moves, changed = [], 0
+    some_rows = rows.split(TEXTS_AT_ONCE)
+    for number in with_progress(len(some_rows), "Comparing windows"):
+        expected = after_prompt(some_rows[number], own, own)
+        found = after_prompt(some_rows[number], prefill, decode)
+        moves.append((found - expected).abs().amax(-1))
+        changed += int((found.argmax(-1) != expected.argmax(-1)).sum())
+    largest = torch.cat(moves)
+    return WindowSlip(largest.numel(), int((largest > 1).sum()), float(largest.max()), changed)
+
+
+@dataclass(frozen=True)
+class CutRecall:
+    """Share of names recalled under each cut.
+
+    Args:
+        shares: for each cut and each distance of `evaluation.RANGES`, with its Wilson interval of 95 %.
+        asked: for each distance, how many names; the same under every cut.
+    """
+
+    shares: dict[str, dict[str, Interval]]
+    asked: dict[str, int]
 
 
 def recall_when_cut(
@@ -24,8 +89,8 @@ def recall_when_cut(
     *,
     windows: Sequence[int] = (),
     depths: Sequence[int] = (),
-) -> dict[str, dict[str, Interval]]:
-    """Share of names recalled, by distance, with all layers and narrower windows, and with fewer layers.
+) -> CutRecall:
+    """Ask for names, by distance, with all layers and narrower windows, and with fewer layers.
 
     Args:
         model: with a window of its own.
@@ -34,22 +99,24 @@ def recall_when_cut(
         windows: that all layers get.
         depths: how many of the layers stay, each with the model's own window.
 
-    Returns:
-        for each cut and each distance of `evaluation.RANGES` the share, with its Wilson interval of 95 %.
+    Raises:
+        ValueError: there is no cut.
     """
-
-    def measured() -> dict[str, Interval]:
-        found = evaluation.recall(model, tokenizer, list(texts))
-        return {distance: evaluation.wilson(row.hits, row.asked) for distance, row in found.items()}
-
+    cuts = {f"W = {window}": with_window(model, window) for window in windows}
+    cuts |= {f"{depth} layer{'s' * (depth > 1)}": only_layers(model, 0, depth) for depth in depths}
+    if not cuts:
+        raise ValueError("there is neither a window nor a depth: expected at least one of them")
     shares = {}
-    for window in windows:
-        with with_window(model, window):
-            shares[f"W = {window}"] = measured()
-    for depth in depths:
-        with only_layers(model, 0, depth):
-            shares[f"{depth} layer{'s' * (depth > 1)}"] = measured()
-    return shares
+    for _, (label, cut) in zip(with_progress(len(cuts), "Cutting the model"), cuts.items(), strict=True):
+        with cut:
+            found = evaluation.recall(model, tokenizer, list(texts))
+        shares[label] = {distance: evaluation.wilson(row.hits, row.asked) for distance, row in found.items()}
+    return CutRecall(shares, {distance: row.asked for distance, row in found.items()})
+
+
+def interval_bounds(lines: Iterable[Sequence[Interval]]) -> np.ndarray:
+    """Take intervals apart for a picture: (3, lines, places), the means, the lower and the upper ends."""
+    return np.array([[(x.mean, x.low, x.high) for x in line] for line in lines]).transpose(2, 0, 1)
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
-"""Lesson 3, what a sliding window does: a name that gets lost, what a layer and a stack see, one key more or less."""
+"""Lesson 3, what a sliding window does: a name that gets lost, what layers see, keys in the wrong order."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache import RollingCache
 from ..loading.loaded import Loaded
@@ -44,6 +44,17 @@ class Story:
         """How many tokens back from the last token the name begins."""
         return len(self.tokens) - 1 - self.source
 
+    def doubled(self) -> "Story":
+        """The same story with its middle, between the sentences of the two mentions, told twice."""
+        begin, end = self.ends[0] + 1, self.ends[-1] + 1
+        middle = end - begin
+        return replace(
+            self,
+            tokens=self.tokens[:end] + self.tokens[begin:],
+            words=self.words[:end] + self.words[begin:],
+            ends=self.ends + [at + middle for at in self.ends[1:]],
+        )
+
 
 def read_story(tokenizer: PreTrainedTokenizerBase, number: int = STORY) -> Story:
     """Read a held-out document as a story: up to the place where its name is due for the second time.
@@ -63,14 +74,12 @@ def read_story(tokenizer: PreTrainedTokenizerBase, number: int = STORY) -> Story
     return Story(tokens, words, text.name, source, size, ends)
 
 
-def answer_story(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, size: int
-) -> str:
-    """Let the model go on by `size` tokens, each time with the token that it finds most likely."""
+def answer_story(loaded: Loaded, tokens: Sequence[int], *, size: int) -> str:
+    """Let a model go on by `size` tokens, each time with the token that it finds most likely."""
     tokens = list(tokens)
     for _ in range(size):
-        tokens.append(int(evaluation.next_token_logits(model, tokens)[-1].argmax()))
-    return tokenizer.decode(tokens[-size:]).strip()
+        tokens.append(int(evaluation.next_token_logits(loaded.model, tokens)[-1].argmax()))
+    return loaded.tokenizer.decode(tokens[-size:]).strip()
 
 
 @dataclass(frozen=True)
@@ -203,50 +212,6 @@ def measure_influence(loaded: Loaded, text: str, *, window: int, beyond: int = 4
         reached.append(int(line.nonzero().max()) + 1)
         lines.append(line / line.max())
     return Influence(depths, [receptive_field(window, depth) for depth in depths], reached, torch.stack(lines))
-
-
-@dataclass(frozen=True)
-class WindowSlip:
-    """What another window changes, in all places of some texts.
-
-    Args:
-        places, moved: how many, and in how many of them a logit moves by more than 1.
-        most: the largest move.
-        choices: places in which the first choice changes.
-    """
-
-    places: int
-    moved: int
-    most: float
-    choices: int
-
-
-@torch.inference_mode()
-def compare_windows(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], *, prefill: int, decode: int, prompt: int = 160
-) -> WindowSlip:
-    """Read texts with one window in the prompt and another after it, and compare with the model's own window.
-
-    Args:
-        model: with a window of its own.
-        texts: of equal length, longer than `prompt`.
-        prefill: the window while the first `prompt` tokens are read.
-        decode: the window for all tokens after them.
-        prompt: tokens that are read in one pass.
-    """
-    rows, own = torch.tensor(texts, device=model.device), model.config.sliding_window
-
-    def after_prompt(first: int, then: int) -> torch.Tensor:
-        kept = DynamicCache()  # without a config it keeps every key, so that the mask alone decides
-        with with_window(model, first):
-            model(rows[:, :prompt], past_key_values=kept, logits_to_keep=1)
-        with with_window(model, then):
-            return model(rows[:, prompt:], past_key_values=kept).logits
-
-    expected, found = after_prompt(own, own), after_prompt(prefill, decode)
-    largest = (found - expected).abs().amax(-1)
-    changed = int((found.argmax(-1) != expected.argmax(-1)).sum())
-    return WindowSlip(largest.numel(), int((largest > 1).sum()), float(largest.max()), changed)
 
 
 class SlotOrderCache(RollingCache):

@@ -31,7 +31,7 @@ def relay() -> Explorer:
 
     def still():
         window, layers = 5, 3
-        figure, axes = bare_figure(2, 2, height_in=relay_height(layers) / 2)
+        figure, axes = bare_figure(2, 2, height_in=relay_height(layers, brief=True) / 2)
         figure.set_layout_engine("none")
         for number, (ax, token) in enumerate(zip(axes.flat, MOMENTS, strict=True)):
             ax.set_position((number % 2 / 2, 0.5 - number // 2 / 2, 0.5, 0.5))
@@ -88,9 +88,10 @@ def _sentence(token: int, window: int, layers: int) -> str:
     most = receptive_field(window, layers) - 1
     hop = f"With W = {window} a hop is at most {window - 1} token{'s' * (window != 2)}"
     reach = f"{layers} layer{'s' * (layers > 1)} carry a name at most {most} tokens"
-    kept = "is still in the rings" if back < window else "has been overwritten in the lowest ring"
+    kept = "still in the lowest ring" if back < window else "overwritten in the lowest ring"
+    name = f"{WORDS[SOURCE]} is {back} back and {kept}"
     if not len(floors):
-        return f"{hop}, so {reach}. {WORDS[SOURCE]} is {back} back: it {kept}, and is lost for this token."
+        return f"{hop}, so {reach}. {name}: it is lost for “{WORDS[token]}”."
     least = int(floors[0])
-    heard = "at once" if not least else f"after layer {least}"
-    return f"{hop}, so {reach}. {WORDS[SOURCE]} is {back} back: it {kept}, and this token hears of it {heard}."
+    heard = f"“{WORDS[token]}” hears of it after layer {least}" if least else "this token is the name itself"
+    return f"{hop}, so {reach}. {name}; {heard}."

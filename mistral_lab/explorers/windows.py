@@ -31,12 +31,14 @@ def ring_cache() -> Explorer:
 
     def still():
         window = 6
-        figure, axes = bare_figure(1, len(MOMENTS), height_in=2.3)
+        figure, axes = bare_figure(1, len(MOMENTS), height_in=2.45)
         figure.set_layout_engine("none")
         for number, (ax, token) in enumerate(zip(axes[0], MOMENTS, strict=True)):
-            ax.set_position((number / len(MOMENTS), 0, 1 / len(MOMENTS), 0.88))
+            ax.set_position((number / len(MOMENTS), 0, 1 / len(MOMENTS), 0.82))
             plot_ring(WORDS, _held(window)[token], now=token, brief=True, ax=ax)
-            ax.set_title(f"token {token}, “{WORDS[token]}”", loc="center")
+            lost = token - window
+            replaced = f"replaces {lost}, “{WORDS[lost]}”" if lost >= 0 else "fills an empty slot"
+            ax.set_title(f"{token}, “{WORDS[token]}”,\n{replaced}", loc="center")
         return figure, f"Four moments of a ring with {window} slots. {_sentence(MOMENTS[-1], window)}"
 
     controls = {"token": moving_slider("token", 13, 0, LAST), "window": count_slider("window W", 6, 1, MOST_SLOTS)}

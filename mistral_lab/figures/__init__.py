@@ -66,7 +66,7 @@ from .tuning import (
     plot_ranks,
     plot_training,
 )
-from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_mask, plot_recall
+from .windows import plot_by_range, plot_cache_bytes, plot_growth, plot_influence, plot_recall
 
 __all__ = [
     "EXPERTS",
@@ -135,7 +135,6 @@ __all__ = [
     "plot_loop",
     "plot_loss_changes",
     "plot_lost_name",
-    "plot_mask",
     "plot_next_tokens",
     "plot_padded_ring",
     "plot_parameters",

@@ -12,13 +12,14 @@ from .language import IDLE, IDLE_EDGE, KEY, QUERY, QUIET, as_stage, draw_token, 
 from .style import STYLE
 
 FLOOR_GAP, BOTTOM = 1.45, 1.55  # stage units between floors, and up to the lowest one
+ROW = 1.0  # between the two rows of tokens in a small picture
 LEFT, RIGHT, RING_X, WIDTH = 2.0, 13.1, 15.0, 16.0
 ABSENT = -1  # in a slot that holds nothing
 
 
-def relay_height(layers: int) -> float:
+def relay_height(layers: int, *, brief: bool = False) -> float:
     """Height of the stage that `plot_relay` needs, in its units; it is 16 of them wide."""
-    return BOTTOM + layers * FLOOR_GAP + 2.1
+    return BOTTOM + ROW * brief + layers * FLOOR_GAP + 2.1
 
 
 @mpl.rc_context(STYLE)
@@ -44,8 +45,8 @@ def plot_relay(
         now: the newest token; what comes after it has not arrived yet.
         source: the token that is the name.
         title: above the picture.
-        brief: write only the name and the newest token, for a small picture.
-        ax: a stage of 16 by `relay_height(L)` units.
+        brief: for a small picture: tokens in two rows, every second one lower, and short labels.
+        ax: a stage of 16 by `relay_height(L, brief=brief)` units.
     """
     knows, held = np.asarray(knows), np.asarray(held)
     if knows.ndim != 2 or knows.dtype != bool or knows.shape[1] != len(words) or not 0 <= now < len(words):
@@ -54,9 +55,10 @@ def plot_relay(
             "expected bool (L + 1, words), and one of them"
         )
     layers, tokens = knows.shape[0] - 1, len(words)
-    as_stage(ax, WIDTH, relay_height(layers))
-    x, y = np.linspace(LEFT, RIGHT, tokens), BOTTOM + FLOOR_GAP * np.arange(layers + 1)
-    write(ax, 0.1, relay_height(layers) - 0.45, title, fontsize=9 if brief else 11, ha="left")
+    height, bottom = relay_height(layers, brief=brief), BOTTOM + ROW * brief
+    as_stage(ax, WIDTH, height)
+    x, y = np.linspace(LEFT, RIGHT, tokens), bottom + FLOOR_GAP * np.arange(layers + 1)
+    write(ax, 0.1, height - 0.45, title, fontsize=9 if brief else 11, ha="left")
     for floor in range(1, layers + 1):
         write(ax, 0.1, y[floor], str(floor) if brief else f"after layer {floor}", colour=QUIET, ha="left")
     write(ax, 0.1, y[0], "words" if brief else "embedding", colour=QUIET, ha="left")
@@ -67,7 +69,7 @@ def plot_relay(
     _draw_words(ax, x, words, now=now, source=source, brief=brief)
     for layer in range(layers):
         _draw_ring(ax, (RING_X, (y[layer] + y[layer + 1]) / 2), held, knows[layer], now=now)
-    write(ax, RING_X, BOTTOM - 0.3, "keys" if brief else "keys kept", colour=QUIET)
+    write(ax, RING_X, bottom - 0.3, "keys" if brief else "keys kept", colour=QUIET)
     arrived = bool(knows[layers, now])
     if now == tokens - 1:
         text, colour = (words[source], KEY) if arrived else ("?", QUIET)
@@ -114,27 +116,26 @@ def _draw_states(ax: Axes, x, y, knows, path, now: int) -> None:
 
 def _draw_words(ax: Axes, x, words: Sequence[str], *, now: int, source: int, brief: bool) -> None:
     """The tokens: the name orange, the newest framed in the query's blue, what has not arrived as an empty box."""
-    width = 0.94 * (x[1] - x[0]) if len(x) > 1 else 1.0
-    marked = [place for place in sorted({source, now}) if place <= now]
-    for place in [*(place for place in range(len(words)) if place not in marked), *marked]:
-        text = words[place] if (place in marked or not brief) and place <= now else ""
-        state = "now" if place in marked else "past" if place <= now else "idle"
-        # In a small picture the marked ones are as wide as their text, over the empty boxes beside them.
-        own = 0.6 + 0.33 * len(text) if brief and text else width
+    rows = 2 if brief else 1
+    width = 0.94 * rows * (x[1] - x[0]) if len(x) > 1 else 1.0
+    for place, word in enumerate(words):
+        state = "now" if place in (source, now) and place <= now else "past" if place <= now else "idle"
+        y = 0.6 + ROW * (rows - 1 - place % rows)
         colour = KEY if place == source else QUERY
-        draw_token(ax, x[place], 0.6, text, width=own, height=0.62 if not brief else 0.8, state=state, colour=colour)
+        text = word if place <= now else ""
+        draw_token(ax, x[place], y, text, width=width, height=0.8 if brief else 0.62, state=state, colour=colour)
 
 
 def _draw_ring(ax: Axes, centre, held, knows, *, now: int) -> None:
-    """A ring of slots that turns: the slot just written is always at the top, under the mark."""
-    radius, turn = 0.56, 360 / len(held)
-    wedges, faces = [], []
+    """A ring of slots, slot 0 at the top and on clockwise, as `plot_ring` draws it; the newest is framed in blue."""
+    turn = 360 / len(held)
     for slot, position in enumerate(held):
-        start = 90 - turn / 2 - (slot - now % len(held)) * turn
-        wedges.append(Wedge(centre, radius, start, start + turn, width=0.3))
-        faces.append("white" if position < 0 else KEY if knows[position] else IDLE)
-    ax.add_collection(PatchCollection(wedges, facecolor=faces, edgecolor=IDLE_EDGE, linewidth=1, zorder=2))
-    ax.plot([centre[0]], [centre[1] + radius + 0.1], "v", color=QUERY, markersize=4, zorder=4)
+        start, newest = 90 - (slot + 1) * turn, position == now
+        face = "white" if position < 0 else KEY if knows[position] else IDLE
+        edge = {"edgecolor": QUERY, "linewidth": 1.8} if newest else {"edgecolor": IDLE_EDGE, "linewidth": 1}
+        ax.add_patch(
+            Wedge(centre, 0.56, start, start + turn, width=0.3, facecolor=face, zorder=2 + 0.5 * newest, **edge)
+        )
 
 
 @mpl.rc_context(STYLE)
