@@ -88,12 +88,15 @@ def test_ways_take_turns_and_say_what_they_read(dtype):
 def test_times_of_heads_and_rows_have_a_row_each():
     by_heads = experiments.time_heads(right, (8, 2), tokens=64, rounds=3)
     assert by_heads.runs_s.shape == (2, 3)
-    assert by_heads.near_s.shape == (3,)
+    assert by_heads.near_s == np.median(by_heads.near_runs_s) > 0
     assert by_heads.ratio(8, 2) == pytest.approx(np.median(by_heads.runs_s[0] / by_heads.runs_s[1]))
     by_rows = experiments.time_rows((1, 4), tokens=64, rounds=3)
     assert by_rows.runs_s.shape == (2, 3)
     assert by_rows.head_by_head_s.shape == by_rows.unshared_s.shape == (3,)
     assert by_rows.median_s(4) == np.median(by_rows.runs_s[1])
+    assert by_rows.share(4) == by_rows.median_s(4) / by_rows.median_s(1)
+    assert by_rows.apart_share == np.median(by_rows.head_by_head_s) / by_rows.median_s(1)
+    assert by_rows.shared_share == np.median(by_rows.head_by_head_s) / np.median(by_rows.unshared_s)
 
 
 def test_all_floors_are_computed_with_one_speed_of_memory(monkeypatch):

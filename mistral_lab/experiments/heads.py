@@ -153,6 +153,20 @@ class RowTimes:
         """The median over the rounds for one number of rows."""
         return float(np.median(self.runs_s[self.rows.index(rows)]))
 
+    def share(self, rows: int) -> float:
+        """The time of so many rows as a share of one row's, of their medians."""
+        return self.median_s(rows) / self.median_s(1)
+
+    @property
+    def apart_share(self) -> float:
+        """The time of a group's queries one by one as a share of one row's, of their medians."""
+        return float(np.median(self.head_by_head_s)) / self.median_s(1)
+
+    @property
+    def shared_share(self) -> float:
+        """The time one by one over eight KV heads as a share of that over 32, of their medians."""
+        return float(np.median(self.head_by_head_s) / np.median(self.unshared_s))
+
 
 def time_rows(
     rows: Sequence[int] = (1, 2, 4, 8), *, dtype: str = "bfloat16", tokens: int = 4096, rounds: int = 7
@@ -180,16 +194,21 @@ class HeadTimes:
         n_kv_heads: (n,).
         runs_s: (n, rounds), by the reader's way.
         floor_s: (n,) in which memory delivers the keys and values at the least, by `memory_speed`.
-        near_s: (rounds,), with the fewest heads, whose keys and values are in the processor's cache: what is left is
-            arithmetic.
+        near_runs_s: (rounds,), with the fewest heads, whose keys and values are in the processor's cache: what is left
+            is arithmetic.
         machine: on which it was measured.
     """
 
     n_kv_heads: tuple[int, ...]
     runs_s: np.ndarray
     floor_s: np.ndarray
-    near_s: np.ndarray
+    near_runs_s: np.ndarray
     machine: Machine
+
+    @property
+    def near_s(self) -> float:
+        """The median over the rounds with the fewest heads in the processor's cache."""
+        return float(np.median(self.near_runs_s))
 
     @property
     def median_s(self) -> np.ndarray:
@@ -225,9 +244,9 @@ def time_heads(
     calls = {count: partial(_step, way, q, ring, count) for count in n_kv_heads}
     calls["near"] = lambda: [way(q, k, v) for _ in range(NEAR_CALLS)]
     runs_s = _in_turns(calls, rounds)
-    near_s = runs_s.pop("near") * LAYERS / NEAR_CALLS
+    near_runs_s = runs_s.pop("near") * LAYERS / NEAR_CALLS
     floor_s = np.array(n_kv_heads) * (k.nbytes + v.nbytes) / min(n_kv_heads) / memory_speed(torch.get_num_threads())
-    return HeadTimes(tuple(n_kv_heads), np.array(list(runs_s.values())), floor_s, near_s, Machine.here())
+    return HeadTimes(tuple(n_kv_heads), np.array(list(runs_s.values())), floor_s, near_runs_s, Machine.here())
 
 
 def _queries(dtype: torch.dtype) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..loading import Loaded
+from ..measure.progress import with_progress
 from ..training import corpus, evaluation
 
 TEXTS_A_STEP = 2
@@ -91,15 +92,17 @@ def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHe
     built = f"as built, K = {heads}"
     models = {built: merged(lab.model, heads, "averaged")}  # groups of one: the same heads
     models |= {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
-    nats = {name: _losses(model, texts) for name, model in models.items()}
-    trained = []
-    for name in (built, "K = 1, averaged"):
-        train_on(models[name], lab.tokenizer, steps)
-        nats[f"{name}, {steps} steps more"] = _losses(models[name], texts)
-        trained.append(nats[f"{name}, {steps} steps more"])
+    later = {f"{name}, {steps} steps more": models[name] for name in (built, "K = 1, averaged")}
+    stages, nats = [*models.items(), *later.items()], {}
+    for number in with_progress(len(stages), "Merging heads and training on"):
+        name, model = stages[number]
+        if name in later:
+            train_on(model, lab.tokenizer, steps)
+        nats[name] = _losses(model, texts)
+    as_built, fewer = (nats[name] for name in later)
     lengths = np.array([len(text.tokens) - 1 for text in texts])
     losses = {name: evaluation.bootstrap(per_text, lengths) for name, per_text in nats.items()}
-    return FewerHeads(losses, evaluation.bootstrap(trained[1] - trained[0], lengths))
+    return FewerHeads(losses, evaluation.bootstrap(fewer - as_built, lengths))
 
 
 def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
