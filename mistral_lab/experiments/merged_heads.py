@@ -1,6 +1,7 @@
 """What lesson 2 measures about quality and arithmetic: a trained model whose KV heads are merged, and trained on."""
 
 import copy
+import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -9,14 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import Loaded
 from ..measure.progress import with_progress
@@ -107,6 +101,10 @@ def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHe
 
 def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
     """Train all weights of a model for a few steps on the training part of the corpus, in place."""
+    # The Trainer imports bitsandbytes, which at import reports an optional package as missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+
     texts = [corpus.document(number).text for number in range(steps * TEXTS_A_STEP)]
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(

@@ -87,11 +87,10 @@ class Layout(NamedTuple):
     pitch: float  # from one circle to the next
     bars: tuple[float, float]  # left end of the upper bar
     bar_width: float
-    fontsize: float  # of the row of tokens
 
 
-STRIP = Layout(4, 6.5, left=1.9, top=4.5, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4, fontsize=7.5)
-PAGE = Layout(16, 8, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2, fontsize=9)
+STRIP = Layout(4, 6.5, left=1.9, top=4.5, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
+PAGE = Layout(16, 8, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
 
 
 @mpl.rc_context(STYLE)
@@ -131,10 +130,10 @@ def draw_kept(
     write(ax, 0.25, layout.height - 0.35, title, ha="left", fontsize=10)
     place = 0.08
     for number, token in enumerate(tokens):
-        width = layout.fontsize * (0.024 + 0.015 * len(token))
+        width = 0.19 + 0.135 * len(token)
         state = "now" if number == len(tokens) - 1 else "past"
         middle = place + width / 2
-        draw_token(ax, middle, asking, token, width=width, height=0.45, state=state, fontsize=layout.fontsize)
+        draw_token(ax, middle, asking, token, width=width, height=0.45, state=state)
         place += width + 0.04
     for head, place in enumerate(places):
         at = x0 + pitch * head
