@@ -1,5 +1,7 @@
 """What lesson 2 measures: the right answer is told from a wrong one, copies are seen, and results have their shapes."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mistral_lab import experiments, load
 from mistral_lab.attention import grouped_query_attention
-from mistral_lab.experiments import heads, merged_heads
+from mistral_lab.experiments import from_memory, heads, merged_heads
 from mistral_lab.loading.compat import attention_of
 
 STORY = "Once there was a baker called Nora, and she lived near the river. " * 5  # longer than the window of 64
@@ -40,9 +42,7 @@ def test_the_right_attention_is_told_from_wrong_ones_in_a_whole_model(lab):
 
 
 def test_an_attention_that_computes_in_float64_can_be_plugged_in(lab):
-    precise = experiments.differences(
-        lab, STORY, lambda q, k, v, mask: right(q.double(), k.double(), v.double(), mask)
-    )
+    precise = experiments.differences(lab, STORY, lambda q, k, v, mask: right(q.double(), k.double(), v.double(), mask))
     assert precise.logits < 1e-3  # as above
 
 
@@ -55,7 +55,7 @@ def test_the_library_is_put_back_when_a_readers_function_fails(lab):
 
 
 def test_all_ways_that_are_timed_are_one_attention():
-    q, [(k, v)] = heads._cache(8, 50, torch.float64, layers=1)
+    q, (k, v) = heads._queries(torch.float64), from_memory.Ring(torch.float64, 8, 50).layer(8)
     expected = right(q, k, v, torch.ones(1, 50, dtype=torch.bool))
     for attend in (experiments.repeat_and_attend, experiments.in_rows):
         torch.testing.assert_close(attend(q, k, v), expected, rtol=0, atol=1e-12)  # float64 rounds at 1e-16
@@ -80,20 +80,41 @@ def test_ways_take_turns_and_say_what_they_read(dtype):
     assert set(asked) == {((1, 32, 1, 128), (1, 8, 64, 128), (1, 64), getattr(torch, dtype))}
     assert list(found.runs_s)[0] == "copies, fresh memory"
     assert list(found.runs_s)[-1] == "yours"
-    assert {runs.shape for runs in found.runs_s.values()} == {found.read_s.shape} == {(2,)}
+    assert {runs.shape for runs in found.runs_s.values()} == {(2,)}
     assert found.nbytes == 2 * 8 * 64 * 128 * getattr(torch, dtype).itemsize
-    assert found.bytes_per_s == found.nbytes / found.read_s.min()
     assert found.ratio("yours", "yours") == 1
 
 
 def test_times_of_heads_and_rows_have_a_row_each():
     by_heads = experiments.time_heads(right, (8, 2), tokens=64, rounds=3)
-    assert by_heads.runs_s.shape == by_heads.read_s.shape == (2, 3)
+    assert by_heads.runs_s.shape == (2, 3)
+    assert by_heads.near_s == np.median(by_heads.near_runs_s) > 0
     assert by_heads.ratio(8, 2) == pytest.approx(np.median(by_heads.runs_s[0] / by_heads.runs_s[1]))
     by_rows = experiments.time_rows((1, 4), tokens=64, rounds=3)
     assert by_rows.runs_s.shape == (2, 3)
     assert by_rows.head_by_head_s.shape == by_rows.unshared_s.shape == (3,)
     assert by_rows.median_s(4) == np.median(by_rows.runs_s[1])
+    assert by_rows.share(4) == by_rows.median_s(4) / by_rows.median_s(1)
+    assert by_rows.apart_share == np.median(by_rows.head_by_head_s) / by_rows.median_s(1)
+    assert by_rows.shared_share == np.median(by_rows.head_by_head_s) / np.median(by_rows.unshared_s)
+
+
+def test_all_floors_are_computed_with_one_speed_of_memory(monkeypatch):
+    monkeypatch.setattr(heads, "memory_speed", lambda threads: 1e9)
+    layer = 2 * 8 * 64 * 128 * 2  # keys and values, K, S, D, bytes
+    floors = [experiments.time_ways(right, dtype=d, tokens=64, rounds=1).floor_s for d in ("bfloat16", "float32")]
+    assert floors == [layer / 1e9, 2 * layer / 1e9]
+    np.testing.assert_allclose(
+        experiments.time_heads(right, (8, 2), tokens=64, rounds=1).floor_s, [floors[0], floors[0] / 4]
+    )
+
+
+def test_the_speed_of_memory_is_found_once_and_no_processor_keeps_what_is_read():
+    assert from_memory.memory_speed(2) == from_memory.memory_speed(2) > 0
+    ring = from_memory.Ring(torch.bfloat16, 32, 4096)
+    places = [ring.layer(8)[0].data_ptr() for _ in range(40)]
+    [distance] = {b - a for a, b in itertools.pairwise(i for i, place in enumerate(places) if place == places[0])}
+    assert distance * 2 * 8 * 4096 * 128 * 2 >= 2**28  # read in between, in bytes: 8 times a cache of 32 MiB
 
 
 def test_merged_heads_are_the_mean_or_the_first_of_their_group(lab):

@@ -42,7 +42,7 @@ def test_the_sentence_says_what_the_bundled_model_keeps():
 def test_the_still_has_four_moments_and_ends_with_one_column():
     data, _ = explorers.kept_squares()._repr_mimebundle_()
     assert data["text/plain"].startswith("Four moments: ")
-    assert "K = 1 KV head keep 2.5 KiB for 5 tokens" in data["text/plain"]
+    assert "K = 1 KV head keep 2 KiB for 4 tokens" in data["text/plain"]
     figure, stages = heads.new_stage(heads.STRIP.width, heads.STRIP.height, columns=4, kept=False)
     for ax, moment in zip(stages, heads.MOMENTS, strict=True):
         heads._draw(ax, *moment, heads.STRIP)

@@ -115,6 +115,17 @@ def test_a_column_has_a_key_and_a_value_for_each_token_and_the_newest_is_full():
     assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
 
 
+@pytest.mark.parametrize("layout", [heads.STRIP, heads.PAGE])
+def test_all_tokens_stand_in_a_row_and_the_floor_is_a_line_at_the_bytes(layout):
+    figure = kept(layout=layout)
+    boxed = [text for text in figure.axes[0].texts if text.get_ha() == "center"]
+    row = [text.get_text() for text in boxed if not text.get_text().startswith("q")]
+    assert row == ["My", "favourite", "condiment"]
+    floor = figure.axes[0].lines[-1].get_xdata()[0]
+    bar = next(patch for patch in squares(figure, KEY) if patch.get_height() == 0.25)  # the first of two tracks
+    assert floor == pytest.approx(bar.get_x() + bar.get_width())
+
+
 def test_bars_of_bytes_shrink_with_the_columns_and_the_mark_stays():
     widths, marks = [], []
     for columns, places in ((4.0, (0, 1, 2, 3)), (2.0, (0.5, 0.5, 2.5, 2.5))):
@@ -159,6 +170,15 @@ def test_kept_bytes_are_half_keys_and_half_values_in_the_outline_of_a_head_each(
     assert [text.get_text() for text in kept_bytes().texts][:2] == ["800 KiB", "320 KiB, unshared 2,560"]
 
 
+def test_a_guess_of_bytes_is_a_flag_above_the_first_row():
+    options = {"names": MODELS, "unit": "KiB", "unit_bytes": 2**10, "of": "per token"}
+    ax = figures.plot_kept_bytes(KEPT, MULTI_HEAD, **options, guess=100 * 2**10, guess_label="your guess: 4 heads")
+    [flag] = [text for text in ax.texts if text.get_text() == "your guess: 4 heads"]
+    assert flag.xy == (100, -0.28)
+    check_whole(ax.figure)
+    check_apart([text for text in ax.texts if text.get_text()])
+
+
 def test_the_longest_texts_stand_in_thousands_each_with_its_number():
     ax = longest()
     places = np.array([line.get_xdata() for line in ax.lines[1:]])
@@ -176,6 +196,8 @@ def test_times_of_heads_stand_in_milliseconds_above_their_floor():
     spans = np.array([segment[:, 1] for segment in bars.get_segments()])
     np.testing.assert_allclose(spans, 1e3 * np.column_stack([RUNS_S.min(axis=1), RUNS_S.max(axis=1)]))
     np.testing.assert_allclose(ax.lines[0].get_ydata(), 1e3 * FLOOR_S)
+    assert ax.lines[0].get_marker() == "None"  # a floor is a line, as everywhere
+    assert "at least,\nto read them" in {text.get_text() for text in ax.texts}
 
 
 def test_only_the_ways_that_are_shown_have_a_name_and_a_bar():

@@ -6,18 +6,21 @@ q (B, H, T, D), k and v (B, K, S, D), heads first as caches keep them, and a mas
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.mistral.modeling_mistral import repeat_kv
 
-from ..measure import peak_bytes, time_in_turns
+from ..measure import Machine, peak_bytes, time_in_turns
+from .from_memory import Ring, memory_speed
 from .plugged_in import Attend
 
 HEAD_DIM = 128  # of Mistral 7B
 QUERY_HEADS = 32
-LAYERS = 2  # caches that are read in turn, as the layers of a model are: together larger than a processor's own cache
+LAYERS = 2  # in one timed call, one after another, as a model's are
+NEAR_CALLS = 8  # in one timed call, of which only the first fetches keys and values from memory
 
 
 def repeat_and_attend(
@@ -37,15 +40,16 @@ def in_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     return ((rows @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v).reshape(q.shape)
 
 
-def extra_memory(attend: Attend, *, n_kv_heads: int = 8, tokens: int = 8192) -> float:
+def extra_memory(attend: Attend, *, n_kv_heads: int = 8, tokens: int = 16_384) -> float:
     """Measure the memory that `attend` takes at its peak for one new token, as a multiple of the keys' and values'.
 
-    It is called once, on the CPU in float32. Copies of keys and values for groups of four take 4 times their memory.
+    It is called once, on the CPU in bfloat16. Copies of keys and values for groups of four take 4 times their memory,
+    and a change to float32 takes 2 times.
 
     Args:
         n_kv_heads, tokens: K and S.
     """
-    q, [(k, v)] = _cache(n_kv_heads, tokens, torch.float32, layers=1)
+    q, (k, v) = _queries(torch.bfloat16), Ring(torch.bfloat16, n_kv_heads, tokens).layer(n_kv_heads)
     mask = torch.ones(1, tokens, dtype=torch.bool)
     before = peak_bytes(lambda: None)
     return max(0, peak_bytes(lambda: attend(q, k, v, mask)) - before) / (k.nbytes + v.nbytes)
@@ -57,27 +61,17 @@ class WayTimes:
 
     Args:
         runs_s: way -> (rounds,).
-        read_s: (rounds,), for reading the same keys and values once and doing nothing else, in the same rounds.
         faults: way -> pages that the operating system had to hand out during one call; empty where it does not say.
         nbytes: of the keys and values of one layer.
+        floor_s: in which memory delivers them at the least, by `memory_speed`.
         dtype: of everything.
     """
 
     runs_s: dict[str, np.ndarray]
-    read_s: np.ndarray
     faults: dict[str, int]
     nbytes: int
+    floor_s: float
     dtype: str
-
-    @property
-    def floor_s(self) -> float:
-        """The fastest that the keys and values were read: no way that reads them all can take less."""
-        return float(self.read_s.min())
-
-    @property
-    def bytes_per_s(self) -> float:
-        """How fast memory was read when the floor was measured."""
-        return self.nbytes / self.floor_s
 
     def median_s(self, way: str) -> float:
         """The median of a way's rounds."""
@@ -95,12 +89,11 @@ def time_ways(
     n_kv_heads: int = 8,
     tokens: int = 4096,
     rounds: int = 7,
-    seed: int = 0,
 ) -> WayTimes:
-    """Time five ways of attention for one new token on the CPU, and the reading of its keys and values alone.
+    """Time five ways of attention for one new token on the CPU.
 
-    All take turns in every round, on the caches of several layers one after another, as a model's layers are read. Each
-    round starts with another way, and the first round only warms up.
+    All take turns in every round, each on the keys and values of layers that were not read for long, so that they come
+    from memory and not from the processor's cache. Each round starts with another way, and the first only warms up.
 
     The ways: "copies, fresh memory" (`repeat_and_attend`), "copies, kept memory" (the same into memory that is there
     already), "no copies: enable_gqa" (PyTorch's own), "group as rows" (PyTorch's kernel, given the queries of a group
@@ -111,9 +104,8 @@ def time_ways(
         dtype: "bfloat16", in which the large models compute, or "float32".
         n_kv_heads, tokens: K and S; H is 32 and D 128, as in Mistral 7B.
         rounds: that are kept.
-        seed: of the queries, keys and values.
     """
-    q, layers = _cache(n_kv_heads, tokens, getattr(torch, dtype), layers=LAYERS, seed=seed)
+    q, ring = _queries(getattr(torch, dtype)), Ring(getattr(torch, dtype), n_kv_heads, tokens)
     mask = torch.ones(1, tokens, dtype=torch.bool)
     kept = [torch.empty(1, n_kv_heads, QUERY_HEADS // n_kv_heads, tokens, HEAD_DIM, dtype=q.dtype) for _ in range(2)]
 
@@ -129,15 +121,14 @@ def time_ways(
         "group as rows": lambda q, k, v: scaled_dot_product_attention(_as_rows(q, k), k, v).reshape(q.shape),
         "yours": lambda q, k, v: attend(q, k, v, mask),
     }
-    calls = {name: _over(layers, way, q) for name, way in ways.items()}
-    calls["read"] = _over(layers, _read, q)
-    runs_s = {name: np.array(timing.runs_s) / LAYERS for name, timing in time_in_turns(calls, repeats=rounds).items()}
-    faults = {name: _page_faults(lambda way=way: way(q, *layers[0])) for name, way in ways.items()}
+    runs_s = _in_turns({name: partial(_step, way, q, ring, n_kv_heads) for name, way in ways.items()}, rounds)
+    k, v = ring.layer(n_kv_heads)
+    faults = {name: _page_faults(lambda way=way: way(q, k, v)) for name, way in ways.items()}
     return WayTimes(
-        read_s=runs_s.pop("read"),
         runs_s=runs_s,
         faults={name: count for name, count in faults.items() if count is not None},
-        nbytes=2 * layers[0][0].nbytes,
+        nbytes=k.nbytes + v.nbytes,
+        floor_s=(k.nbytes + v.nbytes) / memory_speed(torch.get_num_threads()),
         dtype=dtype,
     )
 
@@ -162,6 +153,20 @@ class RowTimes:
         """The median over the rounds for one number of rows."""
         return float(np.median(self.runs_s[self.rows.index(rows)]))
 
+    def share(self, rows: int) -> float:
+        """The time of so many rows as a share of one row's, of their medians."""
+        return self.median_s(rows) / self.median_s(1)
+
+    @property
+    def apart_share(self) -> float:
+        """The time of a group's queries one by one as a share of one row's, of their medians."""
+        return float(np.median(self.head_by_head_s)) / self.median_s(1)
+
+    @property
+    def shared_share(self) -> float:
+        """The time one by one over eight KV heads as a share of that over 32, of their medians."""
+        return float(np.median(self.head_by_head_s) / np.median(self.unshared_s))
+
 
 def time_rows(
     rows: Sequence[int] = (1, 2, 4, 8), *, dtype: str = "bfloat16", tokens: int = 4096, rounds: int = 7
@@ -171,13 +176,12 @@ def time_rows(
     All take turns in every round: the rows and the 32 query heads one by one over the same eight KV heads, and as a
     control 32 query heads with a KV head each.
     """
-    q, shared = _cache(8, tokens, getattr(torch, dtype), layers=LAYERS)
-    _, unshared = _cache(QUERY_HEADS, tokens, q.dtype, layers=LAYERS)
+    q, ring = _queries(getattr(torch, dtype)), Ring(getattr(torch, dtype), QUERY_HEADS, tokens)
     queries = {count: torch.randn(1, 8, count, HEAD_DIM).to(q.dtype) for count in rows}
-    calls = {count: _over(shared, scaled_dot_product_attention, some) for count, some in queries.items()}
-    calls["shared"] = _over(shared, lambda *qkv: scaled_dot_product_attention(*qkv, enable_gqa=True), q)
-    calls["unshared"] = _over(unshared, scaled_dot_product_attention, q)
-    runs_s = {name: np.array(timing.runs_s) / LAYERS for name, timing in time_in_turns(calls, repeats=rounds).items()}
+    calls = {count: partial(_step, scaled_dot_product_attention, some, ring, 8) for count, some in queries.items()}
+    calls["shared"] = partial(_step, partial(scaled_dot_product_attention, enable_gqa=True), q, ring, 8)
+    calls["unshared"] = partial(_step, scaled_dot_product_attention, q, ring, QUERY_HEADS)
+    runs_s = _in_turns(calls, rounds)
     head_by_head_s, unshared_s = runs_s.pop("shared"), runs_s.pop("unshared")
     return RowTimes(tuple(rows), np.array(list(runs_s.values())), head_by_head_s, unshared_s)
 
@@ -189,24 +193,27 @@ class HeadTimes:
     Args:
         n_kv_heads: (n,).
         runs_s: (n, rounds), by the reader's way.
-        read_s: (n, rounds), reading the same keys and values, in the same rounds.
-        dtype: of everything.
+        floor_s: (n,) in which memory delivers the keys and values at the least, by `memory_speed`.
+        near_runs_s: (rounds,), with the fewest heads, whose keys and values are in the processor's cache: what is left
+            is arithmetic.
+        machine: on which it was measured.
     """
 
     n_kv_heads: tuple[int, ...]
     runs_s: np.ndarray
-    read_s: np.ndarray
-    dtype: str
+    floor_s: np.ndarray
+    near_runs_s: np.ndarray
+    machine: Machine
+
+    @property
+    def near_s(self) -> float:
+        """The median over the rounds with the fewest heads in the processor's cache."""
+        return float(np.median(self.near_runs_s))
 
     @property
     def median_s(self) -> np.ndarray:
         """(n,) over the rounds."""
         return np.median(self.runs_s, axis=1)
-
-    @property
-    def floor_s(self) -> np.ndarray:
-        """(n,) the fastest that the keys and values were read."""
-        return self.read_s.min(axis=1)
 
     def ratio(self, one: int, other: int) -> float:
         """How many times as long one number of KV heads took as another, the median over rounds."""
@@ -224,46 +231,38 @@ def time_heads(
 ) -> HeadTimes:
     """Time one way of attention for one new token on the CPU, with fewer and fewer KV heads under 32 query heads.
 
-    All numbers of heads take turns in every round, each with keys and values of its own, so that they come from memory
-    and not from the processor's cache.
+    All numbers of heads take turns in every round, as in `time_ways`.
     """
+    q, ring = _queries(getattr(torch, dtype)), Ring(getattr(torch, dtype), max(n_kv_heads), tokens)
     mask = torch.ones(1, tokens, dtype=torch.bool)
-    caches = {count: _cache(count, tokens, getattr(torch, dtype), layers=LAYERS) for count in n_kv_heads}
-    # All are attended to before any is read: right after its attention a small cache would still be in the processor.
-    calls = {
-        ("attend", count): _over(layers, lambda q, k, v: attend(q, k, v, mask), q)
-        for count, (q, layers) in caches.items()
-    }
-    calls |= {("read", count): _over(layers, _read, q) for count, (q, layers) in caches.items()}
-    timings = time_in_turns(calls, repeats=rounds)
-    runs_s, read_s = (
-        np.array([timings[kind, count].runs_s for count in n_kv_heads]) / LAYERS for kind in ("attend", "read")
-    )
-    return HeadTimes(tuple(n_kv_heads), runs_s, read_s, dtype)
+
+    def way(q, k, v):
+        return attend(q, k, v, mask)
+
+    k, v = ring.layer(min(n_kv_heads))
+    k, v = k.clone(), v.clone()  # nothing else reads these
+    calls = {count: partial(_step, way, q, ring, count) for count in n_kv_heads}
+    calls["near"] = lambda: [way(q, k, v) for _ in range(NEAR_CALLS)]
+    runs_s = _in_turns(calls, rounds)
+    near_runs_s = runs_s.pop("near") * LAYERS / NEAR_CALLS
+    floor_s = np.array(n_kv_heads) * (k.nbytes + v.nbytes) / min(n_kv_heads) / memory_speed(torch.get_num_threads())
+    return HeadTimes(tuple(n_kv_heads), np.array(list(runs_s.values())), floor_s, near_runs_s, Machine.here())
 
 
-def _cache(n_kv_heads: int, tokens: int, dtype: torch.dtype, *, layers: int, seed: int = 0):
-    """One new token's queries (1, H, 1, D), and the keys and values (1, K, S, D) of each layer."""
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(1, QUERY_HEADS, 1, HEAD_DIM, generator=generator).to(dtype)
-    shape = (2, 1, n_kv_heads, tokens, HEAD_DIM)
-    return q, [torch.randn(shape, generator=generator).to(dtype).unbind() for _ in range(layers)]
+def _queries(dtype: torch.dtype) -> torch.Tensor:
+    """One new token's queries (1, H, 1, D)."""
+    return torch.randn(1, QUERY_HEADS, 1, HEAD_DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def _over(layers: list, way: Callable, q: torch.Tensor) -> Callable[[], None]:
-    """A call of one way for every layer, as one step of decoding makes it."""
-
-    def step() -> None:
-        for k, v in layers:
-            way(q, k, v)
-
-    return step
+def _step(way: Callable, q: torch.Tensor, ring: Ring, n_kv_heads: int) -> None:
+    """Call one way for a few layers, as one step of decoding does."""
+    for _ in range(LAYERS):
+        way(q, *ring.layer(n_kv_heads))
 
 
-def _read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Read keys and values once. Adding float32 up is the fastest reading that PyTorch has, whatever the bits mean."""
-    for part in (k, v):
-        part.view(torch.float32).sum()
+def _in_turns(calls: dict, rounds: int) -> dict:
+    """(rounds,) seconds per layer of each call."""
+    return {name: np.array(found.runs_s) / LAYERS for name, found in time_in_turns(calls, repeats=rounds).items()}
 
 
 def _as_rows(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What lesson 2 measures about quality and arithmetic: a trained model whose KV heads are merged, and trained on."""
 
 import copy
+import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -9,16 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import Loaded
+from ..measure.progress import with_progress
 from ..training import corpus, evaluation
 
 TEXTS_A_STEP = 2
@@ -91,19 +86,25 @@ def fewer_heads(lab: Loaded, *, documents: int = 12, steps: int = 10) -> FewerHe
     built = f"as built, K = {heads}"
     models = {built: merged(lab.model, heads, "averaged")}  # groups of one: the same heads
     models |= {f"K = 1, {merge}": merged(lab.model, 1, merge) for merge in MERGES}
-    nats = {name: _losses(model, texts) for name, model in models.items()}
-    trained = []
-    for name in (built, "K = 1, averaged"):
-        train_on(models[name], lab.tokenizer, steps)
-        nats[f"{name}, {steps} steps more"] = _losses(models[name], texts)
-        trained.append(nats[f"{name}, {steps} steps more"])
+    later = {f"{name}, {steps} steps more": models[name] for name in (built, "K = 1, averaged")}
+    stages, nats = [*models.items(), *later.items()], {}
+    for number in with_progress(len(stages), "Merging heads and training on"):
+        name, model = stages[number]
+        if name in later:
+            train_on(model, lab.tokenizer, steps)
+        nats[name] = _losses(model, texts)
+    as_built, fewer = (nats[name] for name in later)
     lengths = np.array([len(text.tokens) - 1 for text in texts])
     losses = {name: evaluation.bootstrap(per_text, lengths) for name, per_text in nats.items()}
-    return FewerHeads(losses, evaluation.bootstrap(trained[1] - trained[0], lengths))
+    return FewerHeads(losses, evaluation.bootstrap(fewer - as_built, lengths))
 
 
 def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: int) -> None:
     """Train all weights of a model for a few steps on the training part of the corpus, in place."""
+    # The Trainer imports bitsandbytes, which at import reports an optional package as missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+
     texts = [corpus.document(number).text for number in range(steps * TEXTS_A_STEP)]
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one; nothing is saved
         arguments = TrainingArguments(

@@ -13,7 +13,7 @@ HEADS = 4
 SQUARE_BYTES = 64 * 4  # a key or value of tiny-mistral, in float32
 BYTES_PER_S = 30e9  # a laptop's memory, roughly
 STEPS = 4  # from one number of columns to half of it
-MOMENTS = ((2, 0), (5, 0), (5, STEPS), (5, 2 * STEPS))  # of the still: tokens, and how far the columns have merged
+MOMENTS = ((2, 0), (4, 0), (4, STEPS), (4, 2 * STEPS))  # of the still: tokens, and how far the columns have merged
 
 
 def kept_squares() -> Explorer:
@@ -33,8 +33,8 @@ def kept_squares() -> Explorer:
         for ax, (tokens, merged) in zip(stages, MOMENTS, strict=True):
             _draw(ax, tokens, merged, STRIP)
         return figure, (
-            "Four moments: two tokens and five with a column of keys and values for each of four query heads, "
-            "then five tokens with two columns, and with one. " + _sentence(*MOMENTS[-1])
+            "Four moments: two tokens and four with a column of keys and values for each of four query heads, "
+            "then four tokens with two columns, and with one. " + _sentence(*MOMENTS[-1])
         )
 
     controls = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from .arrays import as_amount_intervals, as_amounts, as_positive
 from .canvas import axes_or_new, new_figure
-from .language import KEY, QUIET, VALUE, draw_floor, draw_guess, draw_predicted, pale
+from .language import FLOOR, KEY, QUIET, VALUE, draw_floor, draw_guess, draw_predicted, pale
 from .marks import draw_intervals, label_rows, write_beside
 from .style import FADED, INK, MEASURED, STYLE, decade_axis, doubling_axis
 
@@ -25,6 +25,8 @@ def plot_kept_bytes(
     unit: str,
     unit_bytes: int,
     of: str,
+    guess: float | None = None,
+    guess_label: str = "a guess",
     ax: Axes | None = None,
 ) -> Axes:
     """Draw bytes of keys and values, half orange and half green, inside the outline of what a head each would take.
@@ -35,9 +37,10 @@ def plot_kept_bytes(
         names: of the rows, the first on top.
         unit, unit_bytes: of the axis, such as "KiB" and 1,024.
         of: what the bytes are for, as in "per token".
+        guess, guess_label: bytes that were guessed for the first row, a flag above it; None draws none.
     """
     kept, multi_head = (as_amounts(amounts, (len(names),)) / unit_bytes for amounts in (kept, multi_head))
-    ax = axes_or_new(ax, height_in=0.9 + 0.45 * len(names))
+    ax = axes_or_new(ax, height_in=0.9 + 0.45 * len(names) + 0.3 * (guess is not None))
     rows = np.arange(len(names))
     ax.barh(rows, multi_head, height=0.56, facecolor="white", edgecolor=QUIET, linestyle=":", zorder=1)
     for left, colour in ((0 * kept, KEY), (kept / 2, VALUE)):
@@ -46,6 +49,9 @@ def plot_kept_bytes(
         text = f"{mine:,.4g} {unit}" if mine == alone else f"{mine:,.4g} {unit}, unshared {alone:,.4g}"
         write_beside(ax, text, (alone, row), shift=(6, 0), ha="left")
     label_rows(ax, names)
+    if guess is not None:
+        draw_guess(ax, guess / unit_bytes, -0.28, label=guess_label)
+        ax.set_ylim(len(names) - 0.5, -1.1)
     ticks = mpl.ticker.MaxNLocator(6).tick_values(0, multi_head.max())
     ax.set_xticks([tick for tick in ticks if tick <= multi_head.max()])  # what lies beyond is room for the labels
     ax.set_xlim(0, 1.42 * multi_head.max())
@@ -100,15 +106,14 @@ def plot_head_times(
     floor_s = as_positive("floor_s", floor_s, (len(n_kv_heads),))
     ax = axes_or_new(ax, height_in=3.2)
     bounds = 1e3 * np.array([runs_s.min(axis=1), np.median(runs_s, axis=1), runs_s.max(axis=1)])
-    ax.plot(n_kv_heads, 1e3 * floor_s, color=INK, linewidth=1.5)
-    draw_predicted(ax, n_kv_heads, 1e3 * floor_s)
+    ax.plot(n_kv_heads, 1e3 * floor_s, color=FLOOR, linewidth=1.5)
     draw_intervals(ax, n_kv_heads, bounds, look="o-", colour=MEASURED)
     doubling_axis(ax, sorted(n_kv_heads))
     decade_axis(ax.yaxis)
     last = int(np.argmax(n_kv_heads))
     write_beside(ax, "measured", (n_kv_heads[last], bounds[1, last]), shift=(10, 0), ha="left")
-    write_beside(ax, "at least:\nreading them", (n_kv_heads[last], 1e3 * floor_s[last]), shift=(10, 0), ha="left")
-    ax.set_xlim(0.85 * min(n_kv_heads), 1.75 * max(n_kv_heads))
+    write_beside(ax, "at least,\nto read them", (n_kv_heads[last], 1e3 * floor_s[last]), shift=(10, 0), ha="left")
+    ax.set_xlim(0.85 * min(n_kv_heads), 1.9 * max(n_kv_heads))
     ax.set_xlabel("KV heads under 32 query heads (logarithmic axis)")
     ax.set_ylabel("ms per layer (logarithmic axis)")
     ax.grid()

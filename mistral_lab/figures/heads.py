@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from .canvas import axes_or_new
 from .language import (
+    FLOOR,
     IDLE_EDGE,
     KEY,
     QUERY,
@@ -27,7 +28,7 @@ from .language import (
     pale,
     write,
 )
-from .style import INK, PREDICTED, STYLE, hide_frame
+from .style import INK, STYLE, hide_frame
 
 MOST_NAMED = 16  # heads of which each has room for its number
 
@@ -89,7 +90,7 @@ class Layout(NamedTuple):
 
 
 STRIP = Layout(4, 6.5, left=1.9, top=4.5, pitch=0.58, bars=(0.25, 1.75), bar_width=3.4)
-PAGE = Layout(16, 7.5, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
+PAGE = Layout(16, 8, left=2.6, top=5.5, pitch=1.35, bars=(9.2, 4.4), bar_width=6.2)
 
 
 @mpl.rc_context(STYLE)
@@ -107,8 +108,8 @@ def draw_kept(
 ) -> None:
     """Draw query circles over the columns of squares that they read, and what these squares cost in bytes and time.
 
-    Each token adds a row of squares. The bars are the bytes of all squares drawn, and hollow, because it is predicted,
-    the least time in which the next token can read them. A mark shows both with a column for every head.
+    Each token adds a row of squares. The bar is the bytes of all squares drawn; a mark shows them with a column for
+    every head. Below it, the floor is the least time in which the next token can read them.
 
     Args:
         ax: a stage of the layout's size.
@@ -127,8 +128,13 @@ def draw_kept(
     circle, square = 0.7 * pitch, 0.36 * pitch
     first, asking = top - 1.25 * pitch, top + 0.35 * pitch + 0.95
     write(ax, 0.25, layout.height - 0.35, title, ha="left", fontsize=10)
-    middle = x0 + pitch * (len(places) - 1) / 2
-    draw_token(ax, middle, asking, tokens[-1], width=0.6 + 0.15 * len(tokens[-1]), state="now")
+    place = 0.08
+    for number, token in enumerate(tokens):
+        width = 0.19 + 0.135 * len(token)
+        state = "now" if number == len(tokens) - 1 else "past"
+        middle = place + width / 2
+        draw_token(ax, middle, asking, token, width=width, height=0.45, state=state)
+        place += width + 0.04
     for head, place in enumerate(places):
         at = x0 + pitch * head
         draw_link(ax, (middle, asking - 0.25), (at, top + circle / 2), state="past")
@@ -147,9 +153,8 @@ def draw_kept(
     track = layout.bar_width / scale
     draw_bytes(ax, x, y, kept, scale=scale, most=track, mark=alone, text=f"{kept / 2**10:,.3g} KiB kept")
     least = f"at least {1e6 * kept / bytes_per_s:,.2f} µs at {bytes_per_s / 1e9:g} GB/s"
-    draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=track, mark=alone, text=least)
-    hollow = {"facecolor": "white", "edgecolor": PREDICTED, "linewidth": 1.5}
-    ax.add_patch(Rectangle((x, y - 1.175), kept * scale, 0.25, **hollow))
+    draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=track, text=least)
+    ax.plot([x + kept * scale] * 2, [y - 1.25, y - 0.85], color=FLOOR, linewidth=1.5)
     write(ax, x + layout.bar_width, y + 0.38, "mark: unshared", ha="right", colour=QUIET)
 
 
