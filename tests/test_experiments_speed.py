@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from mistral_lab import PRESETS, experiments, figures, load, measure, memory
 from mistral_lab.config import ModelConfig
 from mistral_lab.experiments import speed
-from mistral_lab.experiments.layers import only_layers
+from mistral_lab.experiments.cutting import only_layers
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
 

@@ -7,10 +7,10 @@ frozen dataclass or an array, which a picture of `figures` takes as it is. Besid
 from ..lazy import lazy_names
 
 NAMES = {  # of each module of this folder
-    "layers": ("only_layers",),
+    "cutting": ("only_layers",),
     "loop": ("follow_tokens", "next_logits"),
     "pieces": ("bytes_of_tokens",),
-    "recorded": ("recorded_times",),
+    "full_size_record": ("recorded_times",),
     "speed": (
         "held_precision",
         "pass_bytes",
@@ -59,7 +59,7 @@ NAMES = {  # of each module of this folder
         "recall_when_cut",
         "token_losses",
     ),
-    "records": (
+    "windows_record": (
         "WindowsRecord",
         "read_windows_record",
     ),

@@ -23,7 +23,7 @@ from ..measure import (
 from ..measure.progress import with_progress
 from ..measure.timing import waiter
 from ..memory import parameter_counts, weight_parts
-from .layers import only_layers
+from .cutting import only_layers
 
 PROMPT_TOKENS = 128
 SIDE = 1024  # of the square matrices whose product measures arithmetic

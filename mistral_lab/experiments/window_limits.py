@@ -14,7 +14,7 @@ from ..masks import causal_mask, sliding_window_mask
 from ..measure.progress import with_progress
 from ..training import evaluation
 from ..training.evaluation import Encoded, Interval
-from .layers import only_layers
+from .cutting import only_layers
 from .windows import with_window
 
 TEXTS_AT_ONCE = 8  # that are compared, between two steps of a progress bar

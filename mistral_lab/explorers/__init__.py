@@ -9,9 +9,9 @@ from .machines import split_model
 from .nf4 import four_bits
 from .prediction import guesses_by_layer, next_token
 from .relay import relay
+from .rings import ring_cache
 from .sizes import head_groups, memory_plan
 from .tuning import adapter_rank
-from .windows import ring_cache
 
 __all__ = [
     "Explorer",

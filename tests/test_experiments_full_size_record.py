@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mistral_lab import experiments
-from mistral_lab.experiments import recorded
+from mistral_lab.experiments import full_size_record
 
 
 def entry(what: str, setting: int, *, model: str = "mistral-7b-v0.1", device: str = "cpu", **found) -> dict:
@@ -34,7 +34,7 @@ def records(monkeypatch, tmp_path):
         entry("context", 128, **slow) | {"layers": 2},
     ]
     write(tmp_path, "b-processor", others)
-    monkeypatch.setattr(recorded, "RECORDS", tmp_path)
+    monkeypatch.setattr(full_size_record, "RECORDS", tmp_path)
 
 
 def test_a_record_is_that_of_the_whole_model_on_a_processor(records):
@@ -56,7 +56,7 @@ def test_the_sentence_is_made_of_the_record(records):
 
 def test_what_was_not_recorded_is_none(records, monkeypatch, tmp_path):
     assert experiments.recorded_times("mixtral-8x7b-v0.1") is None
-    monkeypatch.setattr(recorded, "RECORDS", tmp_path / "missing")
+    monkeypatch.setattr(full_size_record, "RECORDS", tmp_path / "missing")
     assert experiments.recorded_times("mistral-7b-v0.1") is None
 
 
