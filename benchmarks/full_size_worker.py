@@ -198,7 +198,13 @@ def measure_decode(job: Job, send: Send) -> None:
     loaded, _ = load_here(job)
     model, device = loaded.model, loaded.model.device
     wait = waiter(device)
-    common = {"read_bytes_per_s": measure_bandwidth(device), "machine": machine(device)}
+    common = {"machine": machine(device)}
+
+    def beside(measurement: Callable):
+        """Measure the speed of memory before and after: it changes from minute to minute where others share it."""
+        before = measure_bandwidth(device)
+        found = measurement()
+        return found, common | {"read_bytes_per_s": max(before, measure_bandwidth(device))}
 
     def steps_at(context: int, count: int, *, timed: bool = True) -> tuple[list, dict[str, int]]:
         """Steps of one token each, after one that is left out: `generate` begins with it; and what is held by then."""
@@ -211,8 +217,8 @@ def measure_decode(job: Job, send: Send) -> None:
 
     steps_at(LAYERS_AT, job.warm_up)
     for context in job.contexts:
-        steps, holds = steps_at(context, job.tokens)
-        send({"kept": {"what": "context", "setting": context, **as_lists(steps), **holds, **common}})
+        (steps, holds), speed = beside(lambda context=context: steps_at(context, job.tokens))
+        send({"kept": {"what": "context", "setting": context, **as_lists(steps), **holds, **speed}})
 
     def moment() -> float:
         wait()
@@ -220,16 +226,16 @@ def measure_decode(job: Job, send: Send) -> None:
 
     if job.contexts:
         with AlongTheLayers(model, moment) as times:
-            steps_at(LAYERS_AT, job.tokens, timed=False)
+            _, speed = beside(lambda: steps_at(LAYERS_AT, job.tokens, timed=False))
         since = [[after - passed[0] for after in passed] for passed in times.passes[1:]]
         by_layer = [statistics.median(column) for column in zip(*since, strict=True)]
-        send({"kept": {"what": "layers", "setting": LAYERS_AT, "seconds_by_layer": by_layer, **common}})
+        send({"kept": {"what": "layers", "setting": LAYERS_AT, "seconds_by_layer": by_layer, **speed}})
     for prompt in job.prompts:
-        runs = []
+        speed, runs = common | {"read_bytes_per_s": measure_bandwidth(device)}, []
         for number in range(3 if prompt <= LAYERS_AT else 2 if prompt <= LONG_PROMPT else 1):
             runs += timed_steps(model, random_tokens(model, prompt, seed=number), [0], cache=new_cache(model))
             send({"token": number})
-        send({"kept": {"what": "prefill", "setting": prompt, **as_lists(runs), **held(device), **common}})
+        send({"kept": {"what": "prefill", "setting": prompt, **as_lists(runs), **held(device), **speed}})
 
 
 def measure_budget(job: Job, send: Send) -> None:

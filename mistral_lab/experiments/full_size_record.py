@@ -19,7 +19,8 @@ class RecordedTimes:
         threads: that it computed with.
         contexts: tokens before the new one, one count per entry.
         runs_s: of each context the seconds of its runs.
-        least_s: of each context the seconds to read weights, keys and values once, at the fastest speed recorded.
+        least_s: of each context the seconds to read weights, keys and values once, at the fastest speed that this
+            processor has on record. Where others share its memory, the speed changes from minute to minute.
         prompts_s: median seconds of a whole prompt, by its tokens.
     """
 
@@ -64,26 +65,28 @@ def recorded_times(model: str) -> RecordedTimes | None:
     Returns:
         None where no processor has it, or where the records are missing: they are no part of the package.
     """
-    for record in read_full_size(RECORDS):
+    records = read_full_size(RECORDS)
+    for record in records:
         entries = record.of("context")
         if record.model != model or record.layers != record.of_layers or not entries:
             continue
         machine = next(iter(entries.values()))["machine"]
         if machine["device"] != "cpu":
             continue
-        speeds = [
-            entry["read_bytes_per_s"]
-            for measured in record.measurements.values()
+        fastest = max(
+            entry.get("read_bytes_per_s", 0)
+            for other in records
+            if other.device == record.device
+            for measured in other.measurements.values()
             for entry in measured.values()
-            if "read_bytes_per_s" in entry
-        ]
+        )
         return RecordedTimes(
             model=model,
             device=record.device,
             threads=machine["threads"],
             contexts=tuple(entries),
             runs_s=tuple(tuple(entry["seconds"]) for entry in entries.values()),
-            least_s=tuple(sum(entry["token_bytes"].values()) / max(speeds) for entry in entries.values()),
+            least_s=tuple(sum(entry["token_bytes"].values()) / fastest for entry in entries.values()),
             prompts_s=record.seconds("prefill")[0],
         )
     return None
