@@ -86,7 +86,7 @@ def plot_longest(
     label_rows(ax, cards)
     decade_axis(ax.xaxis)
     ax.set_xlim(thousands.min() / 15, 15 * thousands.max())
-    ax.set_xlabel("thousand tokens of text that fit beside the weights (logarithmic axis)")
+    ax.set_xlabel("thousand tokens of text that fit beside the weights in four bits (logarithmic axis)")
     return ax
 
 
