@@ -88,8 +88,8 @@ def _sentence(token: int, window: int, layers: int) -> str:
     most = receptive_field(window, layers) - 1
     hop = f"With W = {window} a hop is at most {window - 1} token{'s' * (window != 2)}"
     reach = f"{layers} layer{'s' * (layers > 1)} carry a name at most {most} tokens"
-    kept = "still in the lowest ring" if back < window else "overwritten in the lowest ring"
-    name = f"{WORDS[SOURCE]} is {back} back and {kept}"
+    kept = "still" if back < window else "no longer"
+    name = f"{WORDS[SOURCE]} is {back} back, {kept} among the keys that the lowest layer keeps (in a ring, see below)"
     if not len(floors):
         return f"{hop}, so {reach}. {name}: it is lost for “{WORDS[token]}”."
     least = int(floors[0])
