@@ -459,7 +459,7 @@ def test_the_relay_says_what_a_walk_from_key_to_key_finds(token, window, layers)
     if back < 0:
         assert "not been told yet" in explorer.sentence
     elif 1 in reached:
-        assert f"is {back} back and {'still' if back < window else 'overwritten'}" in explorer.sentence
+        assert f"is {back} back, {'still' if back < window else 'no longer'} among the keys" in explorer.sentence
         assert explorer.sentence.endswith(f"hears of it after layer {hops}." if hops else "is the name itself.")
     else:
         assert "it is lost for" in explorer.sentence
