@@ -71,7 +71,7 @@ outputs: $(INSTALLED) ## Run every lesson and keep its outputs, for committing
 train: $(INSTALLED) ## Train the bundled models again, and the others that lessons show as records
 	$(BIN)/python -m mistral_lab.training
 
-picture: $(INSTALLED) ## Draw the README's picture again
+picture: $(INSTALLED) ## Draw the pictures in docs again
 	@$(BIN)/python tools/picture.py
 
 lint: $(INSTALLED) ## Check the style of code and lessons

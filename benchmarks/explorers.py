@@ -16,62 +16,15 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterator
 
 import ipywidgets as widgets
-import torch
+from explorer_makers import MAKERS, STORY
 
-from mistral_lab import experiments, explorers, load
+from mistral_lab.explorers import Explorer
 
-STORY = "Once there was a baker called Nora, and she lived near the river."
 TEXTS = tuple(STORY[:end] for end in range(4, len(STORY), 3))
 WORST_MS = 300
-
-loaded = cache(load)
-
-
-def next_token() -> explorers.Explorer:
-    """The explorer of sampling, after a short text."""
-    return explorers.next_token(by_depth()[0][-1][-1], loaded("tiny-mistral").tokenizer)
-
-
-def guesses_by_layer() -> explorers.Explorer:
-    """The logit lens, on a short text."""
-    return explorers.guesses_by_layer(*by_depth(), loaded("tiny-mistral").tokenizer)
-
-
-def routed_text() -> explorers.Explorer:
-    """The explorer of routing."""
-    return explorers.routed_text(loaded("tiny-mixtral").model, loaded("tiny-mixtral").tokenizer)
-
-
-def adapter_rank() -> explorers.Explorer:
-    """The explorer of adapters, with the record that lesson 8 reads."""
-    record = files("mistral_lab") / "bundled" / "traces" / "ranks.json"
-    return explorers.adapter_rank(json.loads(record.read_text(encoding="utf-8")))
-
-
-def token_loop() -> explorers.Explorer:
-    """The loop of lesson 1, with the prompt that it has there."""
-    return explorers.token_loop(experiments.follow_tokens(loaded("tiny-mistral"), "My favourite condiment is"))
-
-
-MAKERS: dict[str, Callable[[], explorers.Explorer]] = {
-    "token_loop": token_loop,
-    "next_token": next_token,
-    "guesses_by_layer": guesses_by_layer,
-    "head_groups": explorers.head_groups,
-    "kept_squares": explorers.kept_squares,
-    "relay": explorers.relay,
-    "ring_cache": explorers.ring_cache,
-    "routed_text": routed_text,
-    "four_bits": explorers.four_bits,
-    "memory_plan": explorers.memory_plan,
-    "adapter_rank": adapter_rank,
-    "split_model": explorers.split_model,
-}
 
 
 def main() -> None:
@@ -92,7 +45,7 @@ def main() -> None:
     print(json.dumps(rows))
 
 
-def measured(explorer: explorers.Explorer, moves: int) -> dict:
+def measured(explorer: Explorer, moves: int) -> dict:
     """Move every control so often; median, 95th percentile and worst in milliseconds, of wall and of processor time."""
     wall, own = [], []
     for control in explorer.controls.values():
@@ -141,16 +94,6 @@ def spread(milliseconds: list[float]) -> list[float]:
 def summary(three: list[float]) -> str:
     """Median, 95th percentile and worst as they stand in the table."""
     return "  ".join(f"{number:5.0f}" for number in three)
-
-
-@cache
-def by_depth() -> tuple[list[torch.Tensor], list[int]]:
-    """The logits read after each depth of the dense model, and the tokens that they were read from."""
-    model, tokens = loaded("tiny-mistral").model, loaded("tiny-mistral").tokenizer(STORY)["input_ids"]
-    with torch.no_grad():
-        out = model(torch.tensor([tokens]), output_hidden_states=True)
-        early = [model.lm_head(model.model.norm(state))[0] for state in out.hidden_states[:-1]]
-    return [*early, out.logits[0]], tokens
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def route_top_k(logits, num_experts_per_tok):
 
 
 def experts(x, indices, weights, gates, ups, downs):
-    """Token by token and choice by choice; x (N, d), gates and ups (E, h, d), downs (E, d, h) -> (N, d)."""
+    """Token by token and choice by choice; x (N, d), gates and ups (E, f, d), downs (E, d, f) -> (N, d)."""
     x, weights, gates, ups, downs = (np.asarray(a, dtype=np.float64) for a in (x, weights, gates, ups, downs))
     out = np.zeros_like(x)
     for n, a in np.ndindex(*np.shape(indices)):

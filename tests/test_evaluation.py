@@ -20,7 +20,7 @@ class Fixed:
 
     device = torch.device("cpu")
 
-    def __call__(self, input_ids):
+    def __call__(self, input_ids, attention_mask=None):
         tokens = input_ids[0].tolist()
         chosen = torch.tensor([self.answer(tokens[: i + 1]) for i in range(len(tokens))])
         self.logits = torch.nn.functional.one_hot(chosen, self.vocab_size)[None] * 9.0

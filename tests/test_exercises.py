@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import NamedTuple
 
-import notebook_rules
+import notebook_cells
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -114,10 +114,10 @@ def problems_of(exercise: Exercise) -> list[str]:
 def at_hand(notebook: NotebookNode) -> dict:
     """What a solution may use: the lesson's imports and functions, and what its checks return; nothing computed."""
     names: dict = {}
-    for _, cell in notebook_rules.code_cells(notebook)[1:]:
+    for _, cell in notebook_cells.code_cells(notebook)[1:]:
         kept = [
             node
-            for node in notebook_rules.body(cell)
+            for node in notebook_cells.body(cell)
             if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef) or re.fullmatch(CALL, ast.unparse(node))
         ]
         exec(compile(ast.Module(kept, []), "<lesson>", "exec"), names)
@@ -142,7 +142,7 @@ def tried(notebook: NotebookNode, exercise: Exercise, capsys) -> tuple[str, str]
     return stub, found
 
 
-LESSONS = {path.stem: notebook_rules.read(path) for path in notebook_files.lessons()}
+LESSONS = {path.stem: notebook_cells.read(path) for path in notebook_files.lessons()}
 
 
 @pytest.fixture(params=LESSONS)

@@ -164,13 +164,14 @@ def test_reserved_room_hands_out_what_the_growing_cache_does():
 
 
 def test_losses_are_those_of_the_model(tiny):
-    short = torch.tensor([evaluation.held_out(tiny.tokenizer, 1)[0].tokens[:90]])
-    plain = experiments.token_losses(tiny.model, short)
-    assert plain.shape == (1, 89)
-    masked = experiments.token_losses(tiny.model, short, masks.sliding_window_mask(90, 64))
+    [text] = evaluation.held_out(tiny.tokenizer, 1)
+    short = [replace(text, tokens=text.tokens[:90])]
+    [plain] = evaluation.losses(tiny.model, short)
+    assert plain.shape == (89,)
+    [masked] = evaluation.losses(tiny.model, short, [masks.sliding_window_mask(90, 64)])
     np.testing.assert_allclose(masked, plain, rtol=0, atol=1e-4)  # another kernel, in float32
-    assert [interval.mean for interval in experiments.by_position(plain)] == pytest.approx(
-        [plain[:, :64].mean(), plain[:, 64:].mean()]
+    assert [interval.mean for interval in experiments.by_position([plain])] == pytest.approx(
+        [plain[:64].mean(), plain[64:].mean()]
     )
 
 

@@ -1,6 +1,5 @@
 """Every explorer: one bundle for all readers, a picture that follows the controls, a sentence that says their state."""
 
-import ast
 import base64
 import gc
 import io
@@ -10,6 +9,7 @@ import weakref
 from html import unescape
 from importlib.resources import files
 
+import explorer_makers
 import IPython.display
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -17,36 +17,29 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from explorer_makers import MAKERS, STORY, loaded
 from figure_checks import check_whole
 
-import notebook_files
-from mistral_lab import PRESETS, experiments, explorers, figures, load, memory, moe, nf4
+from mistral_lab import PRESETS, explorers, figures, memory, moe, nf4
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import VIEW, Explorer
 from mistral_lab.explorers.prediction import SHOWN
 from mistral_lab.figures.tokens import font_letters
 
-STORY = "Once there was a baker called Nora, and she lived near the river."
-
 
 @pytest.fixture(scope="module")
 def dense():
-    return load("tiny-mistral")
+    return loaded("tiny-mistral")
 
 
 @pytest.fixture(scope="module")
 def mixture():
-    return load("tiny-mixtral")
+    return loaded("tiny-mixtral")
 
 
 @pytest.fixture(scope="module")
-def by_depth(dense):
-    """The logits read after each depth, and the tokens they were read from."""
-    tokens = dense.tokenizer(STORY)["input_ids"]
-    with torch.no_grad():
-        out = dense.model(torch.tensor([tokens]), output_hidden_states=True)
-        early = [dense.model.lm_head(dense.model.model.norm(state))[0] for state in out.hidden_states[:-1]]
-    return [*early, out.logits[0]], tokens
+def by_depth():
+    return explorer_makers.by_depth()
 
 
 @pytest.fixture(scope="module")
@@ -54,36 +47,15 @@ def record():
     return json.loads((files("mistral_lab") / "bundled" / "traces" / "ranks.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def trip(dense):
-    return experiments.follow_tokens(dense, "Once there was", new_tokens=2)
-
-
-MAKERS = {
-    "token_loop": lambda get: explorers.token_loop(get("trip")),
-    "next_token": lambda get: explorers.next_token(get("by_depth")[0][-1][-1], get("dense").tokenizer),
-    "guesses_by_layer": lambda get: explorers.guesses_by_layer(*get("by_depth"), get("dense").tokenizer),
-    "head_groups": lambda get: explorers.head_groups(),
-    "kept_squares": lambda get: explorers.kept_squares(),
-    "relay": lambda get: explorers.relay(),
-    "ring_cache": lambda get: explorers.ring_cache(),
-    "routed_text": lambda get: explorers.routed_text(get("mixture").model, get("mixture").tokenizer),
-    "four_bits": lambda get: explorers.four_bits(),
-    "memory_plan": lambda get: explorers.memory_plan(),
-    "adapter_rank": lambda get: explorers.adapter_rank(get("record")),
-    "split_model": lambda get: explorers.split_model(),
-}
-
-
 @pytest.fixture(scope="module", params=MAKERS)
 def untouched(request) -> Explorer:
     """One that no test may move."""
-    return MAKERS[request.param](request.getfixturevalue)
+    return MAKERS[request.param]()
 
 
 @pytest.fixture(params=MAKERS)
 def explorer(request) -> Explorer:
-    return MAKERS[request.param](request.getfixturevalue)
+    return MAKERS[request.param]()
 
 
 def ends(control) -> list:
@@ -150,9 +122,6 @@ def test_the_picture_that_is_kept_is_the_one_on_the_screen_unless_it_is_a_strip_
 def test_every_explorer_is_tested_and_timed():
     makers = set(explorers.__all__) - {"Explorer", "Guess", "moving_slider", "loop_picture"}
     assert set(MAKERS) == makers
-    timed = ast.parse((notebook_files.ROOT / "benchmarks" / "explorers.py").read_text(encoding="utf-8"))
-    [table] = [node.value for node in timed.body if isinstance(node, ast.AnnAssign) and node.target.id == "MAKERS"]
-    assert {key.value for key in table.keys} == makers
 
 
 def test_every_control_is_labelled_and_worked_by_keyboard(untouched):

@@ -167,6 +167,8 @@ def test_ranges_hold_means_and_intervals_in_their_places():
     low, high = ax.get_ylim()
     assert low <= 0 < HIGHS.max() < high
     assert "trained length" in [text.get_text() for text in ax.texts]
+    assert {"● tiny-mistral", "■ tiny-mixtral"} <= {text.get_text() for text in ax.texts}
+    assert [drawn.lines[0].get_marker() for drawn in ax.containers] == ["o", "s"]
     assert 1.5 in [line.get_xdata()[0] for line in ax.lines]
 
 

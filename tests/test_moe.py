@@ -45,9 +45,9 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def fused(E=8, d=6, h=10, dtype=torch.float64):
+def fused(E=8, d=6, f=10, dtype=torch.float64):
     """The two tensors of a layer, as transformers keeps them, with weights that leave values of order 1."""
-    return (normal(E, 2 * h, d, seed=1) / d**0.5).to(dtype), (normal(E, d, h, seed=2) / h**0.5).to(dtype)
+    return (normal(E, 2 * f, d, seed=1) / d**0.5).to(dtype), (normal(E, d, f, seed=2) / f**0.5).to(dtype)
 
 
 def routed(N=11, E=8, A=2, dtype=torch.float64):
@@ -194,12 +194,12 @@ def test_experts_equal_the_reference(N, A):
     E=st.integers(1, 9),
     A=st.integers(1, 9),
     d=st.integers(1, 7),
-    h=st.integers(1, 7),
+    f=st.integers(1, 7),
     seed=st.integers(0, 9),
 )
-def test_any_shape_and_any_choice_equal_the_reference(N, E, A, d, h, seed):
+def test_any_shape_and_any_choice_equal_the_reference(N, E, A, d, f, seed):
     """Choices without any rule: an expert may be drawn twice for a token, and its answer then counts twice."""
-    x, experts = normal(N, d, seed=seed), split_experts(*fused(E=E, d=d, h=h))
+    x, experts = normal(N, d, seed=seed), split_experts(*fused(E=E, d=d, f=f))
     indices = torch.randint(E, (N, A), generator=torch.Generator().manual_seed(seed))
     routing = Routing(indices, normal(N, A, seed=seed + 1))
     np.testing.assert_allclose(sparse_experts(x, routing, experts), by_reference(x, routing, experts), **EXACT)
@@ -219,13 +219,13 @@ def test_any_shape_and_any_choice_equal_the_reference(N, E, A, d, h, seed):
     ("grouped_mm", torch.bfloat16, {"rtol": 0, "atol": 0.05}),
 ])  # fmt: skip
 def test_a_layer_is_the_block_of_transformers(implementation, dtype, tolerance):
-    d, h = 8, 16  # "grouped_mm" takes rows of whole 16 bytes only
+    d, f = 8, 16  # "grouped_mm" takes rows of whole 16 bytes only
     config = MixtralConfig(
-        hidden_size=d, intermediate_size=h, num_local_experts=8, num_experts_per_tok=2,
+        hidden_size=d, intermediate_size=f, num_local_experts=8, num_experts_per_tok=2,
         experts_implementation=implementation,
     )  # fmt: skip
     block = MixtralSparseMoeBlock(config).to(dtype).eval()
-    weights = normal(8, d, seed=5, dtype=dtype), *fused(d=d, h=h, dtype=dtype)
+    weights = normal(8, d, seed=5, dtype=dtype), *fused(d=d, f=f, dtype=dtype)
     for parameter, values in zip(block.parameters(), weights, strict=True):
         parameter.data = values
     x = normal(40, d, dtype=dtype)
@@ -359,7 +359,7 @@ def test_the_experts_of_fused_tensors_are_views():
 
 
 @pytest.mark.parametrize(("gate_up", "down"), [
-    ((8, 20, 6), (8, 10, 6)),  # down as (E, h, d)
+    ((8, 20, 6), (8, 10, 6)),  # down as (E, f, d)
     ((8, 20, 6), (7, 6, 10)),
     ((8, 19, 6), (8, 6, 10)),
     ((20, 6), (6, 10)),

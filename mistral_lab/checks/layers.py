@@ -51,7 +51,7 @@ def fused_feed_forward(function: Callable) -> Callable:
         mistakes=[
             Mistake(
                 with_switch(lambda gate, up: silu(up) * gate),
-                "are gate and up swapped? The first h rows are gate, and the switch goes on gate",
+                "are gate and up swapped? The first f rows are gate, and the switch goes on gate",
             ),
             Mistake(
                 with_switch(lambda gate, up: silu(gate) * up, rows=lambda gate_up: (gate_up[0::2], gate_up[1::2])),

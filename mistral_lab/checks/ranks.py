@@ -56,7 +56,7 @@ def partial_output(function: Callable) -> Callable:
     """
 
     def of(hidden, switch=None):
-        """The output from the hidden values that `hidden(h, rank, ranks)` gives as a slice."""
+        """The output from the hidden values that `hidden(f, rank, ranks)` gives as a slice."""
 
         def part(x, gate, up, down, rank, ranks):
             mine = hidden(len(gate), rank, ranks)
@@ -66,10 +66,10 @@ def partial_output(function: Callable) -> Callable:
 
         return part
 
-    def run(h, rank, ranks):
-        return slice(rank * h // ranks, (rank + 1) * h // ranks)
+    def run(f, rank, ranks):
+        return slice(rank * f // ranks, (rank + 1) * f // ranks)
 
-    def whole(h, rank, ranks):
+    def whole(f, rank, ranks):
         return slice(None)
 
     def inputs_cut(x, gate, up, down, rank, ranks):
@@ -122,7 +122,7 @@ def partial_output(function: Callable) -> Callable:
         ],
         mistakes=[
             Mistake(
-                of(lambda h, rank, ranks: run(h, ranks - 1 - rank, ranks)),
+                of(lambda f, rank, ranks: run(f, ranks - 1 - rank, ranks)),
                 "your ranks go from the last to the first: rank 0 holds the first rows of gate and up",
             ),
             Mistake(
@@ -152,31 +152,31 @@ def partial_output(function: Callable) -> Callable:
                 "you split the tokens, all weights on each rank: a rank takes all tokens and a part of the weights",
             ),
             Mistake(
-                of(lambda h, rank, ranks: slice(rank, None, ranks)),
+                of(lambda f, rank, ranks: slice(rank, None, ranks)),
                 "you assign hidden values in turn: the sum is right, but the part of a rank is a run of neighbours",
             ),
             Mistake(
-                of(lambda h, rank, ranks: run(h, rank - 1, ranks) if rank else slice(0)),
+                of(lambda f, rank, ranks: run(f, rank - 1, ranks) if rank else slice(0)),
                 "your slice is that of rank - 1: ranks are counted from 0",
             ),
             Mistake(
-                of(lambda h, rank, ranks: run(h, (rank - 1) % ranks, ranks)),
+                of(lambda f, rank, ranks: run(f, (rank - 1) % ranks, ranks)),
                 "your slice is that of rank - 1: ranks are counted from 0",
             ),
             Mistake(
-                of(lambda h, rank, ranks: run(h, rank + 1, ranks)),
+                of(lambda f, rank, ranks: run(f, rank + 1, ranks)),
                 "your slice is that of rank + 1: rank 0 takes the first",
             ),
             Mistake(
-                of(lambda h, rank, ranks: run(h, (rank + 1) % ranks, ranks)),
+                of(lambda f, rank, ranks: run(f, (rank + 1) % ranks, ranks)),
                 "your slice is that of rank + 1: rank 0 takes the first",
             ),
             Mistake(
-                of(lambda h, rank, ranks: slice(rank * h // ranks, None)),
+                of(lambda f, rank, ranks: slice(rank * f // ranks, None)),
                 "your slice has no end: rank {rank} takes a run of 1/{ranks} of the hidden values",
             ),
             Mistake(
-                of(lambda h, rank, ranks: slice((rank + 1) * h // ranks)),
+                of(lambda f, rank, ranks: slice((rank + 1) * f // ranks)),
                 "your slice starts at 0 whatever the rank: rank {rank} takes a run of 1/{ranks} of the hidden values",
             ),
             Mistake(of(run, lambda gate, up: silu(up) * gate), "are gate and up swapped? The switch goes on gate"),

@@ -57,7 +57,6 @@ NAMES = {  # of each module of this folder
         "first_token_share",
         "interval_bounds",
         "recall_when_cut",
-        "token_losses",
     ),
     "windows_record": (
         "WindowsRecord",

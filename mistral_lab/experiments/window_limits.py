@@ -1,12 +1,11 @@
 """Lesson 3, where a window ends: one key more, names under narrower windows, lengths beyond training, sinks."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading.compat import attention_of
@@ -119,26 +118,9 @@ def interval_bounds(lines: Iterable[Sequence[Interval]]) -> np.ndarray:
     return np.array([[(x.mean, x.low, x.high) for x in line] for line in lines]).transpose(2, 0, 1)
 
 
-@torch.inference_mode()
-def token_losses(model: PreTrainedModel, blocks: torch.Tensor, mask: torch.Tensor | None = None) -> np.ndarray:
-    """Compute the nats of every token that has one before it, (blocks, tokens - 1).
-
-    Args:
-        model: a transformers model.
-        blocks: (blocks, tokens) of token numbers.
-        mask: (tokens, tokens) bool, or one for each block, in place of the model's own; True means "may attend".
-    """
-    nats = []
-    for number, block in enumerate(blocks):
-        seen = None if mask is None else mask if mask.ndim == 2 else mask[number]
-        seen = None if seen is None else seen[None, None].to(model.device)
-        logits = model(block[None].to(model.device), attention_mask=seen, use_cache=False).logits
-        nats.append(cross_entropy(logits[0, :-1].float().cpu(), block[1:], reduction="none").numpy())
-    return np.stack(nats)
-
-
-def by_position(nats: np.ndarray, *, width: int = 64) -> list[Interval]:
-    """Average losses over stretches of positions, with intervals over blocks."""
+def by_position(nats: Sequence[np.ndarray], *, width: int = 64) -> list[Interval]:
+    """Average the losses of texts of one length over stretches of positions, with intervals over texts."""
+    nats = np.stack(nats)
     edges = [*range(0, nats.shape[1], width), nats.shape[1]]
     return [evaluation.bootstrap(nats[:, low:high].mean(1)) for low, high in pairwise(edges)]
 
@@ -188,7 +170,7 @@ def evict_first_tokens(
         window: W.
         tokens: read of each text; losses count from position W on.
     """
-    blocks = torch.tensor([text.tokens[:tokens] for text in texts])
+    read = [replace(text, tokens=text.tokens[:tokens]) for text in texts]
     position = torch.arange(tokens)
     names = torch.zeros(len(texts), 1, tokens, dtype=torch.bool)
     for row, text in enumerate(texts):
@@ -196,11 +178,13 @@ def evict_first_tokens(
         names[row, 0, start : start + count] = True
     narrow, causal = sliding_window_mask(tokens, window), causal_mask(tokens)
 
-    def nats(kept: torch.Tensor | None) -> np.ndarray:
-        mask = narrow if kept is None else narrow | (causal & kept)
-        return token_losses(model, blocks, mask)[:, window:].mean(1)
+    def mean_losses(masks: torch.Tensor | None) -> np.ndarray:
+        return np.stack(evaluation.losses(model, read, masks))[:, window:].mean(1)
 
-    alone, whole = nats(None), token_losses(model, blocks)[:, window:].mean(1)
+    def nats(kept: torch.Tensor) -> np.ndarray:
+        return mean_losses((narrow | (causal & kept)).expand(len(texts), -1, -1))
+
+    alone, whole = nats(position < 0), mean_losses(None)
     return Evicted(
         cost=evaluation.bootstrap(alone - whole),
         first_token=evaluation.bootstrap(alone - nats(position < 1)),

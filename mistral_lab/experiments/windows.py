@@ -14,9 +14,8 @@ from ..measure.progress import with_progress
 from ..training import evaluation
 from ..training.corpus import HELD_OUT, document
 from ..training.scribe import Scribe
+from ..training.windows import STORY
 from .cutting import only_layers
-
-STORY = 1032  # the held-out document with which the lesson opens
 
 
 @dataclass(frozen=True)

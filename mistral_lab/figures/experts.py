@@ -261,9 +261,11 @@ def plot_balance(
     """
     smallest, largest = (as_amounts(values, (len(names), len(steps))) for values in (smallest, largest))
     ax = axes_or_new(ax, height_in=3.2)
-    for low, high, name, colour in zip(smallest, largest, names, SERIES[: len(names)], strict=True):
-        ax.plot(steps, 100 * high, "-", color=colour, label=name)
-        ax.plot(steps, 100 * low, "-", color=colour)
+    looks = list(zip(SERIES, "os", strict=False))[: len(names)]
+    for low, high, name, (colour, marker) in zip(smallest, largest, names, looks, strict=True):
+        look = {"color": colour, "marker": marker, "markersize": 4}
+        ax.plot(steps, 100 * high, label=name, **look)
+        ax.plot(steps, 100 * low, **look)
     ax.axhline(100 * even, color=INK, linewidth=1, linestyle=":", label="even")
     ax.set_ylim(0, 106 * largest.max())
     ax.set_xlabel("training step")

@@ -13,7 +13,7 @@ from .canvas import axes_or_new
 from .language import FLOOR, GUESS, KEY, draw_guess
 from .style import FADED, INK, SERIES, STYLE, decade_axis, doubling_axis
 
-MARKERS = "osv^"
+MARKERS, SIGNS = "osv^", "●■▼▲"  # of lines, and how a name says which is its own
 
 
 @mpl.rc_context(STYLE)
@@ -161,7 +161,7 @@ def plot_by_range(
 
     Args:
         means, lows, highs: (series, places), in `unit`; the axis starts at 0.
-        names: of the series, at most four, each at the end of its line.
+        names: of the series, at most four, each at the end of its line with the marker of the line.
         ranges: names of the places, from the left.
         x_label, unit: the labels of the axes.
         divider: a place, such as 1.5 between the second and the third, and what changes there.
@@ -191,7 +191,8 @@ def plot_by_range(
             va="top",
             fontsize=9,
         )
-    _label_ends(ax, places[-1], list(zip(bounds[1, :, -1], names, strict=True)), indent=12)
+    signed = [f"{sign} {name}" for sign, name in zip(SIGNS, names, strict=False)]  # lines often end at one place
+    _label_ends(ax, places[-1], list(zip(bounds[1, :, -1], signed, strict=True)), indent=12)
     return ax
 
 

@@ -1,6 +1,6 @@
 """Experts, and a sparse layer that computes only those that its tokens are routed to.
 
-N tokens, E experts, A experts per token, d width of the residual stream, h width inside an expert.
+N tokens, E experts, A experts per token, d width of the residual stream, f width inside an expert.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def split_experts(gate_up_proj: torch.Tensor, down_proj: torch.Tensor) -> list[E
     >>> len(experts), experts[0].gate.shape, experts[0].down.shape
     (8, torch.Size([3, 2]), torch.Size([2, 3]))
     """
-    E, d, h = down_proj.shape if down_proj.ndim == 3 else (0, 0, 0)
-    if E == 0 or gate_up_proj.shape != (E, 2 * h, d):
+    E, d, f = down_proj.shape if down_proj.ndim == 3 else (0, 0, 0)
+    if E == 0 or gate_up_proj.shape != (E, 2 * f, d):
         raise ValueError(
             f"gate_up_proj has shape {tuple(gate_up_proj.shape)} and down_proj {tuple(down_proj.shape)}: "
             "expected (E, 2f, d) and (E, d, f)"

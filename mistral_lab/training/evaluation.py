@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -91,18 +91,31 @@ def held_out(tokenizer: PreTrainedTokenizerBase, documents: int) -> list[Encoded
 
 
 @torch.inference_mode()
-def next_token_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    """Compute the logits (T, V) of one document, in float32."""
-    return model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float().cpu()
+def next_token_logits(model: PreTrainedModel, tokens: list[int], mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute the logits (T, V) of one document, in float32; a mask (T, T) takes the place of the model's own."""
+    seen = None if mask is None else mask[None, None].to(model.device)
+    return model(input_ids=torch.tensor([tokens], device=model.device), attention_mask=seen).logits[0].float().cpu()
 
 
-def losses(model: PreTrainedModel, encoded: list[Encoded]) -> list[np.ndarray]:
-    """Compute the nats of every token of every document, each (T - 1,): <s> is given, all that follows is predicted."""
+def losses(
+    model: PreTrainedModel, encoded: list[Encoded], masks: Sequence[torch.Tensor] | None = None
+) -> list[np.ndarray]:
+    """Compute the nats of every token of every document: <s> is given, all that follows is predicted.
+
+    Args:
+        model: a transformers model.
+        encoded: documents of any lengths T.
+        masks: (T, T) bool for each document, in place of the model's own; True means "may attend". None keeps it.
+
+    Returns:
+        (T - 1,) for each document.
+    """
+    each = [None] * len(encoded) if masks is None else masks
     return [
         torch.nn.functional.cross_entropy(
-            next_token_logits(model, text.tokens)[:-1], torch.tensor(text.tokens[1:]), reduction="none"
+            next_token_logits(model, text.tokens, mask)[:-1], torch.tensor(text.tokens[1:]), reduction="none"
         ).numpy()
-        for text in encoded
+        for text, mask in zip(encoded, each, strict=True)
     ]
 
 
