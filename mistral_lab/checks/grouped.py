@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..attention import grouped_query_attention
 from ..masks import causal_mask
+from . import hints
 from .compat import LargestTensor
 from .judging import Mistake, judge
 
@@ -135,8 +136,6 @@ def grouped_attention(function: Callable) -> Callable:
     wrong_heads = "your heads read the wrong KV heads: a group is a run of neighbours; are K and G swapped?"
     mean_of_heads = "you average over the KV heads: each query head reads the one of its own group"
     over_length = "you divide by the square root of the number of {}: divide by that of D, the length of a head"
-    extreme = "your weights are too extreme: are the scores divided by the square root of D?"
-    constant = "you divide by the same number whatever D is: take D from q, here it is not always {:g}"
     own_mask = "you hide keys by a triangle of your own: the mask alone says who sees whom, also where T and S differ"
     triangles = [
         lambda mask: mask.tril(),
@@ -146,7 +145,6 @@ def grouped_attention(function: Callable) -> Callable:
     ]
     apart = torch.eye(5, dtype=torch.bool)  # each query sees one key, and scores it far below zero
     low = -1e6 * whole[0].abs(), whole[1].abs(), whole[2], apart
-    over_queries = "your softmax runs over the queries: the weights of one query over all keys must add to 1"
     return judge(
         "grouped_attention",
         function,
@@ -184,16 +182,16 @@ def grouped_attention(function: Callable) -> Callable:
                 lambda q, k, v, mask: answer(q, k, v, mask).transpose(1, 2).reshape(q.shape),
                 "your answer is right before its last step: `transpose` before `reshape` mixes heads and tokens",
             ),
-            Mistake(attend(scale=lambda q, k: 1), extreme),
+            Mistake(attend(scale=lambda q, k: 1), hints.TOO_EXTREME),
             Mistake(
                 attend(scale=lambda q, k: q.shape[-1]),
-                "your weights are too even: divide by the square root of D, not by D",
+                hints.TOO_EVEN,
             ),
             Mistake(attend(scale=lambda q, k: q.shape[-1] ** -0.5), "you multiply by the square root of D: divide"),
             Mistake(attend(scale=lambda q, k: q.shape[-2] ** 0.5), over_length.format("queries")),
             Mistake(attend(scale=lambda q, k: k.shape[-2] ** 0.5), over_length.format("keys")),
             Mistake(attend(scale=lambda q, k: q.shape[1] ** 0.5), over_length.format("heads")),
-            *(Mistake(attend(scale=lambda q, k, D=D: D**0.5), constant.format(D)) for D in (8, 64, 128)),
+            *(Mistake(attend(scale=lambda q, k, D=D: D**0.5), hints.CONSTANT.format(D)) for D in (8, 64, 128)),
             Mistake(attend(keys=in_turn, values=in_turn), wrong_heads),
             Mistake(attend(keys=in_turn), "your keys are those of the wrong KV heads: a group is a run of neighbours"),
             Mistake(
@@ -240,16 +238,16 @@ def grouped_attention(function: Callable) -> Callable:
             Mistake(attend(keys=averaged), mean_of_heads + "; the values are right"),
             Mistake(attend(values=averaged), mean_of_heads + "; the keys are right"),
             Mistake(attend(keys=first, values=first), "all your heads read KV head 0: each group has one of its own"),
-            Mistake(attend(axis=-2), over_queries),
-            Mistake(attend(axis=-2, nan=0.0), over_queries),
-            Mistake(in_rows(axis=-2), over_queries),
+            Mistake(attend(axis=-2), hints.OVER_QUERIES),
+            Mistake(attend(axis=-2, nan=0.0), hints.OVER_QUERIES),
+            Mistake(in_rows(axis=-2), hints.OVER_QUERIES),
             Mistake(
                 attend(axis=1),
                 "your softmax runs over the heads: the weights of one query over all keys must add to 1",
             ),
             Mistake(
                 attend(axis=None, hide=lambda scores, mask: scores * mask),
-                "the softmax is missing: scores are no weights",
+                hints.NO_SOFTMAX,
             ),
             Mistake(attend(hide=lambda scores, mask: scores), "you look at keys that are hidden: is the mask used?"),
             Mistake(
@@ -270,10 +268,10 @@ def grouped_attention(function: Callable) -> Callable:
             ),
             Mistake(
                 attend(hide=lambda scores, mask: scores * mask),
-                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
+                hints.HIDDEN_BY_ZERO,
             ),
             *(
-                Mistake(late(hide), "you hide keys after the softmax, so the weights do not add to 1: mask the scores")
+                Mistake(late(hide), hints.HIDDEN_LATE)
                 for hide in (
                     lambda weights, mask: weights * mask,
                     lambda weights, mask: weights.masked_fill(~mask, -math.inf),
