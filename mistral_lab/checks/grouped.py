@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -10,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from ..attention import grouped_query_attention
 from ..masks import causal_mask
 from . import hints
-from .compat import LargestTensor
+from .compat import LargestTensor, Reads
 from .judging import Mistake, judge
 
 
@@ -24,37 +25,59 @@ class CallsLibrary(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def uses_own_products(function: Callable) -> str | None:
-    """What is wrong with an attention whose answers are right: it is the library's, or it copies what is shared."""
+def shortcoming(function: Callable) -> str | None:
+    """What is wrong with an attention whose answers are right, as the hunt in the lesson would show it.
+
+    It is the library's, copies what is shared, reads a group's keys and values once for each of its heads, or cannot
+    take bfloat16. What NumPy reads and copies is not seen, but NumPy has no bfloat16 either. Nor is it seen
+    that one KV head at a time changes its number format.
+    """
     generator = torch.Generator().manual_seed(1)
-    group_size, k = 4, torch.randn(1, 2, 256, 16, generator=generator)
-    q, mask = torch.randn(1, 2 * group_size, 1, 16, generator=generator), torch.ones(1, 256, dtype=torch.bool)
-    with CallsLibrary() as calls:
-        function(q.clone(), k.clone(), k.clone(), mask.clone())
-    if calls.found:
+    k, mask = torch.randn(1, 2, 256, 16, generator=generator), torch.ones(1, 256, dtype=torch.bool)
+
+    def call(group_size: int, mode: AbstractContextManager, dtype: torch.dtype = torch.float32):
+        q = torch.ones(1, 2 * group_size, 1, 16, dtype=dtype)
+        given = q, k.to(dtype, copy=True), k.to(dtype, copy=True), mask.clone()
+        with mode:
+            function(*given)
+        return mode
+
+    if call(4, CallsLibrary()).found:
         return (
             "the answers are right, but PyTorch's own attention gives them: it is what the lesson puts on trial, so "
             "write the two products yourself"
         )
-    with LargestTensor() as largest:
-        function(q.clone(), k.clone(), k.clone(), mask.clone())
-    if largest.nbytes >= group_size * k.nbytes:
+    if call(4, LargestTensor()).numbers >= 4 * k.numel():
         return (
             "the answers are right, but keys or values are copied for every query head of a group: put the queries of "
             "a group below each other as rows, and leave k and v as they are"
         )
-    q, k = q.bfloat16(), k.bfloat16()
-    try:
-        with LargestTensor() as largest:
-            function(q.clone(), k.clone(), k.clone(), mask.clone())
-    except Exception:  # NumPy has no bfloat16, and its copies are not seen
-        return None
-    if largest.nbytes > k.nbytes:  # the scores of a single query are smaller
+    one_head = k[0, 0].numel()  # more than all queries, scores and weights together hold
+    alone, together = (call(group_size, Reads(one_head)).numbers for group_size in (1, 4))
+    if together > alone:  # one product for a group reads as much, however many heads it has
         return (
-            f"the answers are right, but with a cache in bfloat16 you make a tensor of {largest.nbytes / k.nbytes:.0f} "
-            "times the bytes of k: are keys or values copied into another number format? Leave them as they are"
+            "the answers are right, but head by head: with four heads in a group you read "
+            f"{together / alone:.2g} times as much of k and v as with one; the hunt needs the group as rows, so that "
+            "one product reads each key once for all of them"
         )
-    return None
+    try:
+        largest = call(4, LargestTensor(), torch.bfloat16)
+    except Exception as error:
+        said = " ".join(str(error).split()).rstrip(".")[:150]
+        from_numpy = isinstance(error, TypeError) and "BFloat16" in said
+        instead = ": NumPy has no bfloat16, so use PyTorch's own operations" if from_numpy else ""
+        return (
+            "the answers are right, but the lesson goes on in bfloat16, and there your function raises "
+            f"{type(error).__name__}: {said}{instead}"
+        )
+    times = largest.nbytes / (torch.bfloat16.itemsize * k.numel())
+    if times <= 1:  # the scores of a single query are smaller
+        return None
+    copied = "copied" if largest.numbers > k.numel() else "copied into another number format"
+    return (
+        f"the answers are right, but with a cache in bfloat16 you make a tensor of {times:.0f} times the bytes of k: "
+        f"are keys or values {copied}? Leave them as they are"
+    )
 
 
 def grouped_attention(function: Callable) -> Callable:
@@ -151,7 +174,7 @@ def grouped_attention(function: Callable) -> Callable:
         answer=answer,
         cases=[causal, whole, *swapped, example(1, 4, 2, 1, 9, 4), example(2, 4, 4, 3, 7, 16)]
         + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64), low],
-        also=uses_own_products,
+        also=shortcoming,
         unchanged={
             "k": ", which is the cache: leave it as it is; the scores can be scaled instead",
             "v": ", which is the cache: leave it as it is; the weights or the answer can be scaled instead",
