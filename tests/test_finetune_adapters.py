@@ -15,7 +15,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from students import MODELS, TWO, logits, same, student, weights_of
+from small_adapters import MODELS, TWO, logits, same, student, weights_of
 
 from mistral_lab import finetune, load
 from mistral_lab.checkpoints import BUNDLED

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from students import MODELS, TWO, student
+from small_adapters import MODELS, TWO, student
 
 from mistral_lab import finetune
 from mistral_lab.finetune.cost import LiveTensors

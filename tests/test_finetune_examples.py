@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from students import MODELS, TWO, student
+from small_adapters import MODELS, TWO, student
 
 from mistral_lab import finetune, load
 from mistral_lab.finetune import Example

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
-from students import MODELS, letters, logits, student
+from small_adapters import MODELS, letters, logits, student
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from mistral_lab import finetune, load

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from bitsandbytes.functional import dequantize_4bit
-from students import MODELS, TWO, letters, logits, quantised, same, student, weights_of
+from small_adapters import MODELS, TWO, letters, logits, quantised, same, student, weights_of
 
 from mistral_lab import finetune, load
 from mistral_lab.finetune import Example

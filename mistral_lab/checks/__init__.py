@@ -8,11 +8,11 @@ from .balance import balance_by_layer
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
 from .chunks import prefill_in_chunks
 from .counts import least_time, parameter_count
+from .device_bytes import all_reduce_bytes, fullest_device
 from .experts import chosen_experts, tokens_to_touch
 from .grouped import grouped_attention
 from .heads import longest_text, shared_heads, token_bytes
 from .layers import fused_feed_forward, layer_output
-from .machines import all_reduce_bytes, fullest_device
 from .nf4 import round_trip
 from .norms import rms_normed
 from .packing import bits_per_weight, unpacked_numbers

@@ -7,6 +7,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..masks import position_mask
+from . import hints
 from .compat import Products
 from .judging import Mistake, judge
 from .values import read_answer
@@ -135,9 +136,6 @@ def prefill_in_chunks(function: Callable) -> Callable:
         "the last chunk of your answer is missing: {chunk} does not divide the number of queries, and the rest of them "
         "are a shorter chunk"
     )
-    extreme = "your weights are too extreme: are the scores divided by the square root of D?"
-    constant = "you divide by the same number whatever D is: take D from q, here it is not always {:g}"
-    over_queries = "your softmax runs over the queries: the weights of one query over its keys must add to 1"
     over_chunk = "your mask counts from the first query of the chunk: it needs positions in the whole text"
     return judge(
         "prefill_in_chunks",
@@ -194,19 +192,21 @@ def prefill_in_chunks(function: Callable) -> Callable:
             Mistake(wrong(visible=from_zero), over_chunk),
             Mistake(wrong(visible=from_zero, weigh=lambda scores, seen: plain(scores, seen).nan_to_num()), over_chunk),
             Mistake(wrong(visible=from_zero_without_window), over_chunk + "; and it needs the window"),
-            Mistake(wrong(root=1), extreme),
-            *(Mistake(wrong(root=D), constant.format(D)) for D in (4, 64, 128)),
+            Mistake(wrong(root=1), hints.TOO_EXTREME),
+            *(Mistake(wrong(root=D), hints.CONSTANT.format(D)) for D in (4, 64, 128)),
             Mistake(
                 lambda q, k, v, window, chunk: chunks(q, k, v, window, chunk, root=q.shape[1] ** 2),
-                "your weights are too even: divide by the square root of D, not by D",
+                hints.TOO_EVEN,
             ),
-            Mistake(wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0)), over_queries),
+            Mistake(
+                wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0)), hints.OVER_QUERIES
+            ),
             Mistake(
                 wrong(weigh=lambda scores, seen: scores.masked_fill(~seen, -math.inf).softmax(0).nan_to_num()),
-                over_queries,
+                hints.OVER_QUERIES,
             ),
             *(
-                Mistake(hidden_late, "you hide keys after the softmax, so the weights do not add to 1: mask the scores")
+                Mistake(hidden_late, hints.HIDDEN_LATE)
                 for weigh in (late, late_infinite)
                 for hidden_late in (
                     wrong(weigh=weigh),
@@ -218,9 +218,9 @@ def prefill_in_chunks(function: Callable) -> Callable:
             ),
             Mistake(
                 wrong(weigh=lambda scores, seen: (scores * seen).softmax(1)),
-                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
+                hints.HIDDEN_BY_ZERO,
             ),
-            Mistake(wrong(weigh=lambda scores, seen: scores * seen), "the softmax is missing: scores are no weights"),
+            Mistake(wrong(weigh=lambda scores, seen: scores * seen), hints.NO_SOFTMAX),
             Mistake(cut, last_chunk),
             Mistake(zeros, last_chunk),
         ],

@@ -10,16 +10,38 @@ aten = torch.ops.aten
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv, aten.dot}
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that is made, a view counted as what it looks into."""
+def tensors_in(values: object) -> list[torch.Tensor]:
+    """A tensor, or those in a list or tuple of values."""
+    return [x for x in (values if isinstance(values, list | tuple) else [values]) if isinstance(x, torch.Tensor)]
 
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor that is made holds, and bytes; a view counts as what it looks into."""
+
+    numbers = 0
     nbytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, list | tuple) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
+        for tensor in tensors_in(made):
+            nbytes = tensor.untyped_storage().nbytes()
+            self.nbytes = max(self.nbytes, nbytes)
+            self.numbers = max(self.numbers, nbytes // tensor.element_size())
+        return made
+
+
+class Reads(TorchDispatchMode):
+    """Adds up the numbers that are read from tensors of at least `least` numbers; a view reads nothing."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.numbers = least, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        kept = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(made)}
+        read = [tensor for tensor in tensors_in(args) if tensor.untyped_storage().data_ptr() not in kept]
+        self.numbers += sum(tensor.numel() for tensor in read if tensor.numel() >= self.least)
         return made
 
 

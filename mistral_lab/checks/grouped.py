@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -9,7 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..attention import grouped_query_attention
 from ..masks import causal_mask
-from .compat import LargestTensor
+from . import hints
+from .compat import LargestTensor, Reads
 from .judging import Mistake, judge
 
 
@@ -23,37 +25,59 @@ class CallsLibrary(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def uses_own_products(function: Callable) -> str | None:
-    """What is wrong with an attention whose answers are right: it is the library's, or it copies what is shared."""
+def shortcoming(function: Callable) -> str | None:
+    """What is wrong with an attention whose answers are right, as the hunt in the lesson would show it.
+
+    It is the library's, copies what is shared, reads a group's keys and values once for each of its heads, or cannot
+    take bfloat16. What NumPy reads and copies is not seen, but NumPy has no bfloat16 either. Nor is it seen
+    that one KV head at a time changes its number format.
+    """
     generator = torch.Generator().manual_seed(1)
-    group_size, k = 4, torch.randn(1, 2, 256, 16, generator=generator)
-    q, mask = torch.randn(1, 2 * group_size, 1, 16, generator=generator), torch.ones(1, 256, dtype=torch.bool)
-    with CallsLibrary() as calls:
-        function(q.clone(), k.clone(), k.clone(), mask.clone())
-    if calls.found:
+    k, mask = torch.randn(1, 2, 256, 16, generator=generator), torch.ones(1, 256, dtype=torch.bool)
+
+    def call(group_size: int, mode: AbstractContextManager, dtype: torch.dtype = torch.float32):
+        q = torch.ones(1, 2 * group_size, 1, 16, dtype=dtype)
+        given = q, k.to(dtype, copy=True), k.to(dtype, copy=True), mask.clone()
+        with mode:
+            function(*given)
+        return mode
+
+    if call(4, CallsLibrary()).found:
         return (
             "the answers are right, but PyTorch's own attention gives them: it is what the lesson puts on trial, so "
             "write the two products yourself"
         )
-    with LargestTensor() as largest:
-        function(q.clone(), k.clone(), k.clone(), mask.clone())
-    if largest.nbytes >= group_size * k.nbytes:
+    if call(4, LargestTensor()).numbers >= 4 * k.numel():
         return (
             "the answers are right, but keys or values are copied for every query head of a group: put the queries of "
             "a group below each other as rows, and leave k and v as they are"
         )
-    q, k = q.bfloat16(), k.bfloat16()
-    try:
-        with LargestTensor() as largest:
-            function(q.clone(), k.clone(), k.clone(), mask.clone())
-    except Exception:  # NumPy has no bfloat16, and its copies are not seen
-        return None
-    if largest.nbytes > k.nbytes:  # the scores of a single query are smaller
+    one_head = k[0, 0].numel()  # more than all queries, scores and weights together hold
+    alone, together = (call(group_size, Reads(one_head)).numbers for group_size in (1, 4))
+    if together > alone:  # one product for a group reads as much, however many heads it has
         return (
-            f"the answers are right, but with a cache in bfloat16 you make a tensor of {largest.nbytes / k.nbytes:.0f} "
-            "times the bytes of k: are keys or values copied into another number format? Leave them as they are"
+            "the answers are right, but head by head: with four heads in a group you read "
+            f"{together / alone:.2g} times as much of k and v as with one; the hunt needs the group as rows, so that "
+            "one product reads each key once for all of them"
         )
-    return None
+    try:
+        largest = call(4, LargestTensor(), torch.bfloat16)
+    except Exception as error:
+        said = " ".join(str(error).split()).rstrip(".")[:150]
+        from_numpy = isinstance(error, TypeError) and "BFloat16" in said
+        instead = ": NumPy has no bfloat16, so use PyTorch's own operations" if from_numpy else ""
+        return (
+            "the answers are right, but the lesson goes on in bfloat16, and there your function raises "
+            f"{type(error).__name__}: {said}{instead}"
+        )
+    times = largest.nbytes / (torch.bfloat16.itemsize * k.numel())
+    if times <= 1:  # the scores of a single query are smaller
+        return None
+    copied = "copied" if largest.numbers > k.numel() else "copied into another number format"
+    return (
+        f"the answers are right, but with a cache in bfloat16 you make a tensor of {times:.0f} times the bytes of k: "
+        f"are keys or values {copied}? Leave them as they are"
+    )
 
 
 def grouped_attention(function: Callable) -> Callable:
@@ -135,8 +159,6 @@ def grouped_attention(function: Callable) -> Callable:
     wrong_heads = "your heads read the wrong KV heads: a group is a run of neighbours; are K and G swapped?"
     mean_of_heads = "you average over the KV heads: each query head reads the one of its own group"
     over_length = "you divide by the square root of the number of {}: divide by that of D, the length of a head"
-    extreme = "your weights are too extreme: are the scores divided by the square root of D?"
-    constant = "you divide by the same number whatever D is: take D from q, here it is not always {:g}"
     own_mask = "you hide keys by a triangle of your own: the mask alone says who sees whom, also where T and S differ"
     triangles = [
         lambda mask: mask.tril(),
@@ -146,14 +168,13 @@ def grouped_attention(function: Callable) -> Callable:
     ]
     apart = torch.eye(5, dtype=torch.bool)  # each query sees one key, and scores it far below zero
     low = -1e6 * whole[0].abs(), whole[1].abs(), whole[2], apart
-    over_queries = "your softmax runs over the queries: the weights of one query over all keys must add to 1"
     return judge(
         "grouped_attention",
         function,
         answer=answer,
         cases=[causal, whole, *swapped, example(1, 4, 2, 1, 9, 4), example(2, 4, 4, 3, 7, 16)]
         + [example(3, 6, 1, 7, 2, 2), example(1, 8, 2, 4, 6, 64), low],
-        also=uses_own_products,
+        also=shortcoming,
         unchanged={
             "k": ", which is the cache: leave it as it is; the scores can be scaled instead",
             "v": ", which is the cache: leave it as it is; the weights or the answer can be scaled instead",
@@ -184,16 +205,16 @@ def grouped_attention(function: Callable) -> Callable:
                 lambda q, k, v, mask: answer(q, k, v, mask).transpose(1, 2).reshape(q.shape),
                 "your answer is right before its last step: `transpose` before `reshape` mixes heads and tokens",
             ),
-            Mistake(attend(scale=lambda q, k: 1), extreme),
+            Mistake(attend(scale=lambda q, k: 1), hints.TOO_EXTREME),
             Mistake(
                 attend(scale=lambda q, k: q.shape[-1]),
-                "your weights are too even: divide by the square root of D, not by D",
+                hints.TOO_EVEN,
             ),
             Mistake(attend(scale=lambda q, k: q.shape[-1] ** -0.5), "you multiply by the square root of D: divide"),
             Mistake(attend(scale=lambda q, k: q.shape[-2] ** 0.5), over_length.format("queries")),
             Mistake(attend(scale=lambda q, k: k.shape[-2] ** 0.5), over_length.format("keys")),
             Mistake(attend(scale=lambda q, k: q.shape[1] ** 0.5), over_length.format("heads")),
-            *(Mistake(attend(scale=lambda q, k, D=D: D**0.5), constant.format(D)) for D in (8, 64, 128)),
+            *(Mistake(attend(scale=lambda q, k, D=D: D**0.5), hints.CONSTANT.format(D)) for D in (8, 64, 128)),
             Mistake(attend(keys=in_turn, values=in_turn), wrong_heads),
             Mistake(attend(keys=in_turn), "your keys are those of the wrong KV heads: a group is a run of neighbours"),
             Mistake(
@@ -240,16 +261,16 @@ def grouped_attention(function: Callable) -> Callable:
             Mistake(attend(keys=averaged), mean_of_heads + "; the values are right"),
             Mistake(attend(values=averaged), mean_of_heads + "; the keys are right"),
             Mistake(attend(keys=first, values=first), "all your heads read KV head 0: each group has one of its own"),
-            Mistake(attend(axis=-2), over_queries),
-            Mistake(attend(axis=-2, nan=0.0), over_queries),
-            Mistake(in_rows(axis=-2), over_queries),
+            Mistake(attend(axis=-2), hints.OVER_QUERIES),
+            Mistake(attend(axis=-2, nan=0.0), hints.OVER_QUERIES),
+            Mistake(in_rows(axis=-2), hints.OVER_QUERIES),
             Mistake(
                 attend(axis=1),
                 "your softmax runs over the heads: the weights of one query over all keys must add to 1",
             ),
             Mistake(
                 attend(axis=None, hide=lambda scores, mask: scores * mask),
-                "the softmax is missing: scores are no weights",
+                hints.NO_SOFTMAX,
             ),
             Mistake(attend(hide=lambda scores, mask: scores), "you look at keys that are hidden: is the mask used?"),
             Mistake(
@@ -270,10 +291,10 @@ def grouped_attention(function: Callable) -> Callable:
             ),
             Mistake(
                 attend(hide=lambda scores, mask: scores * mask),
-                "a hidden score of 0 still gets weight, because exp(0) is 1: make it minus infinity",
+                hints.HIDDEN_BY_ZERO,
             ),
             *(
-                Mistake(late(hide), "you hide keys after the softmax, so the weights do not add to 1: mask the scores")
+                Mistake(late(hide), hints.HIDDEN_LATE)
                 for hide in (
                     lambda weights, mask: weights * mask,
                     lambda weights, mask: weights.masked_fill(~mask, -math.inf),

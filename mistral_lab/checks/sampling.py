@@ -56,9 +56,22 @@ def draw_probabilities(function: Callable) -> Callable:
     def likelier_may_reach(p, top_p):
         return p.cumsum(0) - p <= top_p
 
-    def fifty_kept(logits, temperature, top_p):
-        few = logits.argsort(descending=True)[:50]
+    def top_k_first(logits, temperature, top_p, k):
+        few = logits.argsort(descending=True)[:k]
         return torch.zeros_like(logits).scatter(0, few, answer(logits[few], temperature, top_p).to(logits))
+
+    def top_k_too(p, top_p, k):
+        return (p.cumsum(0) - p < top_p) & (torch.arange(len(p)) < k)
+
+    def likeliest_out(p, top_p):
+        return p.cumsum(0) - p >= 1 - top_p
+
+    def nucleus_out(p, top_p):
+        return p.cumsum(0) - p >= top_p
+
+    def divided_before_the_cut(logits, temperature, top_p):
+        p = logits.softmax(0) / temperature
+        return scaled(p * kept(p, lambda descending: descending.cumsum(0) - descending < top_p))
 
     def crossing_dropped(p, top_p):
         return p.cumsum(0) < top_p
@@ -137,7 +150,30 @@ def draw_probabilities(function: Callable) -> Callable:
                 cut(likelier_may_reach),
                 "where the likelier tokens reach top_p exactly, they are enough: a token stays while they have less",
             ),
-            Mistake(fifty_kept, "you keep 50 tokens at most, which is top-k: keep as many as top-p asks for"),
+            *(
+                Mistake(wrong, f"you keep {k} tokens at most, which is top-k: keep as many as top-p asks for")
+                for k in (50, 40, 20, 10, 5)
+                for wrong in (
+                    lambda logits, temperature, top_p, k=k: top_k_first(logits, temperature, top_p, k),
+                    cut(lambda p, top_p, k=k: top_k_too(p, top_p, k)),
+                )
+            ),
+            *(
+                Mistake(
+                    wrong,
+                    "you divide probabilities by the temperature: divide the logits by it, before the softmax",
+                )
+                for wrong in (
+                    lambda logits, temperature, top_p: answer(logits, 1.0, top_p) / temperature,
+                    divided_before_the_cut,
+                )
+            ),
+            *(
+                Mistake(
+                    cut(stays), "you take out the likeliest tokens and keep the others: it is the least likely that go"
+                )
+                for stays in (likeliest_out, nucleus_out)
+            ),
             Mistake(not_scaled, "your probabilities add to {got}, not to 1: scale up what stays"),
             Mistake(
                 cut_first, "you cut before the temperature: in transformers the temperature comes first, then top-p"
@@ -208,13 +244,12 @@ def whole_characters(function: Callable) -> Callable:
     def at_the_end(pieces):
         return [""] * (len(pieces) - 1) + [b"".join(pieces).decode(errors="ignore")]
 
-    def counted_in_threes(pieces):
+    def counted_in_threes(pieces, whole, errors):
         printed, held = [], b""
         for piece in pieces:
             held += piece
-            whole = held if len(held) % 3 == 0 or held.isascii() else b""
-            printed.append(whole.decode(errors="replace"))
-            held = b"" if whole else held
+            printed.append(held.decode(errors=errors) if whole(len(held)) or held.isascii() else "")
+            held = b"" if whole(len(held)) or held.isascii() else held
         return printed
 
     def emptied(pieces):
@@ -249,9 +284,12 @@ def whole_characters(function: Callable) -> Callable:
             ([one, one, two],),
         ],
         mistakes=[
-            Mistake(
-                lambda pieces: [piece.decode(errors="replace") for piece in pieces],
-                "you print {got}: a piece alone is no character; hold it back until the others have come",
+            *(
+                Mistake(
+                    lambda pieces, errors=errors: [piece.decode(errors=errors) for piece in pieces],
+                    "you print {got}: a piece alone is no character; hold it back until the others have come",
+                )
+                for errors in ("replace", "backslashreplace")
             ),
             Mistake(
                 lambda pieces: [piece.decode(errors="ignore") for piece in pieces],
@@ -276,7 +314,14 @@ def whole_characters(function: Callable) -> Callable:
                 lambda pieces: [*[""] * (len(pieces) - 1), b"".join(pieces).decode(errors="replace")],
                 "you print {got}: print each character as soon as it is whole",
             ),
-            Mistake(counted_in_threes, "you print {got}: not every character takes 3 bytes; some take 1, 2 or 4"),
+            *(
+                Mistake(
+                    lambda pieces, whole=whole, errors=errors: counted_in_threes(pieces, whole, errors),
+                    "you print {got}: not every character takes 3 bytes; some take 1, 2 or 4",
+                )
+                for whole in (lambda held: held % 3 == 0, lambda held: held >= 3)
+                for errors in ("replace", "ignore")
+            ),
             Mistake(
                 emptied,
                 "you print {got}: when something is printed, an unfinished end of the buffer is thrown away with it",

@@ -36,6 +36,67 @@ def head_by_head(q, k, v, mask):
     return out
 
 
+def by_place_in_the_group(q, k, v, mask):
+    """All KV heads in one product, but the heads of a group one after the other."""
+    G = q.shape[1] // k.shape[1]
+    out = torch.empty_like(q)
+    for place in range(G):
+        out[:, place::G] = attention_of(q[:, place::G], k, v, mask)
+    return out
+
+
+def by_sums(q, k, v, mask):
+    """Head by head, without a matrix product."""
+    G, heads = q.shape[1] // k.shape[1], []
+    for h in range(q.shape[1]):
+        scores = (q[:, h, :, None] * k[:, h // G, None]).sum(-1) / math.sqrt(q.shape[-1])
+        weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+        heads.append((weights[..., None] * v[:, h // G, None]).sum(-2))
+    return torch.stack(heads, dim=1)
+
+
+def values_by_heads(q, k, v, mask):
+    """The scores of a group in one product, the means of its heads one by one."""
+    (B, H, T, D), G = q.shape, q.shape[1] // k.shape[1]
+    scores = (q.reshape(B, k.shape[1], -1, D) @ k.mT / D**0.5).view(B, H, T, -1)
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+    return torch.stack([weights[:, h] @ v[:, h // G] for h in range(H)], dim=1)
+
+
+def kv_head_by_kv_head(q, k, v, mask):
+    out = torch.empty_like(q)
+    G = q.shape[1] // k.shape[1]
+    for b in range(len(q)):
+        for kv in range(k.shape[1]):
+            group = slice(kv * G, kv * G + G)
+            scores = (q[b, group].flatten(0, 1) @ k[b, kv].T / math.sqrt(q.shape[-1])).view(G, *mask.shape)
+            weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
+            out[b, group] = (weights.flatten(0, 1) @ v[b, kv]).view(q[b, group].shape)
+    return out
+
+
+def in_blocks_of_keys(q, k, v, mask):
+    """A few keys at a time: more products, but each key is read once for its group."""
+    B, H, T, D = q.shape
+    rows = q.reshape(B, k.shape[1], -1, D)
+    scores = torch.cat([rows @ part.mT for part in k.split(64, dim=2)], dim=-1) / D**0.5
+    weights = scores.unflatten(2, (-1, T)).masked_fill(~mask, -math.inf).softmax(-1).flatten(2, 3)
+    return sum(w @ part for w, part in zip(weights.split(64, -1), v.split(64, 2), strict=True)).reshape(q.shape)
+
+
+def with_fresh_zeros(q, k, v, mask):
+    """The mask as numbers in float32, which do not fit a cache in bfloat16."""
+    added = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    rows = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
+    scores = (rows @ k.mT / q.shape[-1] ** 0.5).unflatten(2, (-1, q.shape[2])) + added
+    return (scores.softmax(-1).flatten(2, 3) @ v).reshape(q.shape)
+
+
+def stacked(q, k, v, mask, dtype=None):
+    k, v = torch.stack([k, v]).to(dtype or k.dtype)
+    return rows_of_a_group(q.to(k.dtype), k, v, mask).to(q.dtype)
+
+
 def without_copies(q, k, v, mask):
     B, H, T, D = q.shape
     K = k.shape[1]
@@ -96,7 +157,7 @@ RIGHT = [
             free_bytes * group_size // (2 * n_layers * n_heads * head_dim * bytes_per_value)
         ),
     ),
-    ("grouped_attention", grouped),
+    ("grouped_attention", kv_head_by_kv_head),
     ("shared_heads", shared_by_groups),
     ("shared_heads", lambda n_heads, n_kv_heads: np.arange(n_kv_heads).repeat(n_heads // n_kv_heads)),
     ("shared_heads", lambda H, K: torch.arange(H) // (H // K)),
@@ -116,10 +177,10 @@ RIGHT = [
     ("longest_text", lambda free, L, H, G, D, size: math.floor(free / (L * 2 * H / G * D * size))),
     ("longest_text", lambda free, L, H, G, D, size: free // (2 * L * (H // G) * D * size)),
     ("longest_text", lambda free, L, H, G, D, size: np.floor(free / (2 * L * (H // G) * D * size))),
-    ("grouped_attention", head_by_head),
     ("grouped_attention", without_copies),
     ("grouped_attention", rows_of_a_group),
-    ("grouped_attention", lambda q, k, v, mask: grouped(q, k, v, mask).tolist()),
+    ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q, k, v, mask).tolist()),
+    ("grouped_attention", in_blocks_of_keys),
     ("grouped_attention", lambda q, k, v, mask: rows_of_a_group(q, k, v, mask).double()),
     ("grouped_attention", lambda q, k, v, mask: filled(q, k, v, mask, torch.finfo(q.dtype).min)),
 ]
@@ -197,6 +258,18 @@ WRONG = [
     ("grouped_attention", lambda q, k, v, mask: attention_of(q, k, v, ~mask).nan_to_num(), "hide what may be seen"),
     ("grouped_attention", attention_of, "the answers are right, but keys or values are copied"),
     ("grouped_attention", stretched, "the answers are right, but keys or values are copied"),
+    ("grouped_attention", head_by_head, "right, but head by head: .* you read 4 times as much of k and v"),
+    ("grouped_attention", by_sums, "right, but head by head: .* you read 4 times as much of k and v"),
+    ("grouped_attention", by_place_in_the_group, "right, but head by head: .* you read 4 times as much of k and v"),
+    ("grouped_attention", values_by_heads, r"right, but head by head: .* you read 2\.5 times as much of k and v"),
+    ("grouped_attention", grouped, "in bfloat16, and there your function raises TypeError: .*: NumPy has no bfloat16"),
+    ("grouped_attention", with_fresh_zeros, "in bfloat16, and there your function raises RuntimeError: (?!.*NumPy)"),
+    ("grouped_attention", stacked, r"2 times the bytes of k: are keys or values copied\?"),
+    (
+        "grouped_attention",
+        lambda q, k, v, mask: stacked(q, k, v, mask, torch.float64),
+        r"8 times the bytes of k: are keys or values copied\?",
+    ),
     *(
         ("grouped_attention", function, "are keys or values copied into another number format")
         for function in (

@@ -78,12 +78,17 @@ def kept_and_new(q, k, v, window, chunk):
     return torch.cat(out)
 
 
-def last_chunk_forgotten(q, k, v, window, chunk):
-    out = torch.zeros_like(q)
-    whole = len(q) // chunk * chunk
-    if whole:
-        out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
-    return out
+def last_chunk_left(fresh):
+    """Whole chunks alone, in a tensor that `fresh` makes."""
+
+    def prefill(q, k, v, window, chunk):
+        out = fresh(v)
+        whole = len(q) // chunk * chunk
+        if whole:
+            out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
+        return out
+
+    return prefill
 
 
 def numpy_in_chunks(q, k, v, window, chunk):
@@ -193,14 +198,6 @@ def from_one(seen, window, place):
     return held
 
 
-def last_chunk_unwritten(q, k, v, window, chunk):
-    out = torch.empty_like(v)
-    whole = len(q) // chunk * chunk
-    if whole:
-        out[:whole] = chunk_by_chunk(q[:whole], k[:whole], v[:whole], window, chunk)
-    return out
-
-
 WRONG = [
     ("window_mask", lambda i, j, W: (i[:, None] >= j) & (i[:, None] - j <= W), "shows 5 keys where W = 4: is it `<=`"),
     ("window_mask", lambda i, j, W: (i[:, None] > j) & (i[:, None] - j < W), "shows 3 keys.*token itself is missing"),
@@ -263,7 +260,7 @@ WRONG = [
     ("ring_order", lambda seen, W: [p % W for p in range(seen)], "comes up twice"),
     ("ring_order", lambda seen, W: [1 + s for s in order_by_sorting(seen, W)], "counted from 0"),
     ("ring_order", lambda seen, W: [(seen + i) % W for i in range(min(seen, W))], "oldest token is in slot 0"),
-    ("prefill_in_chunks", last_chunk_forgotten, "last chunk of your answer is missing"),
+    ("prefill_in_chunks", last_chunk_left(torch.zeros_like), "last chunk of your answer is missing"),
     (
         "prefill_in_chunks",
         lambda q, k, v, W, C: chunk_by_chunk(q, k, v, W, C)[: len(q) // C * C],
@@ -310,7 +307,7 @@ WRONG = [
     ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *range(min(seen, W), W)], "were never written"),
     ("ring_order", lambda seen, W: [*order_by_sorting(seen, W), *[-1] * (W - seen)], "were never written"),
     ("ring_order", lambda seen, W: np.argsort(order_by_sorting(seen, W)), "for each slot how many older"),
-    ("prefill_in_chunks", last_chunk_unwritten, "last chunk of your answer is missing"),
+    ("prefill_in_chunks", last_chunk_left(torch.empty_like), "last chunk of your answer is missing"),
     ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p), "the first token has position 0"),
     ("ring_slots", lambda seen, W: from_one(seen, W, lambda p: p - 1), "the first token has position 0"),
 ]
