@@ -1,57 +1,17 @@
-"""What lesson 2 measures: the right answer is told from a wrong one, copies are seen, and results have their shapes."""
-
-import itertools
+"""What lesson 2 measures of one new token's attention: which way, on what, and in whose name."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mistral_lab import experiments, load
+from mistral_lab import experiments
 from mistral_lab.attention import grouped_query_attention
-from mistral_lab.experiments import from_memory, heads, merged_heads
-from mistral_lab.loading.compat import attention_of
-
-STORY = "Once there was a baker called Nora, and she lived near the river. " * 5  # longer than the window of 64
+from mistral_lab.experiments import from_memory, heads
 
 
 def right(q, k, v, mask):
     return grouped_query_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)[0].transpose(1, 2)
-
-
-@pytest.fixture(scope="module", params=["tiny-mistral", "tiny-mixtral"])
-def lab(request):
-    return load(request.param)
-
-
-def test_the_right_attention_is_told_from_wrong_ones_in_a_whole_model(lab):
-    before = attention_of(lab.model)
-    same = experiments.differences(lab, STORY, right)
-    # float32 keeps seven digits of sums over a hundred products; four layers add their rounding up.
-    assert same.layer < 1e-4
-    assert same.logits < 1e-3
-    wrong = {
-        "heads": lambda q, k, v, mask: right(q, k.flip(1), v.flip(1), mask),
-        "no mask": lambda q, k, v, mask: right(q, k, v, torch.ones_like(mask)),
-    }
-    for mistake in wrong.values():
-        apart = experiments.differences(lab, STORY, mistake)
-        assert apart.layer > 0.1
-        assert apart.logits > 0.1
-    assert attention_of(lab.model) == before
-
-
-def test_an_attention_that_computes_in_float64_can_be_plugged_in(lab):
-    precise = experiments.differences(lab, STORY, lambda q, k, v, mask: right(q.double(), k.double(), v.double(), mask))
-    assert precise.logits < 1e-3  # as above
-
-
-def test_the_library_is_put_back_when_a_readers_function_fails(lab):
-    before = attention_of(lab.model)
-    with pytest.raises(ZeroDivisionError):
-        experiments.differences(lab, STORY, lambda q, k, v, mask: 1 / 0)
-    assert attention_of(lab.model) == before
-    assert not lab.model.model.layers[0].self_attn._forward_hooks
 
 
 def test_all_ways_that_are_timed_are_one_attention():
@@ -107,43 +67,3 @@ def test_all_floors_are_computed_with_one_speed_of_memory(monkeypatch):
     np.testing.assert_allclose(
         experiments.time_heads(right, (8, 2), tokens=64, rounds=1).floor_s, [floors[0], floors[0] / 4]
     )
-
-
-def test_the_speed_of_memory_is_found_once_and_no_processor_keeps_what_is_read():
-    assert from_memory.memory_speed(2) == from_memory.memory_speed(2) > 0
-    ring = from_memory.Ring(torch.bfloat16, 32, 4096)
-    places = [ring.layer(8)[0].data_ptr() for _ in range(40)]
-    [distance] = {b - a for a, b in itertools.pairwise(i for i, place in enumerate(places) if place == places[0])}
-    assert distance * 2 * 8 * 4096 * 128 * 2 >= 2**28  # read in between, in bytes: 8 times a cache of 32 MiB
-
-
-def test_merged_heads_are_the_mean_or_the_first_of_their_group(lab):
-    name = "model.layers.0.self_attn.k_proj.weight"
-    groups = lab.model.state_dict()[name].unflatten(0, (1, 2, -1))
-    for merge, expected in (("averaged", groups.mean(dim=1)), ("first kept", groups[:, 0])):
-        fewer = merged_heads.merged(lab.model, 1, merge)
-        assert torch.equal(fewer.state_dict()[name], expected.flatten(0, 1))
-        assert fewer.config.num_key_value_heads == 1
-    same = merged_heads.merged(lab.model, 2, "averaged").state_dict()
-    assert all(torch.equal(same[key], value) for key, value in lab.model.state_dict().items())
-
-
-@pytest.mark.parametrize(("heads", "merge"), [(3, "averaged"), (1, "last kept")])
-def test_what_cannot_be_merged_is_refused(lab, heads, merge):
-    with pytest.raises(ValueError, match=f"{heads} of 2 heads, '{merge}': expected a divisor, and one of averaged"):
-        merged_heads.merged(lab.model, heads, merge)
-
-
-def test_training_takes_back_loss_and_leaves_the_loaded_model_alone():
-    lab = load("tiny-mistral")
-    before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
-    found = experiments.fewer_heads(lab, documents=2, steps=1)
-    built, averaged, _, trained, after = (interval.mean for interval in found.losses.values())
-    assert built < after < averaged
-    assert found.cost.mean == pytest.approx(after - trained)  # a mean of differences is the difference of means
-    assert found.cost.low <= found.cost.mean <= found.cost.high
-    assert all(torch.equal(lab.model.state_dict()[name], tensor) for name, tensor in before.items())
-
-
-def test_arithmetic_does_not_depend_on_the_kv_heads():
-    assert {experiments.count_arithmetic(count, tokens=10) for count in (32, 8, 1)} == {(4 * 32 * 10 * 128,) * 2}

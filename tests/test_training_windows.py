@@ -143,14 +143,3 @@ def test_the_shipped_record_is_whole_and_of_these_models(tokenizer):
     interleaved, twin = record.models["tiny-interleaved"], record.models["tiny-mistral"]
     assert interleaved.parameters == twin.parameters
     assert interleaved.loss.mean - twin.loss.mean == pytest.approx(interleaved.loss_difference.mean, abs=2e-6)
-
-
-def test_ranges_of_the_record_add_up():
-    record = experiments.read_windows_record()
-    model = record.models["tiny-mistral"]
-    hop = record.recalled("tiny-mistral", 1, 63)
-    assert hop == evaluation.wilson(int(model.right[:3].sum()), int(model.asked[:3].sum()))
-    assert hop.mean > 0.99
-    for low, high in ((2, 63), (1, 62), (64, 63)):
-        with pytest.raises(ValueError, match=f"from {low} to {high}: expected the first number of one of"):
-            record.recalled("tiny-mistral", low, high)

@@ -1,0 +1,44 @@
+"""What lesson 2 measures of merged KV heads: the merge, the training, the control, the arithmetic."""
+
+import pytest
+import torch
+
+from mistral_lab import experiments, load
+from mistral_lab.experiments import merged_heads
+
+
+@pytest.fixture(scope="module", params=["tiny-mistral", "tiny-mixtral"])
+def lab(request):
+    return load(request.param)
+
+
+def test_merged_heads_are_the_mean_or_the_first_of_their_group(lab):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    groups = lab.model.state_dict()[name].unflatten(0, (1, 2, -1))
+    for merge, expected in (("averaged", groups.mean(dim=1)), ("first kept", groups[:, 0])):
+        fewer = merged_heads.merged(lab.model, 1, merge)
+        assert torch.equal(fewer.state_dict()[name], expected.flatten(0, 1))
+        assert fewer.config.num_key_value_heads == 1
+    same = merged_heads.merged(lab.model, 2, "averaged").state_dict()
+    assert all(torch.equal(same[key], value) for key, value in lab.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("heads", "merge"), [(3, "averaged"), (1, "last kept")])
+def test_what_cannot_be_merged_is_refused(lab, heads, merge):
+    with pytest.raises(ValueError, match=f"{heads} of 2 heads, '{merge}': expected a divisor, and one of averaged"):
+        merged_heads.merged(lab.model, heads, merge)
+
+
+def test_training_takes_back_loss_and_leaves_the_loaded_model_alone():
+    lab = load("tiny-mistral")
+    before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
+    found = experiments.fewer_heads(lab, documents=2, steps=1)
+    built, averaged, _, trained, after = (interval.mean for interval in found.losses.values())
+    assert built < after < averaged
+    assert found.cost.mean == pytest.approx(after - trained)  # a mean of differences is the difference of means
+    assert found.cost.low <= found.cost.mean <= found.cost.high
+    assert all(torch.equal(lab.model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_arithmetic_does_not_depend_on_the_kv_heads():
+    assert {experiments.count_arithmetic(count, tokens=10) for count in (32, 8, 1)} == {(4 * 32 * 10 * 128,) * 2}
