@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from work_clock import WorkClock
 
 from mistral_lab import experiments
 from mistral_lab.attention import grouped_query_attention
@@ -67,3 +68,77 @@ def test_all_floors_are_computed_with_one_speed_of_memory(monkeypatch):
     np.testing.assert_allclose(
         experiments.time_heads(right, (8, 2), tokens=64, rounds=1).floor_s, [floors[0], floors[0] / 4]
     )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Calls take the seconds that are added; keys and values are small, and memory delivers 1 GB/s."""
+    clock = WorkClock()
+    monkeypatch.setattr(heads, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(heads, "memory_speed", lambda threads: 1e9)
+    monkeypatch.setattr(from_memory, "RING_BYTES", 2**16)
+    return clock
+
+
+def test_every_way_that_is_timed_attends_to_the_same_keys_and_values(clock, monkeypatch):
+    """All ways get the same layer and must agree; a second of the clock tells them apart."""
+    k, v = torch.randn(2, 1, 8, 16, 128, generator=torch.Generator().manual_seed(0)).unbind()
+    monkeypatch.setattr(heads.Ring, "layer", lambda ring, n_kv_heads: (k, v))
+    answers, operands = [], []
+
+    def attend(q, k, v, attn_mask=None, **how):
+        answers.append(scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **how).flatten())
+        operands.append((tuple(q.shape[1:3]), k.shape[1], how.get("enable_gqa", False)))
+        clock.add(len(set(operands)))
+        return answers[-1].reshape(q.shape)
+
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(heads, "_page_faults", lambda call: None)
+    found = experiments.time_ways(lambda q, k, v, mask: attend(q, k, v, mask, enable_gqa=True), dtype="float32",
+                                  tokens=16, rounds=1)  # fmt: skip
+    assert list(dict.fromkeys(operands)) == [((32, 1), 32, False), ((32, 1), 8, True), ((8, 4), 8, False)]
+    for answer in answers:
+        torch.testing.assert_close(answer, answers[0], rtol=0, atol=1e-5)  # float32, sums in another order
+    ways = ["copies, fresh memory", "copies, kept memory", "no copies: enable_gqa", "group as rows", "yours"]
+    assert {way: float(runs[0]) for way, runs in found.runs_s.items()} == dict(zip(ways, (1, 1, 2, 3, 3), strict=True))
+
+
+def test_rows_and_heads_one_by_one_are_told_under_their_own_names(clock, monkeypatch):
+    """A call takes 10,000 s for each query head, 100 s for each row and 1 s for each KV head."""
+
+    def attend(q, k, v, enable_gqa=False):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        assert k.shape == v.shape
+        clock.add(10_000 * q.shape[1] + 100 * q.shape[2] + k.shape[1])
+
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", attend)
+    found = experiments.time_rows((1, 4), tokens=16, rounds=2)
+    assert found.runs_s.tolist() == [[80_108] * 2, [80_408] * 2]
+    assert found.head_by_head_s.tolist() == [320_108] * 2
+    assert found.unshared_s.tolist() == [320_132] * 2
+
+
+def test_heads_are_timed_from_memory_and_once_from_the_cache(clock):
+    """A layer takes a second for each KV head, and a hundredth where the keys were those of the call before."""
+    places = []
+
+    def attend(q, k, v, mask):
+        places.append((k.data_ptr(), v.data_ptr()))
+        near = len(places) > 1 and places[-1] == places[-2]
+        clock.add(k.shape[1] / (100 if near else 1))
+
+    found = experiments.time_heads(attend, (8, 2), tokens=16, rounds=2)
+    assert found.runs_s.tolist() == [[8, 8], [2, 2]]
+    assert found.near_runs_s == pytest.approx([0.02, 0.02], rel=1e-9)  # sums of hundredths
+
+
+def test_queries_are_the_same_every_time(monkeypatch):
+    seen = []
+    monkeypatch.setattr(from_memory, "RING_BYTES", 2**16)
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", lambda q, k, v, **how: seen.append(q))
+    before = torch.get_rng_state()
+    for _ in range(2):
+        experiments.time_rows((1, 4), tokens=16, rounds=1)
+    once, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert all(torch.equal(q, same) for q, same in zip(once, again, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)

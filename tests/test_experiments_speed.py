@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
+from work_clock import WorkClock
 
 from mistral_lab import PRESETS, experiments, figures, measure, memory
 from mistral_lab.config import ModelConfig
@@ -83,3 +84,60 @@ def test_layers_that_the_model_lacks_are_refused(small):
 def test_a_line_through_the_fastest_rounds_says_what_no_layer_costs():
     cut = speed.LayerTimes((1, 2, 4), np.ones((2, 3)), np.array([[5.0, 7.0, 99.0], [8.0, 7.0, 11.0]]))
     assert cut.line("token") == pytest.approx((3.0, 2.0), rel=1e-9)  # 5, 7, 11: a fit rounds a little
+
+
+def test_each_speed_of_tokens_is_told_under_its_own_name(small, monkeypatch):
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    asked = []
+
+    def measure_generation(loaded, **counts):
+        asked.append(counts)
+        return SimpleNamespace(first_token=measure.Timing((5.0, 10.0)), per_token=measure.Timing((0.25, 0.5)))
+
+    monkeypatch.setattr(speed, "measure_generation", measure_generation)
+    times = experiments.time_tokens(small, prompt_tokens=5, new_tokens=3, repeats=2)
+    assert asked == [{"prompt_tokens": 5, "new_tokens": 3, "repeats": 2}]
+    assert times.prompt.runs_s == (1.0, 2.0)  # of the pass over the prompt, for each of its five tokens
+    assert times.new.runs_s == (0.25, 0.5)
+
+
+def test_a_pass_has_as_many_tokens_as_it_is_told_of(small, monkeypatch):
+    clock = WorkClock()
+    monkeypatch.setattr(speed, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(speed, "operations_per_s", lambda device, dtype: 1e9)
+    watch = small.model.register_forward_pre_hook(lambda model, arguments: clock.add(arguments[0].numel()))
+    try:
+        passes = experiments.time_passes(small, tokens=(6, 1), rounds=3)
+    finally:
+        watch.remove()
+    assert passes.runs_s.tolist() == [[6, 1]] * 3
+
+
+def test_what_is_timed_has_the_first_layers_alone_and_one_token_after_the_prompt(small, monkeypatch):
+    """Each layer takes a second, whichever it is; an uncut model would take four at both counts."""
+    clock, seen = WorkClock(), []
+    whole = list(small.model.model.layers)
+
+    def timed_steps(model, prompt, chosen):
+        seen.append((list(model.model.layers), tuple(prompt.shape), len(chosen)))
+        return [SimpleNamespace(seconds=seconds * len(model.model.layers)) for seconds in (0.5, 20, 10)]
+
+    def one_layer(layer, arguments, others):
+        hidden, cache = arguments[0], others["past_key_values"]
+        clock.add(1 if hidden.shape[1] == 1 and cache.get_seq_length() >= 4 else 1000)
+
+    monkeypatch.setattr(speed, "timed_steps", timed_steps)
+    monkeypatch.setattr(speed, "time_callable", clock.time_callable)
+    watches = [layer.register_forward_pre_hook(one_layer, with_kwargs=True) for layer in whole]
+    try:
+        cut = experiments.time_layers(small, layers=(3, 1), prompt_tokens=4, new_tokens=3, rounds=2)
+    finally:
+        for watch in watches:
+            watch.remove()
+    assert cut.layers == (3, 1)
+    assert cut.pass_s.tolist() == [[3, 1]] * 2
+    assert cut.token_s.tolist() == [[30, 10]] * 2  # the fastest new token; the first step reads the prompt
+    assert all(layers == whole[: len(layers)] for layers, _, _ in seen)
+    assert {(shape, new) for _, shape, new in seen} == {((1, 4), 3)}
+    assert list(small.model.model.layers) == whole

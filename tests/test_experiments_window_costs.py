@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
+from work_clock import WorkClock
 
 from mistral_lab import PRESETS, experiments
 from mistral_lab.experiments import window_costs
+from mistral_lab.masks import sliding_window_mask
 from mistral_lab.memory import kv_cache_bytes
 
 
@@ -73,3 +75,61 @@ def test_reserved_room_hands_out_what_the_growing_cache_does():
 def test_sizes_that_cannot_be_timed_are_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_each_way_of_a_prompt_is_timed_under_its_own_name_and_predicted_by_its_pairs(monkeypatch):
+    """Without any mask a call takes T^2 / 1000 s, so that a pair of query and key takes a millisecond."""
+    clock = WorkClock()
+
+    def kernel(q, k, v, *, enable_gqa, is_causal=False, attn_mask=None):
+        assert enable_gqa
+        tokens = q.shape[2]
+        if attn_mask is not None:
+            assert torch.equal(attn_mask, sliding_window_mask(tokens, 256))
+            clock.add(2)
+        else:
+            clock.add(1 if is_causal else tokens**2 / 1000)
+
+    def windowed(q, k, v, *, window):
+        assert (q.shape[2], k.shape[2], window) == (8, 2, 256)
+        clock.add(q.shape[1])
+
+    monkeypatch.setattr(window_costs, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(window_costs, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(window_costs, "windowed_attention", windowed)
+    costs = experiments.time_prompts((512, 1024), window=256, rounds=2)
+    assert {way: found.tolist() for way, found in costs.medians_s().items()} == {
+        "no window": [1, 1],
+        "window as a mask": [2, 2],
+        "window in chunks": [512, 1024],
+    }
+    # Causal: in blocks of 512 keys, 1 of 1 and then 1 + 2 of 4. Chunks of 128: each sees itself and two before it.
+    pairs = {
+        "no window": [512**2, 3 * 512**2],
+        "window as a mask": [512**2, 1024**2],
+        "window in chunks": [(1 + 2 + 2 * 3) * 128**2, (1 + 2 + 6 * 3) * 128**2],
+    }
+    for way, count in pairs.items():
+        np.testing.assert_allclose(costs.predicted_s[way], np.array(count) / 1000, rtol=1e-12)
+
+
+def test_the_next_token_meets_the_keys_of_its_own_cache(monkeypatch):
+    """A key that is handed out takes a second."""
+    clock = WorkClock()
+
+    def attend(query, keys, values):
+        assert keys.shape == values.shape
+        clock.add(keys.shape[2])
+
+    monkeypatch.setattr(window_costs, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(window_costs, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(window_costs, "measure_bandwidth", lambda repeats: 1e9)
+    config = replace(PRESETS["mistral-7b-v0.1"], n_heads=2, n_kv_heads=1, head_dim=4)
+    costs = experiments.time_next_token([16, 64], config=config, window=32, rounds=2)
+    every_key = [(15, 16), (63, 64)]  # before the first timed token 14 and 62 were kept
+    runs = {way: [timing.runs_s for timing in row] for way, row in costs.timings.items()}
+    assert runs == {
+        "ring": [(15, 16), (32, 32)],
+        "no window, joined": every_key,
+        "no window, reserved": every_key,
+    }

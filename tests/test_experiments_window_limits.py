@@ -1,5 +1,7 @@
 """Where a window ends: other windows after the prompt, names when cut, tokens kept in sight."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import mistral_lab
 from mistral_lab import experiments, masks
+from mistral_lab.experiments import window_limits
 from mistral_lab.loading.loaded import Loaded
 from mistral_lab.training import evaluation
 
@@ -80,3 +83,66 @@ def test_keeping_a_name_in_sight_wins_back_what_a_window_takes():
 def test_no_cut_at_all_is_refused():
     with pytest.raises(ValueError, match="neither a window nor a depth"):
         experiments.recall_when_cut(None, None, [])
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(5, 4), (4, 3), (2, 6)])
+def test_the_prompt_has_one_window_and_what_follows_another(small, prefill, decode):
+    """By hand: in one pass whose mask gives the first eight queries one window and the others another."""
+    texts = torch.randint(3, 2560, (3, 12), generator=torch.Generator().manual_seed(0))
+
+    def logits(first, then):
+        mask = torch.cat([masks.sliding_window_mask(12, first)[:8], masks.sliding_window_mask(12, then)[8:]])
+        with torch.inference_mode():
+            return small.model(texts, attention_mask=mask[None, None], use_cache=False).logits[:, 8:]
+
+    own, other = logits(4, 4), logits(prefill, decode)
+    found = experiments.compare_windows(small.model, texts.tolist(), prefill=prefill, decode=decode, prompt=8)
+    assert found.places == 12
+    assert found.choices == int((own.argmax(-1) != other.argmax(-1)).sum())
+    assert found.most == pytest.approx(float((own - other).abs().max()), rel=1e-3)  # another kernel, in float32
+
+
+def test_the_share_of_the_first_token_is_that_of_position_0():
+    """Every later query gives position 0 a half in one head and a quarter in the other, and position 1 the rest."""
+    weights = torch.zeros(2, 2, 8, 8)  # (B, H, T, S)
+    weights[:, 0, 2:, 0], weights[:, 0, 2:, 1] = 0.5, 0.5
+    weights[:, 1, 2:, 0], weights[:, 1, 2:, 1] = 0.25, 0.75
+    weights[:, :, :2, 0] = 1  # the first quarter of the queries does not count
+    used = []
+
+    class Model:
+        config = SimpleNamespace(_attn_implementation="sdpa")
+        device = "cpu"
+
+        def set_attn_implementation(self, name):
+            used.append(name)
+
+        def __call__(self, blocks, **how):
+            assert (tuple(blocks.shape), how["output_attentions"]) == ((2, 8), True)
+            return SimpleNamespace(attentions=(weights, weights.flip(1)))
+
+    share = experiments.first_token_share(Model(), torch.zeros(2, 9, dtype=torch.long), tokens=8)
+    assert share.tolist() == [[0.5, 0.25], [0.25, 0.5]]
+    assert used == ["eager", "sdpa"]
+
+
+def test_each_kept_token_is_in_the_sight_of_every_query(tiny, monkeypatch):
+    """By rule, a query loses a nat for each earlier token that it does not see: the tokens kept are won back."""
+    texts = [text for text in evaluation.held_out(tiny.tokenizer, 6) if len(text.tokens) >= 100][:2]
+
+    def token_losses(model, blocks, mask=None):
+        seen = masks.causal_mask(100) if mask is None else mask
+        unseen = torch.arange(1, 101) - seen.expand(2, 100, 100).sum(-1)
+        return unseen[:, :-1].double().numpy()
+
+    monkeypatch.setattr(window_limits, "token_losses", token_losses)
+    found = experiments.evict_first_tokens(None, tiny.tokenizer, texts, window=16, tokens=100)
+
+    def won(kept):  # positions that left the window of queries 16 to 98
+        return np.mean([sum(position <= query - 16 for position in kept) for query in range(16, 99)])
+
+    assert found.cost.mean == pytest.approx(won(range(100)), rel=1e-12)
+    assert found.first_token.mean == pytest.approx(won([0]), rel=1e-12)
+    assert found.first_four.mean == pytest.approx(won(range(4)), rel=1e-12)
+    names = [evaluation.mentions(tiny.tokenizer, text)[0] for text in texts]
+    assert found.name.mean == pytest.approx(np.mean([won(range(at, at + size)) for at, size in names]), rel=1e-12)

@@ -103,3 +103,9 @@ def test_a_slot_order_cache_hands_out_each_key_in_its_slot(small):
     for position in (5, 6):
         found, _ = cache.update(keys[:, :, position : position + 1], keys[:, :, position : position + 1], 0)
     assert found[0, 0, :, 0].tolist() == [4, 5, 6, 3]
+
+
+def test_a_reaction_leaves_the_readers_generator_alone(small):
+    before = torch.get_rng_state()
+    assert experiments.reaction(small, 0, back=1, tokens=4) == experiments.reaction(small, 0, back=1, tokens=4)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -163,6 +163,10 @@ SECOND_BREAKAGES = {
         r"notebook: the first explorer is cell \[7\] of 18",
     ),
     "two checks": (rewrite(8, "print(1)"), r"notebook: checks in cells \[10, 12\] of 18, expected 3"),
+    "all checks late": (
+        lambda lesson: lesson.cells.__setitem__(slice(6, 18), lesson.cells[12:18] + lesson.cells[6:12]),
+        r"notebook: checks in cells \[14, 16, 18\] of 18, expected 3, one in the first half",
+    ),
     "nothing to dig": (rewrite(19, "## More"), "notebook: no section '## Dig deeper'"),
     "too much to dig": (rewrite(21, "word " * 800), r"notebook: 80\d words to dig deeper, expected at most 800"),
     "text beside a folded heading": (
