@@ -1,57 +1,18 @@
-"""What lesson 2 measures: the right answer is told from a wrong one, copies are seen, and results have their shapes."""
-
-import itertools
+"""What lesson 2 measures of one new token's attention: which way, on what, and in whose name."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from work_clock import WorkClock
 
-from mistral_lab import experiments, load
+from mistral_lab import experiments
 from mistral_lab.attention import grouped_query_attention
-from mistral_lab.experiments import from_memory, heads, merged_heads
-from mistral_lab.loading.compat import attention_of
-
-STORY = "Once there was a baker called Nora, and she lived near the river. " * 5  # longer than the window of 64
+from mistral_lab.experiments import from_memory, heads
 
 
 def right(q, k, v, mask):
     return grouped_query_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)[0].transpose(1, 2)
-
-
-@pytest.fixture(scope="module", params=["tiny-mistral", "tiny-mixtral"])
-def lab(request):
-    return load(request.param)
-
-
-def test_the_right_attention_is_told_from_wrong_ones_in_a_whole_model(lab):
-    before = attention_of(lab.model)
-    same = experiments.differences(lab, STORY, right)
-    # float32 keeps seven digits of sums over a hundred products; four layers add their rounding up.
-    assert same.layer < 1e-4
-    assert same.logits < 1e-3
-    wrong = {
-        "heads": lambda q, k, v, mask: right(q, k.flip(1), v.flip(1), mask),
-        "no mask": lambda q, k, v, mask: right(q, k, v, torch.ones_like(mask)),
-    }
-    for mistake in wrong.values():
-        apart = experiments.differences(lab, STORY, mistake)
-        assert apart.layer > 0.1
-        assert apart.logits > 0.1
-    assert attention_of(lab.model) == before
-
-
-def test_an_attention_that_computes_in_float64_can_be_plugged_in(lab):
-    precise = experiments.differences(lab, STORY, lambda q, k, v, mask: right(q.double(), k.double(), v.double(), mask))
-    assert precise.logits < 1e-3  # as above
-
-
-def test_the_library_is_put_back_when_a_readers_function_fails(lab):
-    before = attention_of(lab.model)
-    with pytest.raises(ZeroDivisionError):
-        experiments.differences(lab, STORY, lambda q, k, v, mask: 1 / 0)
-    assert attention_of(lab.model) == before
-    assert not lab.model.model.layers[0].self_attn._forward_hooks
 
 
 def test_all_ways_that_are_timed_are_one_attention():
@@ -109,41 +70,75 @@ def test_all_floors_are_computed_with_one_speed_of_memory(monkeypatch):
     )
 
 
-def test_the_speed_of_memory_is_found_once_and_no_processor_keeps_what_is_read():
-    assert from_memory.memory_speed(2) == from_memory.memory_speed(2) > 0
-    ring = from_memory.Ring(torch.bfloat16, 32, 4096)
-    places = [ring.layer(8)[0].data_ptr() for _ in range(40)]
-    [distance] = {b - a for a, b in itertools.pairwise(i for i, place in enumerate(places) if place == places[0])}
-    assert distance * 2 * 8 * 4096 * 128 * 2 >= 2**28  # read in between, in bytes: 8 times a cache of 32 MiB
+@pytest.fixture
+def clock(monkeypatch):
+    """Calls take the seconds that are added; keys and values are small, and memory delivers 1 GB/s."""
+    clock = WorkClock()
+    monkeypatch.setattr(heads, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(heads, "memory_speed", lambda threads: 1e9)
+    monkeypatch.setattr(from_memory, "RING_BYTES", 2**16)
+    return clock
 
 
-def test_merged_heads_are_the_mean_or_the_first_of_their_group(lab):
-    name = "model.layers.0.self_attn.k_proj.weight"
-    groups = lab.model.state_dict()[name].unflatten(0, (1, 2, -1))
-    for merge, expected in (("averaged", groups.mean(dim=1)), ("first kept", groups[:, 0])):
-        fewer = merged_heads.merged(lab.model, 1, merge)
-        assert torch.equal(fewer.state_dict()[name], expected.flatten(0, 1))
-        assert fewer.config.num_key_value_heads == 1
-    same = merged_heads.merged(lab.model, 2, "averaged").state_dict()
-    assert all(torch.equal(same[key], value) for key, value in lab.model.state_dict().items())
+def test_every_way_that_is_timed_attends_to_the_same_keys_and_values(clock, monkeypatch):
+    """All ways get the same layer and must agree; a second of the clock tells them apart."""
+    k, v = torch.randn(2, 1, 8, 16, 128, generator=torch.Generator().manual_seed(0)).unbind()
+    monkeypatch.setattr(heads.Ring, "layer", lambda ring, n_kv_heads: (k, v))
+    answers, operands = [], []
+
+    def attend(q, k, v, attn_mask=None, **how):
+        answers.append(scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **how).flatten())
+        operands.append((tuple(q.shape[1:3]), k.shape[1], how.get("enable_gqa", False)))
+        clock.add(len(set(operands)))
+        return answers[-1].reshape(q.shape)
+
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(heads, "_page_faults", lambda call: None)
+    found = experiments.time_ways(lambda q, k, v, mask: attend(q, k, v, mask, enable_gqa=True), dtype="float32",
+                                  tokens=16, rounds=1)  # fmt: skip
+    assert list(dict.fromkeys(operands)) == [((32, 1), 32, False), ((32, 1), 8, True), ((8, 4), 8, False)]
+    for answer in answers:
+        torch.testing.assert_close(answer, answers[0], rtol=0, atol=1e-5)  # float32, sums in another order
+    ways = ["copies, fresh memory", "copies, kept memory", "no copies: enable_gqa", "group as rows", "yours"]
+    assert {way: float(runs[0]) for way, runs in found.runs_s.items()} == dict(zip(ways, (1, 1, 2, 3, 3), strict=True))
 
 
-@pytest.mark.parametrize(("heads", "merge"), [(3, "averaged"), (1, "last kept")])
-def test_what_cannot_be_merged_is_refused(lab, heads, merge):
-    with pytest.raises(ValueError, match=f"{heads} of 2 heads, '{merge}': expected a divisor, and one of averaged"):
-        merged_heads.merged(lab.model, heads, merge)
+def test_rows_and_heads_one_by_one_are_told_under_their_own_names(clock, monkeypatch):
+    """A call takes 10,000 s for each query head, 100 s for each row and 1 s for each KV head."""
+
+    def attend(q, k, v, enable_gqa=False):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        assert k.shape == v.shape
+        clock.add(10_000 * q.shape[1] + 100 * q.shape[2] + k.shape[1])
+
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", attend)
+    found = experiments.time_rows((1, 4), tokens=16, rounds=2)
+    assert found.runs_s.tolist() == [[80_108] * 2, [80_408] * 2]
+    assert found.head_by_head_s.tolist() == [320_108] * 2
+    assert found.unshared_s.tolist() == [320_132] * 2
 
 
-def test_training_takes_back_loss_and_leaves_the_loaded_model_alone():
-    lab = load("tiny-mistral")
-    before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
-    found = experiments.fewer_heads(lab, documents=2, steps=1)
-    built, averaged, _, trained, after = (interval.mean for interval in found.losses.values())
-    assert built < after < averaged
-    assert found.cost.mean == pytest.approx(after - trained)  # a mean of differences is the difference of means
-    assert found.cost.low <= found.cost.mean <= found.cost.high
-    assert all(torch.equal(lab.model.state_dict()[name], tensor) for name, tensor in before.items())
+def test_heads_are_timed_from_memory_and_once_from_the_cache(clock):
+    """A layer takes a second for each KV head, and a hundredth where the keys were those of the call before."""
+    places = []
+
+    def attend(q, k, v, mask):
+        places.append((k.data_ptr(), v.data_ptr()))
+        near = len(places) > 1 and places[-1] == places[-2]
+        clock.add(k.shape[1] / (100 if near else 1))
+
+    found = experiments.time_heads(attend, (8, 2), tokens=16, rounds=2)
+    assert found.runs_s.tolist() == [[8, 8], [2, 2]]
+    assert found.near_runs_s == pytest.approx([0.02, 0.02], rel=1e-9)  # sums of hundredths
 
 
-def test_arithmetic_does_not_depend_on_the_kv_heads():
-    assert {experiments.count_arithmetic(count, tokens=10) for count in (32, 8, 1)} == {(4 * 32 * 10 * 128,) * 2}
+def test_queries_are_the_same_every_time(monkeypatch):
+    seen = []
+    monkeypatch.setattr(from_memory, "RING_BYTES", 2**16)
+    monkeypatch.setattr(heads, "scaled_dot_product_attention", lambda q, k, v, **how: seen.append(q))
+    before = torch.get_rng_state()
+    for _ in range(2):
+        experiments.time_rows((1, 4), tokens=16, rounds=1)
+    once, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert all(torch.equal(q, same) for q, same in zip(once, again, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)

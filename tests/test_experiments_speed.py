@@ -1,4 +1,4 @@
-"""What lesson 1 measures: the bytes of a pass, times in rounds, layers cut and put back, a trip, bytes of tokens."""
+"""What lesson 1 measures: the bytes of a pass, tokens, passes and cut models, each timed by itself."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
+from work_clock import WorkClock
 
-from mistral_lab import PRESETS, experiments, figures, load, measure, memory
+from mistral_lab import PRESETS, experiments, figures, measure, memory
 from mistral_lab.config import ModelConfig
 from mistral_lab.experiments import speed
-from mistral_lab.experiments.cutting import only_layers
 
 MISTRAL = PRESETS["mistral-7b-v0.1"]
 
@@ -24,11 +24,6 @@ def small():
     config = MistralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
     model = AutoModelForCausalLM.from_config(config).eval()
     return SimpleNamespace(model=model, config=ModelConfig.from_transformers(config))
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load("tiny-mistral")
 
 
 def test_a_pass_reads_all_but_the_other_rows_of_the_embedding():
@@ -81,17 +76,7 @@ def test_passes_have_two_floors_and_only_one_grows_with_the_tokens(small, monkey
     assert passes.read_s == experiments.pass_bytes(small.config, "float32") / 1e9
 
 
-def test_layers_are_cut_and_put_back_even_after_an_error(small):
-    whole = small.model.model.layers
-    cut = experiments.time_layers(small, layers=(1, 3), prompt_tokens=4, new_tokens=3, rounds=2)
-    assert cut.pass_s.shape == cut.token_s.shape == (2, 2)
-    assert (cut.token_s > 0).all()
-    with only_layers(small.model, 0, 2):
-        assert (len(small.model.model.layers), small.model.config.num_hidden_layers) == (2, 2)
-    with pytest.raises(ZeroDivisionError), only_layers(small.model, 0, 2):
-        _ = 1 / 0
-    assert small.model.model.layers is whole
-    assert small.model.config.num_hidden_layers == 4
+def test_layers_that_the_model_lacks_are_refused(small):
     with pytest.raises(ValueError, match=r"layers is \(2, 9\): expected two or more counts from 1 to 4"):
         experiments.time_layers(small, layers=(2, 9))
 
@@ -101,50 +86,58 @@ def test_a_line_through_the_fastest_rounds_says_what_no_layer_costs():
     assert cut.line("token") == pytest.approx((3.0, 2.0), rel=1e-9)  # 5, 7, 11: a fit rounds a little
 
 
-def test_a_trip_ends_where_generate_does(tiny):
-    """Greedy, so that nothing is drawn: prefill, the cache and one token at a time give what `generate` gives."""
-    trip = experiments.follow_tokens(tiny, "My name is", new_tokens=4, temperature=0)
-    tokens = tiny.tokenizer("My name is", return_tensors="pt")["input_ids"]
-    expected = tiny.model.generate(tokens, do_sample=False, max_new_tokens=4, pad_token_id=2)[0].tolist()
-    assert list(trip.ids) == expected
-    assert trip.prompt_tokens == tokens.shape[1]
-    table = tiny.model.get_input_embeddings().weight[list(trip.ids)].detach()
-    np.testing.assert_array_equal(trip.rows, table[:, : trip.rows.shape[1]].float().numpy())
-    assert [trip.candidates[n][place] for n, place in enumerate(trip.drawn)] == list(trip.texts[-4:])
+def test_each_speed_of_tokens_is_told_under_its_own_name(small, monkeypatch):
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    asked = []
+
+    def measure_generation(loaded, **counts):
+        asked.append(counts)
+        return SimpleNamespace(first_token=measure.Timing((5.0, 10.0)), per_token=measure.Timing((0.25, 0.5)))
+
+    monkeypatch.setattr(speed, "measure_generation", measure_generation)
+    times = experiments.time_tokens(small, prompt_tokens=5, new_tokens=3, repeats=2)
+    assert asked == [{"prompt_tokens": 5, "new_tokens": 3, "repeats": 2}]
+    assert times.prompt.runs_s == (1.0, 2.0)  # of the pass over the prompt, for each of its five tokens
+    assert times.new.runs_s == (0.25, 0.5)
 
 
-def test_the_next_logits_are_those_of_the_last_token(tiny):
-    logits = experiments.next_logits(tiny, "My favourite condiment is")
-    assert (logits.shape, logits.dtype) == ((tiny.config.vocab_size,), torch.float64)
-    assert tiny.tokenizer.decode([int(logits.argmax())]) == " soy"
-    assert not logits.requires_grad
+def test_a_pass_has_as_many_tokens_as_it_is_told_of(small, monkeypatch):
+    clock = WorkClock()
+    monkeypatch.setattr(speed, "time_in_turns", clock.time_in_turns)
+    monkeypatch.setattr(speed, "measure_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(speed, "operations_per_s", lambda device, dtype: 1e9)
+    watch = small.model.register_forward_pre_hook(lambda model, arguments: clock.add(arguments[0].numel()))
+    try:
+        passes = experiments.time_passes(small, tokens=(6, 1), rounds=3)
+    finally:
+        watch.remove()
+    assert passes.runs_s.tolist() == [[6, 1]] * 3
 
 
-def test_a_trip_is_the_same_for_the_same_seed_and_shows_what_top_p_cuts(tiny):
-    one, same, other = (experiments.follow_tokens(tiny, "My favourite condiment is", seed=seed) for seed in (0, 0, 5))
-    assert one.ids == same.ids != other.ids
-    assert all(kept[place] for kept, place in zip(one.kept, one.drawn, strict=True))
-    assert not one.kept.all()
-    assert (one.probabilities.sum(axis=1) <= 1 + 1e-6).all()  # float32 sums
-    with pytest.raises(ValueError, match="top_p is 2"):
-        experiments.follow_tokens(tiny, "a", top_p=2)
+def test_what_is_timed_has_the_first_layers_alone_and_one_token_after_the_prompt(small, monkeypatch):
+    """Each layer takes a second, whichever it is; an uncut model would take four at both counts."""
+    clock, seen = WorkClock(), []
+    whole = list(small.model.model.layers)
 
+    def timed_steps(model, prompt, chosen):
+        seen.append((list(model.model.layers), tuple(prompt.shape), len(chosen)))
+        return [SimpleNamespace(seconds=seconds * len(model.model.layers)) for seconds in (0.5, 20, 10)]
 
-@pytest.mark.parametrize("text", ["AI的未来是 a ☃, 饕🦙\n\té “x”", "".join(map(chr, range(1, 0x250)))])
-def test_the_bytes_of_tokens_join_to_the_text(tiny, text):
-    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(experiments.bytes_of_tokens(tiny.tokenizer, ids)) == text.encode()
+    def one_layer(layer, arguments, others):
+        hidden, cache = arguments[0], others["past_key_values"]
+        clock.add(1 if hidden.shape[1] == 1 and cache.get_seq_length() >= 4 else 1000)
 
-
-def test_pieces_of_mistrals_own_tokenizer_are_read_too():
-    class Pieces:
-        all_special_ids = (1,)
-
-        def get_vocab(self):
-            return {"<0x00>": 3}
-
-        def convert_ids_to_tokens(self, ids):
-            return [{1: "<s>", 5: "▁snow", 6: "<0xE2>", 7: "是"}[number] for number in ids]
-
-    found = experiments.bytes_of_tokens(Pieces(), [1, 5, 6, 7])
-    assert found == [b"<s>", b" snow", b"\xe2", "是".encode()]
+    monkeypatch.setattr(speed, "timed_steps", timed_steps)
+    monkeypatch.setattr(speed, "time_callable", clock.time_callable)
+    watches = [layer.register_forward_pre_hook(one_layer, with_kwargs=True) for layer in whole]
+    try:
+        cut = experiments.time_layers(small, layers=(3, 1), prompt_tokens=4, new_tokens=3, rounds=2)
+    finally:
+        for watch in watches:
+            watch.remove()
+    assert cut.layers == (3, 1)
+    assert cut.pass_s.tolist() == [[3, 1]] * 2
+    assert cut.token_s.tolist() == [[30, 10]] * 2  # the fastest new token; the first step reads the prompt
+    assert all(layers == whole[: len(layers)] for layers, _, _ in seen)
+    assert {(shape, new) for _, shape, new in seen} == {((1, 4), 3)}
+    assert list(small.model.model.layers) == whole

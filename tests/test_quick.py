@@ -49,7 +49,10 @@ LESSON = "notebooks/05_the_whole_model.ipynb"
         ),
         (
             LESSON,
-            [f"tests/test_{name}.py" for name in ("environments", "exercises", "notebooks", "tiers")],
+            [
+                f"tests/test_{name}.py"
+                for name in ("environments", "exercises", "figures_language", "notebooks", "tiers")
+            ],
             None,
             MASKS,
         ),

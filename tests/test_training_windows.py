@@ -63,11 +63,12 @@ def test_the_measurements_are_those_of_the_evaluation(found, models, tokenizer):
         with torch.inference_mode():
             logits = model(torch.tensor([blocks[0].tokens])).logits[0]
         nats = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(blocks[0].tokens[1:]), reduction="none")
-        first = [row["loss_by_position"][p] for p in (0, 7)]
-        assert first[0]["low"] <= first[0]["mean"] <= first[0]["high"]
-        alone = [evaluation.losses(model, [block])[0][448:].mean() for block in blocks]
-        assert nats[448:].mean().item() == pytest.approx(alone[0], rel=1e-5)
-        assert first[1]["mean"] == pytest.approx(np.mean(alone), rel=1e-5)
+        alone = [evaluation.losses(model, [block])[0] for block in blocks]
+        np.testing.assert_allclose(alone[0], nats, rtol=0, atol=1e-4)  # float32, another order
+        for part, bounds in enumerate(row["loss_by_position"]):  # the last one has 63 tokens, all others 64
+            expected = np.mean([block[64 * part : 64 * (part + 1)].mean() for block in alone])
+            assert bounds["mean"] == pytest.approx(expected, rel=1e-5)
+            assert bounds["low"] <= bounds["mean"] <= bounds["high"]
     assert set(found["models"]["tiny-mistral"]["loss_difference"].values()) == {0.0}
     assert found["models"]["tiny-interleaved"]["loss_difference"]["low"] > 5  # it is untrained
     assert found["models"]["tiny-mistral"]["story"] == found["story"]["answer"] == "Omar Klein"
@@ -143,14 +144,3 @@ def test_the_shipped_record_is_whole_and_of_these_models(tokenizer):
     interleaved, twin = record.models["tiny-interleaved"], record.models["tiny-mistral"]
     assert interleaved.parameters == twin.parameters
     assert interleaved.loss.mean - twin.loss.mean == pytest.approx(interleaved.loss_difference.mean, abs=2e-6)
-
-
-def test_ranges_of_the_record_add_up():
-    record = experiments.read_windows_record()
-    model = record.models["tiny-mistral"]
-    hop = record.recalled("tiny-mistral", 1, 63)
-    assert hop == evaluation.wilson(int(model.right[:3].sum()), int(model.asked[:3].sum()))
-    assert hop.mean > 0.99
-    for low, high in ((2, 63), (1, 62), (64, 63)):
-        with pytest.raises(ValueError, match=f"from {low} to {high}: expected the first number of one of"):
-            record.recalled("tiny-mistral", low, high)

@@ -19,6 +19,7 @@ from .plugged_in import Attend
 
 HEAD_DIM = 128  # of Mistral 7B
 QUERY_HEADS = 32
+KV_HEADS = 8
 LAYERS = 2  # in one timed call, one after another, as a model's are
 NEAR_CALLS = 8  # in one timed call, of which only the first fetches keys and values from memory
 
@@ -40,7 +41,7 @@ def in_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tenso
     return ((rows @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1) @ v).reshape(q.shape)
 
 
-def extra_memory(attend: Attend, *, n_kv_heads: int = 8, tokens: int = 16_384) -> float:
+def extra_memory(attend: Attend, *, n_kv_heads: int = KV_HEADS, tokens: int = 16_384) -> float:
     """Measure the memory that `attend` takes at its peak for one new token, as a multiple of the keys' and values'.
 
     It is called once, on the CPU in bfloat16. Copies of keys and values for groups of four take 4 times their memory,
@@ -86,7 +87,7 @@ def time_ways(
     attend: Attend,
     *,
     dtype: str = "bfloat16",
-    n_kv_heads: int = 8,
+    n_kv_heads: int = KV_HEADS,
     tokens: int = 4096,
     rounds: int = 7,
 ) -> WayTimes:
@@ -177,9 +178,10 @@ def time_rows(
     control 32 query heads with a KV head each.
     """
     q, ring = _queries(getattr(torch, dtype)), Ring(getattr(torch, dtype), QUERY_HEADS, tokens)
-    queries = {count: torch.randn(1, 8, count, HEAD_DIM).to(q.dtype) for count in rows}
-    calls = {count: partial(_step, scaled_dot_product_attention, some, ring, 8) for count, some in queries.items()}
-    calls["shared"] = partial(_step, partial(scaled_dot_product_attention, enable_gqa=True), q, ring, 8)
+    generator = torch.Generator().manual_seed(0)
+    queries = {n: torch.randn(1, KV_HEADS, n, HEAD_DIM, generator=generator).to(q.dtype) for n in rows}
+    calls = {n: partial(_step, scaled_dot_product_attention, some, ring, KV_HEADS) for n, some in queries.items()}
+    calls["shared"] = partial(_step, partial(scaled_dot_product_attention, enable_gqa=True), q, ring, KV_HEADS)
     calls["unshared"] = partial(_step, scaled_dot_product_attention, q, ring, QUERY_HEADS)
     runs_s = _in_turns(calls, rounds)
     head_by_head_s, unshared_s = runs_s.pop("shared"), runs_s.pop("unshared")

@@ -153,8 +153,8 @@ def reaction(loaded: Loaded, layer: int, *, back: int, tokens: int) -> float:
     Returns:
         the largest change, relative to the largest value; exactly 0 where the layer does not see that token.
     """
-    torch.manual_seed(0)
-    vectors = torch.randn(1, tokens, loaded.model.config.hidden_size, dtype=loaded.model.dtype).to(loaded.model.device)
+    shape, generator = (1, tokens, loaded.model.config.hidden_size), torch.Generator().manual_seed(0)
+    vectors = torch.randn(shape, dtype=loaded.model.dtype, generator=generator).to(loaded.model.device)
     changed = vectors.clone()
     changed[0, -1 - back] *= -1
     with only_layers(loaded.model, layer, layer + 1):
