@@ -47,7 +47,8 @@ def head_times(ax=None):
 
 
 def row_times():
-    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, BY_HEAD_S)
+    predicted_s = {"bfloat16": 0.036, "float32": 0.054}
+    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, BY_HEAD_S, predicted_s)
 
 
 def intervals(ax=None):
@@ -59,17 +60,18 @@ class TestEveryPlot(EveryPlot):
     """Holds for each picture on Axes."""
 
 
-def kept(tokens=("My", "favourite", "condiment"), places=(0.5, 0.5, 2.5, 2.5), columns=2.0, layout=heads.PAGE):
+def kept(places=(0.5, 0.5, 2.5, 2.5), kept_bytes=3072, layout=heads.PAGE):
     figure, [ax] = figures.new_stage(layout.width, layout.height)
     figures.draw_kept(
         ax,
-        tokens,
+        ["My", "favourite", "condiment"],
         np.array(places),
-        columns=columns,
         layout=layout,
         title="3 tokens, K = 2",
-        square_bytes=256,
-        most_tokens=7,
+        kept_bytes=kept_bytes,
+        unshared_bytes=6144,
+        most_bytes=14_336,
+        least_s=1.02e-7,
         bytes_per_s=30e9,
     )
     return figure
@@ -112,7 +114,7 @@ def test_a_column_has_a_key_and_a_value_for_each_token_and_the_newest_is_full():
         assert len(squares(figure, pale(colour))) == 2 * 2
     assert sum(isinstance(patch, Circle) for patch in figure.axes[0].patches) == 4
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
+    assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)
 
 
 @pytest.mark.parametrize("layout", [heads.STRIP, heads.PAGE])
@@ -128,8 +130,8 @@ def test_all_tokens_stand_in_a_row_and_the_floor_is_a_line_at_the_bytes(layout):
 
 def test_bars_of_bytes_shrink_with_the_columns_and_the_mark_stays():
     widths, marks = [], []
-    for columns, places in ((4.0, (0, 1, 2, 3)), (2.0, (0.5, 0.5, 2.5, 2.5))):
-        figure = kept(places=places, columns=columns)
+    for kept_bytes, places in ((6144, (0, 1, 2, 3)), (3072, (0.5, 0.5, 2.5, 2.5))):
+        figure = kept(places=places, kept_bytes=kept_bytes)
         widths.append(max(patch.get_width() for patch in squares(figure, KEY) if isinstance(patch, Rectangle)))
         marks.append(figure.axes[0].lines[0].get_xdata()[0])
     assert widths[0] == pytest.approx(2 * widths[1])
@@ -219,9 +221,9 @@ def test_all_ways_stand_as_dots_on_a_logarithmic_axis():
 
 def test_one_by_one_stands_beside_what_four_single_rows_predict():
     first, second = row_times().axes
-    for ax, factor, apart in ((first, 1, 18), (second, 1.5, 22.5)):
+    for ax, predicted, apart in ((first, 36, 18), (second, 54, 22.5)):
         hollow = [line.get_ydata() for line in ax.lines if line.get_markerfacecolor() == "white"]
-        assert hollow == [pytest.approx(4 * factor * 9)]  # four times the median of one row
+        assert hollow == [pytest.approx(predicted)]
         solid = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "s"]
         assert solid == [pytest.approx(apart)]
 
@@ -253,7 +255,10 @@ def test_intervals_span_low_to_high_from_the_top():
         (lambda: figures.plot_longest(0 * FITS, cards=["a", "b"], heads=[32, 8, 1], declared=1), "tokens holds 0"),
         (lambda: figures.plot_head_times(COUNTS, RUNS_S, 0 * FLOOR_S), "floor_s holds 0: expected"),
         (lambda: figures.plot_head_times(COUNTS[:2], RUNS_S, FLOOR_S), r"\(3, 3\): expected \(2, 3\)"),
-        (lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}, BY_HEAD_S), r"\(3, 3\): expected \(2, 3\)"),
+        (
+            lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}, BY_HEAD_S, {"float32": 0.036}),
+            r"\(3, 3\): expected \(2, 3\)",
+        ),
         (lambda: figures.draw_clocks(np.zeros((1, 2)), tokens=["a"], pairs=[0], steps=["x"]), r"\(1, 2\): expected"),
         (lambda: figures.plot_intervals(MEANS, HIGHS, LOWS, names=NAMES, unit=""), "outside its interval"),
         (lambda: figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES[:1], unit=""), r"\(2,\): expected \(1,\)"),

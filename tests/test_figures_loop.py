@@ -125,9 +125,8 @@ def test_the_explorer_says_what_it_draws_and_stands_still_as_four_moments():
     assert explorer.sentence == "Floor 2 of 4 is read, and keeps the keys and values of 5 tokens."
     steps.value = steps.max
     assert explorer.sentence == "“,” is drawn and appended. Every floor has now been read 2 times."
-    data, metadata = explorer._repr_mimebundle_()
+    data, _ = explorer._repr_mimebundle_()
     assert data["text/plain"].startswith("Four moments: the 5 tokens of the prompt go up through 4 floors at once;")
-    assert metadata["image/png"]["alt"] == data["text/plain"]
 
 
 def test_long_tokens_and_many_share_the_room():

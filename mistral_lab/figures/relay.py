@@ -14,7 +14,6 @@ from .style import STYLE
 FLOOR_GAP, BOTTOM = 1.45, 1.55  # stage units between floors, and up to the lowest one
 ROW = 1.0  # between the two rows of tokens in a small picture
 LEFT, RIGHT, RING_X, WIDTH = 2.0, 13.1, 15.0, 16.0
-ABSENT = -1  # in a slot that holds nothing
 
 
 def relay_height(layers: int, *, brief: bool = False) -> float:
