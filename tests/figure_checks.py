@@ -85,6 +85,11 @@ def signs(ax) -> list:
     return [*patches, *groups, *(to_hex(line.get_color()) for line in ax.lines)]
 
 
+def segments(ax) -> np.ndarray:
+    """(bars, parts): the widths of a chart of stacked bars."""
+    return np.array([[bar.get_width() for bar in part] for part in ax.containers]).T
+
+
 def texts_of(ax) -> list[str]:
     """All that is written on the Axes, in the order in which it was."""
     return [text.get_text() for text in ax.texts]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from explorer_checks import TRIP
 from figure_checks import (
     check_apart,
     check_refused,
@@ -16,23 +17,8 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from mistral_lab import explorers, figures
-from mistral_lab.experiments.loop import Trip
 from mistral_lab.explorers.loop import Moment, moments
 from mistral_lab.figures import language, style
-
-TEXTS = ("<s>", "My", " favourite", " condiment", " is", " vinegar", ",")
-TRIP = Trip(
-    texts=TEXTS,
-    ids=(1, 1955, 546, 1569, 319, 2544, 14),
-    prompt_tokens=5,
-    rows=np.random.default_rng(0).normal(size=(7, 6)),
-    layers=4,
-    vocab_size=2560,
-    candidates=((" soy", " hot", " chutney", " ketchup", " vinegar"), (",", ".", " and", " the", " of")),
-    probabilities=np.array([[0.2, 0.2, 0.2, 0.1, 0.1], [0.99, 0.004, 0.002, 0.001, 0.001]]),
-    kept=np.array([[True] * 5, [True] + [False] * 4]),
-    drawn=(4, 0),
-)
 
 
 def squares(ax, colour) -> int:
@@ -148,24 +134,6 @@ def test_chances_that_would_be_written_as_nought_are_left_out():
     assert [text.get_text() for text in ax.texts if text.get_text().startswith(("0.", "1."))] == ["0.99"]
 
 
-def test_a_tall_tower_is_climbed_in_few_stops():
-    floors = [moment.floor for moment in moments(3, 2, layers=32)]
-    assert floors == [-1, 0, 8, 16, 24, 32, 33, 33] * 2
-    assert [moment.first for moment in moments(3, 2, layers=1)] == [0] * 5 + [3] * 5
-
-
-def test_the_explorer_says_what_it_draws_and_stands_still_as_four_moments():
-    explorer = explorers.token_loop(TRIP)
-    assert explorer.sentence == "Prefill: the 5 tokens of the prompt go up at once."
-    steps = explorer.controls["moment"]
-    steps.value = 3
-    assert explorer.sentence == "Floor 2 of 4 is read, and keeps the keys and values of 5 tokens."
-    steps.value = steps.max
-    assert explorer.sentence == "“,” is drawn and appended. Every floor has now been read 2 times."
-    data, _ = explorer._repr_mimebundle_()
-    assert data["text/plain"].startswith("Four moments: the 5 tokens of the prompt go up through 4 floors at once;")
-
-
 def test_long_tokens_and_many_share_the_room():
     many = replace(TRIP, texts=tuple(f" word{n}" * 3 for n in range(7)))
     figure, (ax,) = language.new_stage(4.0, 3.2, kept=False)
@@ -174,13 +142,6 @@ def test_long_tokens_and_many_share_the_room():
     assert max(patch.get_window_extent().x1 for patch in ax.patches) <= figure.bbox.x1
     check_apart([text for text in ax.texts if "…" in text.get_text()])
     assert sum("…" in text.get_text() for text in ax.texts) == 6
-
-
-def test_the_hook_comes_with_its_words():
-    figure, alt, caption = explorers.loop_picture(TRIP)
-    assert "“vinegar” is drawn" in alt
-    assert "chances" in caption
-    check_whole(figure)
 
 
 def test_a_patient_printer_is_drawn_below_the_pieces():
