@@ -1,10 +1,15 @@
 """What holds for every picture, whatever it shows."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.patches import Polygon
 from matplotlib.text import Text
 
 from mistral_lab import figures
+
+POLE_POINTS = 22  # from the foot of a guess's flag to its top
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +63,42 @@ def check_fits_the_page(ax) -> None:
     check_whole(ax.figure)
     if legend := ax.get_legend():
         assert legend.get_window_extent().y0 >= ax.bbox.y1 - 0.5  # half a pixel, which is no line's width
+
+
+def flag_at(ax) -> np.ndarray:
+    """Where the flag of the one guess is planted, in units of the data."""
+    [flag] = [
+        patch for patch in ax.patches if type(patch) is Polygon and to_hex(patch.get_facecolor()) == figures.GUESS
+    ]
+    top = flag.get_transform().transform(flag.get_xy()[0])
+    return ax.transData.inverted().transform(top - [0, POLE_POINTS / 72 * ax.figure.dpi])
+
+
+def signs(ax) -> list:
+    """The kinds and colours of all that is drawn but texts, in its order: what two sizes of one picture share."""
+    patches = [(type(p).__name__, to_hex(p.get_facecolor()), to_hex(p.get_edgecolor())) for p in ax.patches]
+    groups = [
+        (type(group).__name__, len(group.get_paths()), len(group.get_offsets()))
+        + tuple([to_hex(colour) for colour in colours] for colours in (group.get_facecolor(), group.get_edgecolor()))
+        for group in ax.collections
+    ]
+    return [*patches, *groups, *(to_hex(line.get_color()) for line in ax.lines)]
+
+
+def segments(ax) -> np.ndarray:
+    """(bars, parts): the widths of a chart of stacked bars."""
+    return np.array([[bar.get_width() for bar in part] for part in ax.containers]).T
+
+
+def texts_of(ax) -> list[str]:
+    """All that is written on the Axes, in the order in which it was."""
+    return [text.get_text() for text in ax.texts]
+
+
+def names_from_top(ax) -> list[str]:
+    """The names of the rows, as a reader meets them."""
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    return labels if ax.yaxis_inverted() else labels[::-1]
 
 
 def title_of(ax) -> list[Text]:

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from figure_checks import check_whole
+from explorer_checks import drawn, moved, still_beside_live
+from figure_checks import check_whole, signs, texts_of
 
 from mistral_lab import explorers
 from mistral_lab.config import ModelConfig
@@ -39,14 +40,28 @@ def test_the_sentence_says_what_the_bundled_model_keeps():
     assert "on their way" in explorer.sentence
 
 
-def test_the_still_has_four_moments_and_ends_with_one_column():
+def test_the_title_counts_the_tokens_and_the_columns():
+    explorer = explorers.kept_squares()
+    for tokens, merged, title in (
+        (1, 0, "1 token, K = 4"),
+        (3, 0, "3 tokens, K = 4"),
+        (3, 3, "3 tokens, columns merge"),
+        (3, 4, "3 tokens, K = 2"),
+        (3, 8, "3 tokens, K = 1"),
+    ):
+        assert texts_of(drawn(moved(explorer, tokens=tokens, merged=merged)).axes[0])[0] == title
+
+
+def test_the_still_draws_what_the_live_view_draws_and_ends_with_one_column():
     data, _ = explorers.kept_squares()._repr_mimebundle_()
     assert data["text/plain"].startswith("Four moments: ")
     assert "K = 1 KV head keep 2 KiB for 4 tokens" in data["text/plain"]
-    figure, stages = heads.new_stage(heads.STRIP.width, heads.STRIP.height, columns=4, kept=False)
-    for ax, moment in zip(stages, heads.MOMENTS, strict=True):
-        heads._draw(ax, *moment, heads.STRIP)
-    check_whole(figure)
+    moments = [{"tokens": 2, "merged": 0}, *({"tokens": 4, "merged": merged} for merged in (0, 4, 8))]
+    pairs = still_beside_live(explorers.kept_squares, moments)
+    for panel, live in pairs:
+        assert signs(panel) == signs(live)
+        assert texts_of(panel) == texts_of(live)
+    check_whole(pairs[0][0].figure)
 
 
 def test_the_tokens_are_those_of_the_bundled_tokenizer(tokenizer):

@@ -1,4 +1,4 @@
-"""Pictures of attention heads: what is drawn is what the arrays say, and it can be read."""
+"""Drawn pictures of attention heads: what is drawn is what the arrays say, and it can be read."""
 
 import numpy as np
 import pytest
@@ -8,68 +8,39 @@ from figure_checks import (
     check_refused,
     check_whole,
     no_figure_left_open,  # noqa: F401 - for all tests of this file
+    texts_of,
 )
 from matplotlib.colors import to_rgba
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle, PathPatch, Rectangle
 
 from mistral_lab import figures
 from mistral_lab.figures import heads
-from mistral_lab.figures.language import KEY, VALUE, pale
+from mistral_lab.figures.language import KEY, QUERY, VALUE, WEIGHTS, pale
 
 SHARED = np.array([0, 0, 0, 1, 1, 1])
-KEPT = np.array([800.0, 320.0, 128.0]) * 2**10
-MULTI_HEAD = np.array([800.0, 2560.0, 512.0]) * 2**10
-MODELS = ["Llama 2 13B", "Llama 2 70B", "Mistral 7B"]
-FITS = np.array([[7_699, 33_966, 279_131], [24_083, 99_502, 803_419]])
-COUNTS = [32, 4, 1]
-RUNS_S = np.array([[0.008, 0.009, 0.011], [0.002, 0.003, 0.01], [0.001, 0.001, 0.002]])
-BY_HEAD_S = {"bfloat16": 2 * RUNS_S[0], "float32": 2.5 * RUNS_S[0]}
-FLOOR_S = np.array([0.002, 0.0003, 0.0001])
-WAYS = {"copies": np.array([0.06, 0.05, 0.09]), "rows": np.array([0.004, 0.003, 0.005]), "yours": np.array([0.004] * 3)}
-NAMES = ["as built", "averaged"]
-MEANS, LOWS, HIGHS = np.array([0.62, 2.05]), np.array([0.57, 1.92]), np.array([0.66, 2.19])
 
 
 def head_groups(ax=None):
     return figures.plot_head_groups(SHARED, title="grouped-query", ax=ax)
 
 
-def kept_bytes(ax=None):
-    return figures.plot_kept_bytes(KEPT, MULTI_HEAD, names=MODELS, unit="KiB", unit_bytes=2**10, of="per token", ax=ax)
-
-
-def longest(ax=None):
-    return figures.plot_longest(FITS, cards=["8 GiB", "16 GiB"], heads=[32, 8, 1], declared=32_768, ax=ax)
-
-
-def head_times(ax=None):
-    return figures.plot_head_times(COUNTS, RUNS_S, FLOOR_S, ax=ax)
-
-
-def row_times():
-    return figures.plot_row_times([1, 2, 4], {"bfloat16": RUNS_S, "float32": 1.5 * RUNS_S}, BY_HEAD_S)
-
-
-def intervals(ax=None):
-    return figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES, unit="loss, nats per token", ax=ax)
-
-
-@pytest.mark.parametrize("plot", [head_groups, kept_bytes, longest, head_times, intervals])
+@pytest.mark.parametrize("plot", [head_groups])
 class TestEveryPlot(EveryPlot):
     """Holds for each picture on Axes."""
 
 
-def kept(tokens=("My", "favourite", "condiment"), places=(0.5, 0.5, 2.5, 2.5), columns=2.0, layout=heads.PAGE):
+def kept(places=(0.5, 0.5, 2.5, 2.5), kept_bytes=3072, layout=heads.PAGE):
     figure, [ax] = figures.new_stage(layout.width, layout.height)
     figures.draw_kept(
         ax,
-        tokens,
+        ["My", "favourite", "condiment"],
         np.array(places),
-        columns=columns,
         layout=layout,
         title="3 tokens, K = 2",
-        square_bytes=256,
-        most_tokens=7,
+        kept_bytes=kept_bytes,
+        unshared_bytes=6144,
+        most_bytes=14_336,
+        least_s=1.02e-7,
         bytes_per_s=30e9,
     )
     return figure
@@ -84,16 +55,7 @@ def clocks():
     return figures.draw_clocks(angles, tokens=["My", "favourite", "condiment"], pairs=[0, 8], steps=["57°", "6°"])
 
 
-def ways(**options):
-    runs_s = {"bfloat16": WAYS, "float32": {way: 2 * runs for way, runs in WAYS.items()}}
-    return figures.plot_ways(runs_s, {"bfloat16": 0.001, "float32": 0.002}, **({"shown": list(WAYS)} | options))
-
-
-def partly():
-    return ways(shown=["copies", "yours"], guess_s=0.02)
-
-
-@pytest.mark.parametrize("draw", [kept, wall, figures.draw_rows, clocks, ways, partly, row_times])
+@pytest.mark.parametrize("draw", [kept, wall, figures.draw_rows, clocks])
 def test_drawn_pictures_are_whole_and_their_texts_apart(draw):
     figure = draw()
     check_whole(figure)
@@ -112,7 +74,7 @@ def test_a_column_has_a_key_and_a_value_for_each_token_and_the_newest_is_full():
         assert len(squares(figure, pale(colour))) == 2 * 2
     assert sum(isinstance(patch, Circle) for patch in figure.axes[0].patches) == 4
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)  # 2 · 2 · 3 · 256 B at 30 GB/s
+    assert {"3 KiB kept", "at least 0.10 µs at 30 GB/s", "mark: unshared"} <= set(texts)
 
 
 @pytest.mark.parametrize("layout", [heads.STRIP, heads.PAGE])
@@ -126,10 +88,34 @@ def test_all_tokens_stand_in_a_row_and_the_floor_is_a_line_at_the_bytes(layout):
     assert floor == pytest.approx(bar.get_x() + bar.get_width())
 
 
+@pytest.mark.parametrize("layout", [heads.STRIP, heads.PAGE])
+def test_each_query_is_linked_to_the_column_that_it_shares(layout):
+    places = (0.5, 0.5, 2.5, 2.5)
+    [ax] = kept(layout=layout).axes
+    links = [patch for patch in ax.patches if isinstance(patch, PathPatch)]
+    ends = [link.get_path().vertices[-1] for link in links if link.get_edgecolor() == to_rgba(KEY)]
+    circles = [patch.center[0] for patch in ax.patches if isinstance(patch, Circle)]
+    np.testing.assert_allclose(np.interp([x for x, _ in ends], circles, range(4)), places)
+    keys = {patch.get_x() + patch.get_width() for patch in squares(ax.figure, pale(KEY))}  # their inner edges
+    np.testing.assert_allclose(sorted(keys), sorted({x for x, _ in ends}))
+
+
+@pytest.mark.parametrize("layout", [heads.STRIP, heads.PAGE])
+def test_the_bar_is_what_is_kept_on_a_track_with_a_mark_at_what_would_be(layout):
+    figure = kept(layout=layout)
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle) and patch.get_height() == 0.25]
+    track, bar = bars[0], next(bar for bar in bars if bar.get_facecolor() == to_rgba(KEY))
+    assert track.get_width() == pytest.approx(layout.bar_width)
+    assert bar.get_width() == pytest.approx(layout.bar_width * 3072 / 14_336)
+    mark, floor = (line.get_xdata()[0] - track.get_x() for line in figure.axes[0].lines)
+    assert mark == pytest.approx(layout.bar_width * 6144 / 14_336)
+    assert floor == pytest.approx(bar.get_width())
+
+
 def test_bars_of_bytes_shrink_with_the_columns_and_the_mark_stays():
     widths, marks = [], []
-    for columns, places in ((4.0, (0, 1, 2, 3)), (2.0, (0.5, 0.5, 2.5, 2.5))):
-        figure = kept(places=places, columns=columns)
+    for kept_bytes, places in ((6144, (0, 1, 2, 3)), (3072, (0.5, 0.5, 2.5, 2.5))):
+        figure = kept(places=places, kept_bytes=kept_bytes)
         widths.append(max(patch.get_width() for patch in squares(figure, KEY) if isinstance(patch, Rectangle)))
         marks.append(figure.axes[0].lines[0].get_xdata()[0])
     assert widths[0] == pytest.approx(2 * widths[1])
@@ -140,7 +126,31 @@ def test_a_wall_has_a_square_of_each_kind_for_every_head_and_token():
     figure = wall()
     assert len(squares(figure, pale(VALUE))) == 32 * 4
     assert len(squares(figure, VALUE)) == 32
-    assert {"its weights: 13.5 GiB"} <= {text.get_text() for text in figure.axes[0].texts}
+    written = texts_of(figure.axes[0])
+    assert "its weights: 13.5 GiB" in written
+    assert "keys and values of 32,768 tokens, if every head remembers for itself: 16.0 GiB" in written
+
+
+def test_a_bar_of_weights_stands_above_one_of_keys_and_values_in_one_scale():
+    upper, lower = (
+        patch for patch in wall().axes[0].patches if isinstance(patch, Rectangle) and patch.get_height() == 0.25
+    )
+    assert upper.get_y() > lower.get_y()
+    assert [bar.get_facecolor() for bar in (upper, lower)] == [to_rgba(WEIGHTS), to_rgba(KEY)]
+    assert upper.get_width() / lower.get_width() == pytest.approx(13.5 / 16)
+
+
+def test_one_by_one_each_query_has_all_keys_and_as_rows_they_share_them():
+    figure = figures.draw_rows(group_size=3, keys=5)
+    keys, scores = ([sum(p.get_facecolor() == to_rgba(colour) for p in ax.patches) for ax in figure.axes]
+                    for colour in (KEY, pale(QUERY, 0.8)))  # fmt: skip
+    assert keys == [3 * 5, 5]
+    assert scores == [0, 3 * 5]
+    left, right = (texts_of(ax) for ax in figure.axes)
+    assert left[0] == "one by one: the keys are read 3 times"
+    assert right[0] == "as rows of one block: they are read once"
+    assert "the same keys,\nagain and again" in left
+    assert "the shared keys" in right
 
 
 def test_hands_of_clocks_point_where_the_angles_say():
@@ -160,103 +170,13 @@ def test_numbers_of_heads_may_be_floats():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["6 query heads", "2 KV heads"]
 
 
-def test_kept_bytes_are_half_keys_and_half_values_in_the_outline_of_a_head_each():
-    outline, keys, values = kept_bytes().containers
-    np.testing.assert_array_equal([bar.get_width() for bar in outline], MULTI_HEAD / 2**10)
-    for bars, colour, left in ((keys, KEY, 0 * KEPT), (values, VALUE, KEPT / 2**11)):
-        np.testing.assert_array_equal([bar.get_width() for bar in bars], KEPT / 2**11)
-        np.testing.assert_array_equal([bar.get_x() for bar in bars], left)
-        assert {bar.get_facecolor() for bar in bars} == {to_rgba(colour)}
-    assert [text.get_text() for text in kept_bytes().texts][:2] == ["800 KiB", "320 KiB, unshared 2,560"]
-
-
-def test_a_guess_of_bytes_is_a_flag_above_the_first_row():
-    options = {"names": MODELS, "unit": "KiB", "unit_bytes": 2**10, "of": "per token"}
-    ax = figures.plot_kept_bytes(KEPT, MULTI_HEAD, **options, guess=100 * 2**10, guess_label="your guess: 4 heads")
-    [flag] = [text for text in ax.texts if text.get_text() == "your guess: 4 heads"]
-    assert flag.xy == (100, -0.28)
-    check_whole(ax.figure)
-    check_apart([text for text in ax.texts if text.get_text()])
-
-
-def test_the_longest_texts_stand_in_thousands_each_with_its_number():
-    ax = longest()
-    places = np.array([line.get_xdata() for line in ax.lines[1:]])
-    np.testing.assert_allclose(places.T, FITS / 1e3)
-    assert {"32 KV heads: 7,699 tokens", "1 KV head: 803,419 tokens", "made for 32,768 tokens"} <= {
-        text.get_text() for text in ax.texts
-    }
-
-
-def test_times_of_heads_stand_in_milliseconds_above_their_floor():
-    ax = head_times()
-    [container] = ax.containers
-    line, _, [bars] = container.lines
-    np.testing.assert_allclose(line.get_xydata(), np.column_stack([COUNTS, 1e3 * np.median(RUNS_S, axis=1)]))
-    spans = np.array([segment[:, 1] for segment in bars.get_segments()])
-    np.testing.assert_allclose(spans, 1e3 * np.column_stack([RUNS_S.min(axis=1), RUNS_S.max(axis=1)]))
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), 1e3 * FLOOR_S)
-    assert ax.lines[0].get_marker() == "None"  # a floor is a line, as everywhere
-    assert "at least,\nto read them" in {text.get_text() for text in ax.texts}
-
-
-def test_only_the_ways_that_are_shown_have_a_name_and_a_bar():
-    first, second = ways(shown=["copies", "yours"], guess_s=0.02, guess_label="your guess").axes
-    assert [label.get_text() for label in first.get_yticklabels()] == ["copies", "?", "yours"]
-    np.testing.assert_allclose([bars[0].get_width() for bars in first.containers], [60, 4])
-    np.testing.assert_allclose([bars[0].get_width() for bars in second.containers], [120, 8])
-    texts = [[text.get_text() for text in ax.texts] for ax in (first, second)]
-    assert "your guess" in texts[0]
-    assert "your guess" not in texts[1]
-    assert "at least 1.0 ms" in texts[0]
-
-
-def test_all_ways_stand_as_dots_on_a_logarithmic_axis():
-    first, _ = ways().axes
-    assert first.get_xscale() == "log"
-    assert [line.get_xdata()[0] for line in first.lines if line.get_marker() == "o"] == [60, 4, 4]
-
-
-def test_one_by_one_stands_beside_what_four_single_rows_predict():
-    first, second = row_times().axes
-    for ax, factor, apart in ((first, 1, 18), (second, 1.5, 22.5)):
-        hollow = [line.get_ydata() for line in ax.lines if line.get_markerfacecolor() == "white"]
-        assert hollow == [pytest.approx(4 * factor * 9)]  # four times the median of one row
-        solid = [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "s"]
-        assert solid == [pytest.approx(apart)]
-
-
-def test_intervals_span_low_to_high_from_the_top():
-    ax = intervals()
-    line, _, [bars] = ax.containers[0].lines
-    np.testing.assert_array_equal(line.get_xydata(), np.column_stack([MEANS, range(2)]))
-    spans = np.array([segment[:, 0] for segment in bars.get_segments()])
-    np.testing.assert_allclose(spans, np.column_stack([LOWS, HIGHS]), rtol=1e-12)  # one sum
-    assert [text.get_text() for text in ax.texts] == ["0.62", "2.05"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert ax.get_xlim()[0] == 0
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: figures.plot_head_groups([0, 2]), r"shared is \[0, 2\]: expected"),
         (lambda: figures.plot_head_groups([0, 0.5, 1]), r"shared is \[0.0, 0.5, 1.0\]: expected"),
         (lambda: figures.plot_head_groups([]), r"shared is \[\]: expected"),
-        (
-            lambda: figures.plot_kept_bytes(
-                KEPT[:2], MULTI_HEAD, names=MODELS, unit="KiB", unit_bytes=1, of="per token"
-            ),
-            r"\(2,\): expected \(3,\)",
-        ),
-        (lambda: figures.plot_longest(FITS, cards=["8 GiB"], heads=[32, 8, 1], declared=1), r"\(2, 3\): expected"),
-        (lambda: figures.plot_longest(0 * FITS, cards=["a", "b"], heads=[32, 8, 1], declared=1), "tokens holds 0"),
-        (lambda: figures.plot_head_times(COUNTS, RUNS_S, 0 * FLOOR_S), "floor_s holds 0: expected"),
-        (lambda: figures.plot_head_times(COUNTS[:2], RUNS_S, FLOOR_S), r"\(3, 3\): expected \(2, 3\)"),
-        (lambda: figures.plot_row_times([1, 2], {"float32": RUNS_S}, BY_HEAD_S), r"\(3, 3\): expected \(2, 3\)"),
         (lambda: figures.draw_clocks(np.zeros((1, 2)), tokens=["a"], pairs=[0], steps=["x"]), r"\(1, 2\): expected"),
-        (lambda: figures.plot_intervals(MEANS, HIGHS, LOWS, names=NAMES, unit=""), "outside its interval"),
-        (lambda: figures.plot_intervals(MEANS, LOWS, HIGHS, names=NAMES[:1], unit=""), r"\(2,\): expected \(1,\)"),
     ],
 )
 def test_bad_arrays_raise_one_clear_line_and_draw_nothing(call, message):

@@ -158,6 +158,7 @@ def test_the_numbers_of_all_sixteen_values_of_nf4_are_apart():
     ("call", "message"),
     [
         (lambda: figures.plot_quantiles(X, -DENSITY, values=VALUES, heights=HEIGHTS), "0 or more"),
+        (lambda: figures.plot_code_shares(-np.ones(16), title="", ax=None), "0 or more"),
         (lambda: figures.plot_quantiles(X, DENSITY, values=VALUES, heights=HEIGHTS[:1]), r"\(2,\): expected \(1,\)"),
         (
             lambda: figures.plot_codebooks(EDGES[1:], SHARES, codebooks=[VALUES], names=["a"], title=""),

@@ -6,6 +6,7 @@ from figure_checks import (
     EveryPlot,
     check_apart,
     check_refused,
+    flag_at,
     no_figure_left_open,  # noqa: F401 - for all tests of this file
 )
 
@@ -111,6 +112,21 @@ def test_caches_end_at_their_names_and_limits_are_drawn():
     assert {"window", "none", "4 GiB"} == {text.get_text() for text in ax.texts}
     assert ax.lines[2].get_ydata()[0] == 4
     assert ax.get_ylim()[0] == 0
+
+
+def test_recall_shades_its_intervals_and_plants_the_guess_at_its_distance():
+    ax = recall()
+    for band, shares in zip(ax.collections, SHARES, strict=True):
+        edge = band.get_paths()[0].vertices
+        for distance, share in zip([10, 20, 30], shares, strict=True):
+            heights = edge[edge[:, 0] == distance, 1]
+            ends = np.clip([share - 0.1, share + 0.1], 0, 1)
+            np.testing.assert_allclose([heights.min(), heights.max()], ends, rtol=0, atol=1e-12)  # one sum
+    np.testing.assert_allclose(flag_at(ax), [15, 0], rtol=0, atol=1e-9)  # to pixels and back
+
+
+def test_a_guess_of_growth_stands_at_the_largest_size():
+    np.testing.assert_allclose(flag_at(growth()), [SIZES[-1], 3.9])
 
 
 def test_growth_draws_measured_solid_and_predicted_dashed_with_one_marker_a_way():

@@ -22,7 +22,7 @@ LESSON = "notebooks/05_the_whole_model.ipynb"
     [
         (MASKS, [MASKS, "tests/test_masks.py"], "tests/test_attention.py", "tests/test_nf4.py"),
         # A module of a package: the tests with its own name, and those that import the package.
-        (STATISTICS, [STATISTICS, "tests/test_moe.py"], "tests/test_explorers.py", MASKS),
+        (STATISTICS, [STATISTICS, "tests/test_moe.py"], "tests/test_explorers_experts.py", MASKS),
         # `from mistral_lab import load` is an import of this.
         (
             LOADING,

@@ -70,27 +70,35 @@ def _title(tokens: int, merged: int) -> str:
 
 def _draw(ax, tokens: int, merged: int, layout) -> None:
     places, columns = columns_at(merged)
+    kept_bytes, least_s = _cost(tokens, columns)
     draw_kept(
         ax,
         TOKENS[:tokens],
         places,
-        columns=columns,
         layout=layout,
         title=_title(tokens, merged),
-        square_bytes=SQUARE_BYTES,
-        most_tokens=len(TOKENS),
+        kept_bytes=kept_bytes,
+        unshared_bytes=_cost(tokens, HEADS)[0],
+        most_bytes=_cost(len(TOKENS), HEADS)[0],
+        least_s=least_s,
         bytes_per_s=BYTES_PER_S,
     )
 
 
+def _cost(tokens: int, columns: float) -> tuple[float, float]:
+    """The bytes of so many tokens' keys and values, and the seconds in which memory delivers them at the least."""
+    kept_bytes = 2 * columns * tokens * SQUARE_BYTES
+    return kept_bytes, kept_bytes / BYTES_PER_S
+
+
 def _sentence(tokens: int, merged: int) -> str:
     _, columns = columns_at(merged)
-    kept = 2 * columns * tokens * SQUARE_BYTES
+    kept_bytes, least_s = _cost(tokens, columns)
     name = {HEADS: "Multi-head", 1: "Multi-query"}.get(columns, "Grouped-query")
     if merged % STEPS:
         return "The columns are on their way to each other."
     return (
         f"{name} attention: {HEADS} query heads over K = {columns:.0f} KV head{'s' * (columns > 1)} keep "
-        f"{kept / 2**10:g} KiB for {tokens} token{'s' * (tokens > 1)} in one layer of tiny-mistral; "
-        f"read from memory at {BYTES_PER_S / 1e9:g} GB/s, they need at least {kept / BYTES_PER_S * 1e6:.2f} µs."
+        f"{kept_bytes / 2**10:g} KiB for {tokens} token{'s' * (tokens > 1)} in one layer of tiny-mistral; "
+        f"read from memory at {BYTES_PER_S / 1e9:g} GB/s, they need at least {least_s * 1e6:.2f} µs."
     )

@@ -1,4 +1,7 @@
-"""The lessons' pictures: NumPy arrays become matplotlib Axes. Nothing is computed, and only `show` displays one."""
+"""The lessons' pictures: NumPy arrays become matplotlib Axes, and only `show` displays one.
+
+Nothing is computed but the spread of several runs: the fastest, the median and the slowest.
+"""
 
 from .budget import plot_budget, plot_changed
 from .canvas import WIDTH_IN, bare_figure, new_figure, render, show, to_png

@@ -176,17 +176,19 @@ def plot_row_times(
     rows: Sequence[int],
     runs_s: Mapping[str, np.ndarray],
     head_by_head_s: Mapping[str, np.ndarray],
+    predicted_s: Mapping[str, float],
     *,
     group_size: int = 4,
 ) -> Figure:
     """Draw how long the same keys take with more and more queries as rows, and a group's queries one by one.
 
     Args:
-        rows: (n,) queries per KV head, 1 and `group_size` among them.
+        rows: (n,) queries per KV head.
         runs_s: format -> (n, rounds) seconds; a dot is the median, its bar runs from the fastest to the slowest. A
             panel for each format.
-        head_by_head_s: format -> (rounds,) seconds for `group_size` queries per KV head, one by one. Beside them stands
-            what is predicted: `group_size` times the median of one row, hollow.
+        head_by_head_s: format -> (rounds,) seconds for `group_size` queries per KV head, one by one.
+        predicted_s: format -> the seconds that these take if each query takes as long as one row; a hollow dot beside
+            them.
     """
     runs_s = {name: as_positive("runs_s", runs, (len(rows), np.shape(runs)[1])) for name, runs in runs_s.items()}
     figure, axes = new_figure(columns=len(runs_s), height_in=3.2)
@@ -194,7 +196,7 @@ def plot_row_times(
         apart = 1e3 * as_positive("head_by_head_s", head_by_head_s[dtype], np.shape(head_by_head_s[dtype]))
         low, middle, high = bounds = 1e3 * np.array([runs.min(axis=1), np.median(runs, axis=1), runs.max(axis=1)])
         draw_intervals(ax, rows, bounds, look="o-", colour=MEASURED)
-        predicted = group_size * middle[list(rows).index(1)]
+        predicted = 1e3 * predicted_s[dtype]
         places = group_size / 1.06, group_size * 1.06  # side by side, so that they do not cover each other
         draw_predicted(ax, places[0], predicted)
         spread = np.array([[apart.min()], [np.median(apart)], [apart.max()]])

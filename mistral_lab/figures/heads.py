@@ -99,28 +99,30 @@ def draw_kept(
     tokens: Sequence[str],
     places: np.ndarray,
     *,
-    columns: float,
     layout: Layout,
     title: str,
-    square_bytes: int,
-    most_tokens: int,
+    kept_bytes: float,
+    unshared_bytes: float,
+    most_bytes: float,
+    least_s: float,
     bytes_per_s: float,
 ) -> None:
     """Draw query circles over the columns of squares that they read, and what these squares cost in bytes and time.
 
-    Each token adds a row of squares. The bar is the bytes of all squares drawn; a mark shows them with a column for
-    every head. Below it, the floor is the least time in which the next token can read them.
+    Each token adds a row of squares. The bar is the bytes of all squares drawn, and a mark on it shows what they would
+    be with a column for every head. Below it, the floor is the least time in which the next token can read them.
 
     Args:
         ax: a stage of the layout's size.
         tokens: the text so far; the newest asks, and its row is full.
         places: (H,) where the column that each query head reads stands, counted in heads from the left; heads that name
             the same place share a column.
-        columns: how many columns count in the bars; a fraction while columns are on their way to each other.
         layout: `STRIP` for a panel of four, `PAGE` for a picture of its own.
         title: what this moment shows.
-        square_bytes: of one square.
-        most_tokens: for which the bars have room.
+        kept_bytes: of all squares, in between while columns are on their way to each other.
+        unshared_bytes: of as many tokens with a column for every head.
+        most_bytes: for which the bars have room.
+        least_s: in which memory delivers what is kept.
         bytes_per_s: at which memory is read.
     """
     places = np.round(np.asarray(places, float), 6)
@@ -148,13 +150,12 @@ def draw_kept(
         write(ax, x0 - circle / 2 - 0.15, y, token, ha="right", colour=INK if state == "now" else QUIET)
 
     x, y = layout.bars
-    kept, alone = (2 * count * len(tokens) * square_bytes for count in (columns, len(places)))
-    scale = layout.bar_width / (2 * len(places) * most_tokens * square_bytes)
-    track = layout.bar_width / scale
-    draw_bytes(ax, x, y, kept, scale=scale, most=track, mark=alone, text=f"{kept / 2**10:,.3g} KiB kept")
-    least = f"at least {1e6 * kept / bytes_per_s:,.2f} µs at {bytes_per_s / 1e9:g} GB/s"
-    draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=track, text=least)
-    ax.plot([x + kept * scale] * 2, [y - 1.25, y - 0.85], color=FLOOR, linewidth=1.5)
+    scale = layout.bar_width / most_bytes
+    text = f"{kept_bytes / 2**10:,.3g} KiB kept"
+    draw_bytes(ax, x, y, kept_bytes, scale=scale, most=most_bytes, mark=unshared_bytes, text=text)
+    least = f"at least {1e6 * least_s:,.2f} µs at {bytes_per_s / 1e9:g} GB/s"
+    draw_bytes(ax, x, y - 1.05, 0, scale=scale, most=most_bytes, text=least)
+    ax.plot([x + kept_bytes * scale] * 2, [y - 1.25, y - 0.85], color=FLOOR, linewidth=1.5)
     write(ax, x + layout.bar_width, y + 0.38, "mark: unshared", ha="right", colour=QUIET)
 
 

@@ -1,6 +1,7 @@
 """Lesson 1's picture to remember, a token's trip round the loop; and the bytes of which tokens are made."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +19,23 @@ BOX, ROW = 0.27, 0.3  # height of a token's box and of its row of numbers
 MOST_BARS = 5  # for which the scores have room; fewer are no thicker
 ON_WAY = "#cfdcf7"  # the beam of a token that is on its way
 MARKS_BELOW = -1  # the floor of a token that still waits in its box
+
+Column = tuple[float, float]  # the middle and the width of a token's box, in inches
+
+
+class Tower(NamedTuple):
+    """Where the parts of `plot_loop` stand, in inches."""
+
+    layers: int
+    labelled: bool  # whether the stations are named at the left
+    left: float  # edges of the floors
+    right: float
+    boxes: float  # middle of the tokens' boxes
+    table: float  # lower edge of the rows of numbers
+    floors: float  # lower edge of the lowest floor
+    step: float  # from one floor to the next
+    scores: float  # lower edge of the scores
+    scores_height: float
 
 
 @mpl.rc_context(STYLE)
@@ -72,30 +90,25 @@ def plot_loop(
     places = _columns(names, left=left + 0.06, right=width - (1.6 if labelled else 0.27 if appended else 0.14))
     columns = places[:count]
 
-    base = 0.36  # of the boxes
-    table = base + BOX / 2 + 0.2
-    tower = table + ROW + 0.12
-    top = height - (0.32 if title else 0.08) - _scores_height(labelled)
-    step = (top - tower) / (layers + 0.8)
-    end = max(x + wide / 2 for x, wide in columns) + 0.1
+    tower = _tower(layers, labelled, columns, left=left, top=height - (0.32 if title else 0.08))
 
-    _draw_beams(ax, columns, first, floor, base=base, tower=tower, step=step, layers=layers)
-    _draw_floors(ax, columns, first, floor, layers, left=left, end=end, tower=tower, step=step)
-    _draw_table(ax, columns, rows, first, floor, at=table)
+    _draw_beams(ax, tower, columns, first, floor)
+    _draw_floors(ax, tower, columns, first, floor)
+    _draw_table(ax, tower, columns, rows, first, floor)
     for number, (x, wide) in enumerate(places):
         new = number >= first if not appended else number == count
         name = _fitting(names[number], wide)
-        draw_token(ax, x, base, name, width=wide, height=BOX, state="now" if new else "past")
+        draw_token(ax, x, tower.boxes, name, width=wide, height=BOX, state="now" if new else "past")
         if number < count:
-            write(ax, x, base - BOX / 2 - 0.1, str(ids[number]), fontsize=9, colour=QUIET)
+            write(ax, x, tower.boxes - BOX / 2 - 0.1, str(ids[number]), fontsize=9, colour=QUIET)
     if floor > layers:
-        from_bar = _draw_scores(ax, candidates, chances, kept, drawn, left=left, top=top, labelled=labelled)
+        from_bar = _draw_scores(ax, tower, candidates, chances, kept, drawn)
     else:
-        write(ax, left + 0.02, top + _scores_height(labelled) / 2, note, ha="left", colour=QUIET, fontsize=10)
+        write(ax, left + 0.02, tower.scores + tower.scores_height / 2, note, ha="left", colour=QUIET, fontsize=10)
     if appended:
-        _draw_way_back(ax, places[count], from_bar, labelled=labelled, base=base)
+        _draw_way_back(ax, tower, places[count], from_bar)
     if labelled:
-        _name_stations(ax, layers, base=base, table=table, tower=tower, step=step, top=top, shown=len(candidates))
+        _name_stations(ax, tower, shown=len(candidates))
     write(ax, left - 0.02, height - 0.14, title, fontsize=10, ha="left", weight="bold")
     return ax
 
@@ -112,7 +125,7 @@ def _fitting(name: str, wide: float) -> str:
     return name
 
 
-def _columns(names: Sequence[str], *, left: float, right: float) -> list[tuple[float, float]]:
+def _columns(names: Sequence[str], *, left: float, right: float) -> list[Column]:
     """The middle and the width of each box, one after the other; all are narrower where there is too little room."""
     widths = np.array([text_width(name) / 72 + PADDING for name in names])
     widths = np.maximum(widths, 0.26)
@@ -122,14 +135,24 @@ def _columns(names: Sequence[str], *, left: float, right: float) -> list[tuple[f
     return list(zip(starts + widths / 2, widths, strict=True))
 
 
-def _scores_height(labelled: bool) -> float:
-    return 1.22 if labelled else 0.98
+def _tower(layers: int, labelled: bool, columns: Sequence[Column], *, left: float, top: float) -> Tower:
+    """The heights of all parts, from the boxes up; the floors share what is left below the scores."""
+    boxes = 0.36
+    table = boxes + BOX / 2 + 0.2
+    floors = table + ROW + 0.12
+    scores_height = 1.22 if labelled else 0.98
+    scores = top - scores_height
+    right = max(x + wide / 2 for x, wide in columns) + 0.1
+    step = (scores - floors) / (layers + 0.8)
+    return Tower(layers, labelled, left, right, boxes, table, floors, step, scores, scores_height)
 
 
-def _draw_beams(ax, columns, first, floor, *, base, tower, step, layers) -> None:
+def _draw_beams(ax: Axes, tower: Tower, columns: Sequence[Column], first: int, floor: int) -> None:
     """The way that the tokens on their way have come, up to where they are; scores are made of the last one alone."""
-    reached = {MARKS_BELOW: base, 0: tower - 0.12}.get(floor, tower + step * min(floor - 0.5, layers))
-    above = step * 0.8 + 0.02 if floor > layers else 0
+    base, layers = tower.boxes, tower.layers
+    among = tower.floors + tower.step * min(floor - 0.5, layers)
+    reached = {MARKS_BELOW: base, 0: tower.floors - 0.12}.get(floor, among)
+    above = tower.step * 0.8 + 0.02 if floor > layers else 0
     beams = [
         Rectangle((x - 0.09, base), 0.18, reached - base + (above if number == len(columns) - 1 else 0))
         for number, (x, _) in enumerate(columns)
@@ -138,15 +161,16 @@ def _draw_beams(ax, columns, first, floor, *, base, tower, step, layers) -> None
     ax.add_collection(PatchCollection(beams, facecolor=ON_WAY, edgecolor="none", zorder=0.5))
 
 
-def _draw_floors(ax, columns, first, floor, layers, *, left, end, tower, step) -> None:
+def _draw_floors(ax: Axes, tower: Tower, columns: Sequence[Column], first: int, floor: int) -> None:
     """One slab per layer, full once this pass has read it, and on it keys and values of the tokens that have passed."""
+    step, numbers = tower.step, range(1, tower.layers + 1)
     thick = 0.78 * step
-    for number in range(1, layers + 1):
+    for number in numbers:
         read = number <= floor
         ax.add_patch(
             FancyBboxPatch(
-                (left, tower + step * (number - 1) + (step - thick) / 2),
-                end - left,
+                (tower.left, tower.floors + step * (number - 1) + (step - thick) / 2),
+                tower.right - tower.left,
                 thick,
                 boxstyle=f"round,pad=0,rounding_size={0.2 * thick}",
                 facecolor=pale(WEIGHTS, 0.35) if read else pale(WEIGHTS, 0.8),
@@ -159,16 +183,16 @@ def _draw_floors(ax, columns, first, floor, layers, *, left, end, tower, step) -
     for colour, shift in ((KEY, -0.52 * size), (VALUE, 0.52 * size)):
         for now in (False, True):
             squares = [
-                Rectangle((x + shift - size / 2, tower + step * (number - 0.5) - size / 2), size, size)
+                Rectangle((x + shift - size / 2, tower.floors + step * (number - 0.5) - size / 2), size, size)
                 for place, (x, _) in enumerate(columns)
-                for number in range(1, layers + 1)
+                for number in numbers
                 if (place >= first) == now and (place < first or number <= floor)
             ]
             face = colour if now else pale(colour, 0.45)
             ax.add_collection(PatchCollection(squares, facecolor=face, edgecolor="white", linewidth=0.5, zorder=1.2))
 
 
-def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
+def _draw_table(ax: Axes, tower: Tower, columns: Sequence[Column], rows: np.ndarray, first: int, floor: int) -> None:
     """Above each box the row that its id picks, as a framed column of shades, once it has been looked up."""
     shades = np.clip(rows / (np.abs(rows).max() or 1), -1, 1)
     cells, faces, frames = [], [], []
@@ -177,23 +201,25 @@ def _draw_table(ax, columns, rows, first, floor, *, at) -> None:
         if number >= first and floor < 0:
             continue
         for place, value in enumerate(shades[number]):
-            cells.append(Rectangle((x - 0.09, at + place * high), 0.18, high))
+            cells.append(Rectangle((x - 0.09, tower.table + place * high), 0.18, high))
             shade = pale(INK, 0.55 - 0.4 * value)
             faces.append(shade if number >= first else pale(shade, 0.6))
-        frames.append(Rectangle((x - 0.09, at), 0.18, ROW))
+        frames.append(Rectangle((x - 0.09, tower.table), 0.18, ROW))
     ax.add_collection(PatchCollection(cells, facecolor=faces, edgecolor="white", linewidth=0.4, zorder=1))
     ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=IDLE_EDGE, linewidth=0.8, zorder=1))
 
 
-def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -> tuple[float, float]:
+def _draw_scores(
+    ax: Axes, tower: Tower, candidates: Sequence[str], chances: np.ndarray, kept: Sequence[bool], drawn: int | None
+) -> tuple[float, float]:
     """The likeliest next tokens as bars; what top-p cuts is grey. Returns the place beside the drawn one's number."""
     names = [_short(text) for text in candidates]
-    high = (_scores_height(labelled) - 0.1) / max(len(names), MOST_BARS)
-    start = left + max((text_width(name) / 72 for name in names), default=0) + 0.2
-    scale = (ax.get_xlim()[1] - start - (2.6 if labelled else 0.75)) / max(chances.max(initial=0), 0.25)
+    high = (tower.scores_height - 0.1) / max(len(names), MOST_BARS)
+    start = tower.left + max((text_width(name) / 72 for name in names), default=0) + 0.2
+    scale = (ax.get_xlim()[1] - start - (2.6 if tower.labelled else 0.75)) / max(chances.max(initial=0), 0.25)
     beside = (0.0, 0.0)
     for row, (name, chance) in enumerate(zip(names, chances, strict=True)):
-        y = top + 0.02 + (max(len(names), MOST_BARS) - row - 0.5) * high
+        y = tower.scores + 0.02 + (max(len(names), MOST_BARS) - row - 0.5) * high
         chosen, stays = row == drawn, not len(kept) or kept[row]
         face = QUERY if chosen else pale(QUERY, 0.55) if stays else IDLE
         ax.add_patch(
@@ -209,32 +235,32 @@ def _draw_scores(ax, candidates, chances, kept, drawn, *, left, top, labelled) -
     return beside
 
 
-def _draw_way_back(ax, place, from_bar, *, labelled, base) -> None:
+def _draw_way_back(ax: Axes, tower: Tower, place: Column, from_bar: tuple[float, float]) -> None:
     """From the drawn bar down the right edge to the new box."""
     x, wide = place
-    (bar, y), edge = from_bar, ax.get_xlim()[1] - (1.3 if labelled else 0.08)
+    base = tower.boxes
+    (bar, y), edge = from_bar, ax.get_xlim()[1] - (1.3 if tower.labelled else 0.08)
     look = {"color": QUERY, "linewidth": 1.6, "solid_joinstyle": "round"}
     ax.plot([bar, edge, edge], [y, y, base], **look)
     head = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 1}
     ax.add_patch(FancyArrowPatch((edge, base), (x + wide / 2, base), color=QUERY, linewidth=1.6, **head))
-    if labelled:
+    if tower.labelled:
         write(ax, edge + 0.1, (y + base) / 2, "appended,\nand round again", ha="left", colour=QUIET)
 
 
-def _name_stations(ax, layers, *, base, table, tower, step, top, shown) -> None:
+def _name_stations(ax: Axes, tower: Tower, *, shown: int) -> None:
     """What stands in each line, at the left."""
     named = [
-        (base, "tokens, their ids"),
-        (table + ROW / 2, "a row of the\ntable for each id"),
+        (tower.boxes, "tokens, their ids"),
+        (tower.table + ROW / 2, "a row of the\ntable for each id"),
         (
-            tower + step * layers / 2,
-            f"{layers} floors (layers),\neach keeps a key\n(left) and a value\n(right) of a token",
+            tower.floors + tower.step * tower.layers / 2,
+            f"{tower.layers} floors (layers),\neach keeps a key\n(left) and a value\n(right) of a token",
         ),
     ]
     if shown:
-        named.append(
-            (top + _scores_height(True) / 2, f"chances of the\nnext token, the\n{shown} likeliest;\none is drawn")
-        )
+        text = f"chances of the\nnext token, the\n{shown} likeliest;\none is drawn"
+        named.append((tower.scores + tower.scores_height / 2, text))
     for y, text in named:
         write(ax, 0.08, y, text, ha="left", colour=QUIET, fontsize=9)
 
