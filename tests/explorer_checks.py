@@ -1,6 +1,5 @@
 """What the tests of several explorers share: what they are made of, how they are moved, what stands for them."""
 
-
 import numpy as np
 import pytest
 
@@ -8,7 +7,6 @@ from mistral_lab.experiments.loop import Trip
 from mistral_lab.explorers import base
 from mistral_lab.explorers.base import Explorer
 
-STORY = "Once there was a baker called Nora, and she lived near the river."
 TRIP = Trip(
     texts=("<s>", "My", " favourite", " condiment", " is", " vinegar", ","),
     ids=(1, 1955, 546, 1569, 319, 2544, 14),
