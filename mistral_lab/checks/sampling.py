@@ -268,6 +268,10 @@ def whole_characters(function: Callable) -> Callable:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return [decoder.decode(piece, final=end == len(pieces)) for end, piece in enumerate(pieces, 1)]
 
+    def signs_cut(pieces):
+        so_far = [b"".join(pieces[: end + 1]).decode(errors="replace").rstrip("\ufffd") for end in range(len(pieces))]
+        return [new[len(old) :] for old, new in itertools.pairwise(["", *so_far])]
+
     one, two, three, four = b"a", "é".encode(), "饕".encode(), "🦙".encode()
     return judge(
         "whole_characters",
@@ -282,6 +286,7 @@ def whole_characters(function: Callable) -> Callable:
             ([four[:2], four[2:3], four[3:]],),
             ([three],),
             ([one, one, two],),
+            (["\ufffd".encode(), one],),  # the text itself may hold the sign
         ],
         mistakes=[
             *(
@@ -328,6 +333,10 @@ def whole_characters(function: Callable) -> Callable:
             ),
             Mistake(
                 taken_out, "you print {got}: a text that comes twice is lost; cut off what was printed by its length"
+            ),
+            Mistake(
+                signs_cut,
+                "you print {got}: a \ufffd may stand in the text; cut off unfinished bytes, not signs for them",
             ),
             Mistake(
                 end_printed,

@@ -190,6 +190,14 @@ def bare_powers(logits, temperature, top_p):
     return p / p.sum()
 
 
+def without_signs(pieces):
+    texts, so_far = [""], b""
+    for piece in pieces:
+        so_far += piece
+        texts.append(so_far.decode("utf-8", "replace").rstrip("�"))
+    return [new[len(old) :] for old, new in itertools.pairwise(texts)]
+
+
 def new_by_replacing(pieces):
     printed, before = [], ""
     for end in range(1, len(pieces) + 1):
@@ -242,6 +250,7 @@ WRONG = [
     ("draw_probabilities", powers_cut, "exponentials alone are no probabilities"),
     ("draw_probabilities", bare_powers, "exponential of a logit near 1,000 is infinite"),
     ("whole_characters", new_by_replacing, "a text that comes twice is lost"),
+    ("whole_characters", without_signs, "may stand in the text; cut off unfinished bytes, not signs for them"),
     ("whole_characters", emptied_when_printed, "an unfinished end of the buffer is thrown away"),
     ("whole_characters", by_threes, r"you print \['a', '', .*not every character takes 3 bytes"),
     ("draw_probabilities", hot, "below 1 must sharpen.*multiply by it"),
