@@ -134,7 +134,7 @@ def test_the_explorer_keeps_the_first_of_equally_likely_tokens():
 
     explorer = explorers.next_token(torch.zeros(4), Letters())
     explorer.controls["top_p"].value = 0.5
-    assert "2 of 4 tokens can be drawn, 'a' with probability 0.50" in explorer.sentence
+    assert "2 of 4 tokens can be drawn, “a” with probability 0.50" in explorer.sentence
 
 
 # Bad input.
