@@ -183,7 +183,10 @@ def test_ranges_hold_means_and_intervals_in_their_places():
     low, high = ax.get_ylim()
     assert low <= 0 < HIGHS.max() < high
     assert "trained length" in [text.get_text() for text in ax.texts]
-    assert {"● tiny-mistral", "■ tiny-mixtral"} <= {text.get_text() for text in ax.texts}
+    at = {text.get_text(): text for text in ax.texts}
+    for sign, name, colour in (("●", "tiny-mistral", style.SERIES[0]), ("■", "tiny-mixtral", style.SERIES[1])):
+        assert at[sign].xy == at[name].xy  # the sign of a line stands before its name, in the line's colour
+        assert at[sign].get_color() == colour
     assert [drawn.lines[0].get_marker() for drawn in ax.containers] == ["o", "s"]
     assert 1.5 in [line.get_xdata()[0] for line in ax.lines]
 

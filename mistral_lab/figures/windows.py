@@ -118,8 +118,12 @@ def _limits_with(limits: tuple[float, float], guess: float | None) -> tuple[floa
     return (low, high) if guess is None else (min(low, guess / 1.3), max(high, guess * 1.6))
 
 
-def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent: float = 8) -> None:
-    """Write names to the right of where their lines end, pushed apart where they would touch; limits must be set."""
+def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent: float = 8) -> list[float]:
+    """Write names to the right of where their lines end, pushed apart where they would touch; limits must be set.
+
+    Returns:
+        the height of each name, as a share of the axes.
+    """
     least = 15 / (0.7 * 72 * ax.figure.get_figheight())  # of the axes' height: a line of text, and a gap
     to_share = ax.transData + ax.transAxes.inverted()
     placed = sorted((to_share.transform((x, y))[1], name) for y, name in ends if np.isfinite(y))
@@ -131,7 +135,8 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent
         near = int(gaps.argmin())
         move = (least - gaps[near]) / 2
         shares[near], shares[near + 1] = shares[near] - move, shares[near + 1] + move
-    for share, (_, name) in zip(shares, placed, strict=True):
+    heights = dict(zip((name for _, name in placed), shares, strict=True))
+    for name, share in heights.items():
         ax.annotate(
             name,
             (x, share),
@@ -142,6 +147,7 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent
             fontsize=9,
             color=GUESS if name.endswith("guess") else INK,
         )
+    return [heights[name] for _, name in ends if name in heights]
 
 
 @mpl.rc_context(STYLE)
@@ -191,8 +197,10 @@ def plot_by_range(
             va="top",
             fontsize=9,
         )
-    signed = [f"{sign} {name}" for sign, name in zip(SIGNS, names, strict=False)]  # lines often end at one place
-    _label_ends(ax, places[-1], list(zip(bounds[1, :, -1], signed, strict=True)), indent=12)
+    heights = _label_ends(ax, places[-1], list(zip(bounds[1, :, -1], names, strict=True)), indent=24)
+    beside = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    for sign, colour, height in zip(SIGNS, SERIES, heights, strict=False):  # lines often end at one place
+        ax.annotate(sign, (places[-1], height), (12, 0), color=colour, **beside)
     return ax
 
 
