@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from small_windowed import windowed
 
 import mistral_lab
 from mistral_lab import experiments, masks
-from mistral_lab.loading.loaded import Loaded
 from mistral_lab.training import evaluation
 
 
@@ -21,12 +20,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def small(tiny):
-    """Random weights, two layers and a window of 4, with the bundled tokenizer."""
-    torch.manual_seed(0)
-    shape = {"vocab_size": 2560, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    config = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, sliding_window=4, pad_token_id=2)
-    model = MistralForCausalLM(config).eval()
-    return Loaded(model, tiny.tokenizer, "small", mistral_lab.ModelConfig.from_transformers(config))
+    return windowed(tiny.tokenizer)
 
 
 def test_the_own_window_changes_nothing_and_another_does(small):
