@@ -29,7 +29,7 @@ PRACTICE_MAX_CELLS = 14
 # The second edition: these lessons are laid out for someone who wants to understand, in the order of CONTRIBUTING.md.
 SECOND_EDITION = ("01_", "02_", "03_")
 MAIN_MAX_WORDS, MAIN_MAX_LINES, CELL_MAX_LINES, DEEPER_MAX_WORDS = 1_500, 250, 20, 800
-CODE_MAX_WIDTH = 92  # what JupyterLab shows in a window of 800 pixels
+CODE_MAX_WIDTH = 92  # what JupyterLab shows in a window of 1,280 pixels, its file browser open
 FIRST_PICTURE_BY, LEAST_CHECKS = 4, 3
 ARTICLE = "《Mistral AI：欧洲AI新贵如何用开源挑战OpenAI？》"
 
