@@ -13,7 +13,7 @@ from mistral_lab.files import write_whole
 
 def refresh(path: Path) -> str | None:
     """Run a lesson in place, or return in one line what failed. A failed or interrupted lesson stays as it was."""
-    run = execute(path, environment=bundled_environment())
+    run = execute(path, environment=bundled_environment() | {"TQDM_DELAY": str(10**6)})  # no bar among the outputs
     if run.error:
         return run.error
     notebook_files.fold_deeper(run.notebook)
