@@ -1,7 +1,7 @@
 """Lesson 3, what a sliding window does: a name that gets lost, what layers see, keys in the wrong order."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,7 +160,7 @@ def reaction(loaded: Loaded, layer: int, *, back: int, tokens: int) -> float:
     with only_layers(loaded.model, layer, layer + 1):
         before, after = (
             loaded.model.model(inputs_embeds=x, use_cache=False).last_hidden_state[0, -1].float()
-            for x in (vectors, changed)
+            for _, x in zip(with_progress(2, f"Reading {tokens:,} vectors twice"), (vectors, changed), strict=True)
         )
     return float((after - before).abs().max() / before.abs().max())
 
@@ -204,7 +204,7 @@ def measure_influence(loaded: Loaded, text: str, *, window: int, beyond: int = 4
     with with_window(loaded.model, window):
         output = loaded.model(inputs_embeds=vectors, use_cache=False, output_hidden_states=True)
     reached, lines = [], []
-    for depth in depths:
+    for _, depth in zip(with_progress(len(depths), "Differentiating"), depths, strict=True):
         state = output.logits[0, -1].max() if depth == layers else output.hidden_states[depth][0, -1].norm()
         (gradient,) = torch.autograd.grad(state, vectors, retain_graph=True)
         line = gradient[0].float().norm(dim=-1).flip(0).cpu()
@@ -247,7 +247,15 @@ def generate_padded(loaded: Loaded, texts: Sequence[str], *, window: int) -> dic
     model, new = loaded.model, window // 2
     request = {"input_ids": prompts.to(model.device), "attention_mask": attended.to(model.device), "do_sample": False}
     request |= {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": loaded.tokenizer.pad_token_id}
-    with with_window(model, window):
+    steps = with_progress(3 * new, "Continuing two prompts")
+
+    def note_progress(tokens: torch.Tensor, scores: object) -> torch.Tensor:
+        """Called after each token; stops nothing."""
+        next(steps)
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
+    request["stopping_criteria"] = [note_progress]
+    with with_window(model, window), closing(steps):
         found = {
             "no cache": model.generate(**request, use_cache=False),
             "position order": model.generate(**request, past_key_values=RollingCache(model.config)),
