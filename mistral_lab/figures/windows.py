@@ -122,12 +122,13 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent
     """Write names to the right of where their lines end, pushed apart where they would touch; limits must be set.
 
     Returns:
-        the height of each name, as a share of the axes.
+        the height of each name, as a share of the axes; a line that has no end has none.
     """
     least = 15 / (0.7 * 72 * ax.figure.get_figheight())  # of the axes' height: a line of text, and a gap
     to_share = ax.transData + ax.transAxes.inverted()
-    placed = sorted((to_share.transform((x, y))[1], name) for y, name in ends if np.isfinite(y))
-    shares = np.array([share for share, _ in placed])
+    placed = [(to_share.transform((x, y))[1], name) for y, name in ends if np.isfinite(y)]
+    order = sorted(range(len(placed)), key=placed.__getitem__)  # from the bottom
+    shares = np.array([placed[number][0] for number in order])
     for _ in range(200):  # two neighbours that are too near give way to each other
         gaps = np.diff(shares)
         if not len(gaps) or gaps.min() >= least - 1e-6:
@@ -135,8 +136,8 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent
         near = int(gaps.argmin())
         move = (least - gaps[near]) / 2
         shares[near], shares[near + 1] = shares[near] - move, shares[near + 1] + move
-    heights = dict(zip((name for _, name in placed), shares, strict=True))
-    for name, share in heights.items():
+    for share, number in zip(shares, order, strict=True):
+        name = placed[number][1]
         ax.annotate(
             name,
             (x, share),
@@ -147,7 +148,7 @@ def _label_ends(ax: Axes, x: float, ends: Sequence[tuple[float, str]], *, indent
             fontsize=9,
             color=GUESS if name.endswith("guess") else INK,
         )
-    return [heights[name] for _, name in ends if name in heights]
+    return shares[np.argsort(order)].tolist()
 
 
 @mpl.rc_context(STYLE)
