@@ -26,7 +26,7 @@ MERGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedModel:
-    """Copy a model to the CPU in float32, with its key and value heads merged into fewer; all else stays.
+    """Copy a model in float32 beside it, with its key and value heads merged into fewer; all else stays.
 
     Source: Ainslie et al., "GQA", arXiv:2305.13245, section 2.1, which averages the heads of a group.
 
@@ -45,12 +45,12 @@ def merged(model: PreTrainedModel, n_kv_heads: int, merge: str) -> PreTrainedMod
         )
     shape = copy.deepcopy(model.config)
     shape.num_key_value_heads = n_kv_heads
-    weights = dict(model.state_dict())
+    weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
     for name, matrix in weights.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):
             groups = matrix.unflatten(0, (n_kv_heads, before // n_kv_heads, -1))
             weights[name] = MERGES[merge](groups).flatten(0, 1)
-    fewer = type(model)(shape)
+    fewer = type(model)(shape).to(model.device)
     fewer.load_state_dict(weights)
     return fewer.eval()
 
@@ -114,7 +114,8 @@ def train_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, steps: 
             train_sampling_strategy="sequential",
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
-            use_cpu=True,
+            use_cpu=model.device.type == "cpu",
+            dataloader_pin_memory=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

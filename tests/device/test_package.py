@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mistral_lab import attention, cache, checks, explorers, finetune, load, masks, measure, moe, nf4
+from mistral_lab import attention, cache, checks, experiments, explorers, finetune, load, masks, measure, moe, nf4
 from mistral_lab.checkpoints import BUNDLED
 from mistral_lab.training import evaluation
 from mistral_lab.training.letters import letters
@@ -182,7 +182,16 @@ def test_checks_of_answers_that_lie_there(device, capsys):
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["passed"] * 3
 
 
-# Fine-tuning
+# Training
+
+
+def test_fewer_heads(dense, device, beside, monkeypatch):
+    found = experiments.fewer_heads(dense, documents=2, steps=1)
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)  # which would decide before the model's own place does
+    expected = experiments.fewer_heads(beside[dense.name], documents=2, steps=1)
+    for name, interval in found.losses.items():  # float32 through four layers, and one step of training
+        assert interval.mean == pytest.approx(expected.losses[name].mean, abs=1e-3)
+    assert {weight.device for weight in dense.model.parameters()} == {device}
 
 
 @pytest.mark.parametrize(("name", "targets"), [("tiny-mistral", "attention"), ("tiny-mixtral", "all")])
