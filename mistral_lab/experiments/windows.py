@@ -1,7 +1,7 @@
 """Lesson 3, what a sliding window does: a name that gets lost, what layers see, keys in the wrong order."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..cache import RollingCache
 from ..loading.loaded import Loaded
 from ..masks import receptive_field
-from ..measure.progress import with_progress
+from ..measure.progress import layer_progress, with_progress
 from ..training import evaluation
 from ..training.corpus import HELD_OUT, document
 from ..training.scribe import Scribe
@@ -201,15 +201,18 @@ def measure_influence(loaded: Loaded, text: str, *, window: int, beyond: int = 4
     if sample.shape[1] < length:
         raise ValueError(f"text has {sample.shape[1]} tokens: expected at least {length}")
     vectors = loaded.model.get_input_embeddings()(sample.to(loaded.model.device)).detach().requires_grad_()
-    with with_window(loaded.model, window):
-        output = loaded.model(inputs_embeds=vectors, use_cache=False, output_hidden_states=True)
     reached, lines = [], []
-    for _, depth in zip(with_progress(len(depths), "Differentiating"), depths, strict=True):
-        state = output.logits[0, -1].max() if depth == layers else output.hidden_states[depth][0, -1].norm()
-        (gradient,) = torch.autograd.grad(state, vectors, retain_graph=True)
-        line = gradient[0].float().norm(dim=-1).flip(0).cpu()
-        reached.append(int(line.nonzero().max()) + 1)
-        lines.append(line / line.max())
+    with (
+        with_window(loaded.model, window),
+        layer_progress(loaded.model.model.layers, layers + sum(depths), "Differentiating"),
+    ):
+        output = loaded.model(inputs_embeds=vectors, use_cache=False, output_hidden_states=True)
+        for depth in depths:
+            state = output.logits[0, -1].max() if depth == layers else output.hidden_states[depth][0, -1].norm()
+            (gradient,) = torch.autograd.grad(state, vectors, retain_graph=True)
+            line = gradient[0].float().norm(dim=-1).flip(0).cpu()
+            reached.append(int(line.nonzero().max()) + 1)
+            lines.append(line / line.max())
     return Influence(depths, [receptive_field(window, depth) for depth in depths], reached, torch.stack(lines))
 
 
@@ -247,15 +250,8 @@ def generate_padded(loaded: Loaded, texts: Sequence[str], *, window: int) -> dic
     model, new = loaded.model, window // 2
     request = {"input_ids": prompts.to(model.device), "attention_mask": attended.to(model.device), "do_sample": False}
     request |= {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": loaded.tokenizer.pad_token_id}
-    steps = with_progress(3 * new, "Continuing two prompts")
-
-    def note_progress(tokens: torch.Tensor, scores: object) -> torch.Tensor:
-        """Called after each token; stops nothing."""
-        next(steps)
-        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-
-    request["stopping_criteria"] = [note_progress]
-    with with_window(model, window), closing(steps):
+    layers = model.model.layers
+    with with_window(model, window), layer_progress(layers, 3 * new * len(layers), "Continuing two prompts"):
         found = {
             "no cache": model.generate(**request, use_cache=False),
             "position order": model.generate(**request, past_key_values=RollingCache(model.config)),

@@ -1,8 +1,11 @@
 """A progress bar for a measurement that takes long."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
+import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 BAR_AFTER_S = 8
@@ -28,3 +31,32 @@ def with_progress(count: int, what: str) -> Iterator[int]:
     finally:
         if bar is not None:
             bar.close()
+
+
+@contextmanager
+def layer_progress(layers: Sequence[nn.Module], passes: int, what: str) -> Iterator[None]:
+    """Show such a bar for as long as the block lasts, which moves whenever one of a model's layers has been passed.
+
+    Args:
+        layers: whose output is a tensor, or a tuple that starts with one.
+        passes: how many layers are passed in all; a gradient on its way back passes them too.
+        what: what is being done, in words for the bar.
+    """
+
+    def step(*_: object) -> None:
+        next(steps, None)
+
+    def note(layer: nn.Module, arguments: tuple, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        step()
+        state = output[0] if isinstance(output, tuple) else output
+        if state.requires_grad:
+            state.register_hook(step)
+
+    with closing(with_progress(passes, what)) as steps:
+        step()
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
