@@ -50,8 +50,16 @@ def test_a_record_is_that_of_the_whole_model_on_a_processor(records):
 def test_the_sentence_is_made_of_the_record(records):
     said = experiments.recorded_times("mistral-7b-v0.1").sentence
     assert "mistral-7b-v0.1, random weights in four bits, 6 threads (b-processor): 10.0, 12.5 times" in said
+    assert "what reading alone takes at 10 GB/s, the fastest in the record" in said
     assert "each token of a prompt of 256 took 100 ms" in said
     assert "prompt" not in experiments.recorded_times("mistral-7b-v0.3").sentence  # none was measured
+
+
+def test_the_conditions_are_those_of_all_records_shown(records):
+    both = [experiments.recorded_times(f"mistral-7b-{which}") for which in ("v0.1", "v0.3")]
+    assert experiments.conditions(both[0]).endswith("of 3 runs; meanwhile memory delivered between 5 and 8 GB/s")
+    assert experiments.conditions(*both).startswith("b-processor, 6 threads; bars: fastest to slowest of 3 runs")
+    assert experiments.conditions(*both).endswith("between 5 and 10 GB/s")
 
 
 def test_what_was_not_recorded_is_none(records, monkeypatch, tmp_path):

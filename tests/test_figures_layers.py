@@ -173,6 +173,26 @@ def test_a_prediction_is_hollow_and_some_of_many_places_have_a_mark():
     assert ax.get_legend().get_texts()[-1].get_text() == "predicted (hollow)"
 
 
+def test_a_bar_reaches_from_the_fastest_run_to_the_slowest():
+    labels = {"x_label": "tokens", "unit": "seconds", "names": ["7B", "8x7B"], "floor": True}
+    token_s = np.nan_to_num(TOKEN_S, nan=0.45)
+    runs = [[[took, 2 * took, took / 2] for took in way] for way in token_s]
+    ax = figures.plot_beside(CONTEXTS, token_s, FLOOR_S, runs=runs, **labels)
+    for way, bars in zip(token_s, ax.collections, strict=True):
+        found = [segment[:, 1] for segment in bars.get_segments()]
+        np.testing.assert_allclose(found, np.stack([way / 2, 2 * way], axis=1))
+    assert ax.get_ylim()[1] > 2 * token_s.max()
+
+
+def test_runs_of_some_ways_only_are_refused():
+    labels = {"x_label": "tokens", "unit": "seconds", "names": ["7B", "8x7B"], "floor": True}
+    runs = [[[took] for took in TOKEN_S[0]]]
+    check_refused(
+        lambda: figures.plot_beside(CONTEXTS, TOKEN_S, FLOOR_S, runs=runs, **labels),
+        "there are runs of 1 ways: expected 2",
+    )
+
+
 @pytest.mark.parametrize("wrong", [TOKEN_S[:, :2], -TOKEN_S, TOKEN_S + np.inf])
 def test_amounts_that_cannot_lie_beside_each_other_are_refused(wrong):
     labels = {"x_label": "x", "unit": "s"}

@@ -100,10 +100,10 @@ def draw_probabilities(function: Callable) -> Callable:
     def cut_first(logits, temperature, top_p):
         return scaled(tempered(logits, temperature) * kept_by_top_p(logits, top_p))
 
-    def threshold(least):
+    def threshold(least, *, at_least_one=False):
         def wrong(logits, temperature, top_p):
             p = tempered(logits, temperature)
-            return scaled(p * (p >= least(top_p)))
+            return scaled(p * (p >= (min(least(top_p), p.max()) if at_least_one else least(top_p))))
 
         return wrong
 
@@ -137,6 +137,14 @@ def draw_probabilities(function: Callable) -> Callable:
             Mistake(
                 without_softmax(lambda scaled_logits: scaled_logits),
                 "you leave out the softmax: logits are no probabilities",
+            ),
+            *(
+                Mistake(
+                    threshold(least, at_least_one=at_least_one),
+                    "top-p is no threshold for one token: add up, from the likeliest on",
+                )
+                for least in (lambda top_p: 1 - top_p, lambda top_p: top_p)
+                for at_least_one in (False, True)
             ),
             Mistake(
                 without_softmax(torch.exp),
@@ -177,13 +185,6 @@ def draw_probabilities(function: Callable) -> Callable:
             Mistake(not_scaled, "your probabilities add to {got}, not to 1: scale up what stays"),
             Mistake(
                 cut_first, "you cut before the temperature: in transformers the temperature comes first, then top-p"
-            ),
-            Mistake(
-                threshold(lambda top_p: 1 - top_p),
-                "top-p is no threshold for one token: add up, from the likeliest on",
-            ),
-            Mistake(
-                threshold(lambda top_p: top_p), "top-p is no threshold for one token: add up, from the likeliest on"
             ),
             Mistake(
                 cut(likeliest_first),

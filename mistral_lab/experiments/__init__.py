@@ -10,7 +10,7 @@ NAMES = {  # of each module of this folder
     "cutting": ("only_layers",),
     "loop": ("follow_tokens", "next_logits"),
     "pieces": ("bytes_of_tokens",),
-    "full_size_record": ("recorded_times",),
+    "full_size_record": ("conditions", "recorded_times"),
     "speed": (
         "held_precision",
         "pass_bytes",

@@ -19,8 +19,10 @@ class RecordedTimes:
         threads: that it computed with.
         contexts: tokens before the new one, one count per entry.
         runs_s: of each context the seconds of its runs.
-        least_s: of each context the seconds to read weights, keys and values once, at the fastest speed that this
-            processor has on record. Where others share its memory, the speed changes from minute to minute.
+        speeds: of each context the bytes per second that memory delivered when it was measured.
+        bytes_per_s: the fastest of such speeds that this processor has on record. Where others share its memory, the
+            speed changes from minute to minute.
+        least_s: of each context the seconds to read weights, keys and values once at that speed.
         prompts_s: median seconds of a whole prompt, by its tokens.
     """
 
@@ -29,6 +31,8 @@ class RecordedTimes:
     threads: int
     contexts: tuple[int, ...]
     runs_s: tuple[tuple[float, ...], ...]
+    speeds: tuple[float, ...]
+    bytes_per_s: float
     least_s: tuple[float, ...]
     prompts_s: dict[int, float]
 
@@ -51,9 +55,18 @@ class RecordedTimes:
         )
         return (
             f"The shape of {self.model}, random weights in four bits, {self.threads} threads ({self.device}): "
-            f"{over} times what reading alone takes at the fastest speed in the record (thin bars: fastest to slowest "
-            f"run){prompt}."
+            f"{over} times what reading alone takes at {self.bytes_per_s / 1e9:.0f} GB/s, the fastest in the record "
+            f"(thin bars: fastest to slowest run){prompt}."
         )
+
+
+def conditions(*found: RecordedTimes) -> str:
+    """Say for a caption on which machine records were made, and how steady it was; the picture has bars for runs."""
+    speeds = [speed / 1e9 for one in found for speed in one.speeds]
+    return (
+        f"{found[0].device}, {found[0].threads} threads; bars: fastest to slowest of {len(found[0].runs_s[0])} runs; "
+        f"meanwhile memory delivered between {min(speeds):.0f} and {max(speeds):.0f} GB/s"
+    )
 
 
 def recorded_times(model: str) -> RecordedTimes | None:
@@ -86,6 +99,8 @@ def recorded_times(model: str) -> RecordedTimes | None:
             threads=machine["threads"],
             contexts=tuple(entries),
             runs_s=tuple(tuple(entry["seconds"]) for entry in entries.values()),
+            speeds=tuple(entry["read_bytes_per_s"] for entry in entries.values() if "read_bytes_per_s" in entry),
+            bytes_per_s=fastest,
             least_s=tuple(sum(entry["token_bytes"].values()) / fastest for entry in entries.values()),
             prompts_s=record.seconds("prefill")[0],
         )

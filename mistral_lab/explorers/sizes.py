@@ -20,7 +20,7 @@ def head_groups() -> Explorer:
     """Choose query heads H, key and value heads K, and see who shares with whom and what the cache takes.
 
     Only numbers that divide H are offered as K. The cache is that of `memory.kv_cache_bytes`, without a window, at 16
-    bits per value. The first state has the shape of Mistral 7B.
+    bits per number. The first state has the shape of Mistral 7B.
     """
 
     def adapt(controls) -> None:
@@ -40,7 +40,7 @@ def head_groups() -> Explorer:
         return figure, (
             f"{scheme.capitalize()} attention with H = {H} and K = {K}: a key and value head serves {H // K} query "
             f"head{'s' * (H > K)}. With D = {D}, L = {layers} and {context:,} tokens the cache takes "
-            f"{bytes_text(caches[0])} at 16 bits per value, {fewer} multi-head attention."
+            f"{bytes_text(caches[0])} at 16 bits per number, {fewer} multi-head attention."
         )
 
     controls = {

@@ -55,7 +55,7 @@ def plot_kept_bytes(
     ticks = mpl.ticker.MaxNLocator(6).tick_values(0, multi_head.max())
     ax.set_xticks([tick for tick in ticks if tick <= multi_head.max()])  # what lies beyond is room for the labels
     ax.set_xlim(0, 1.42 * multi_head.max())
-    ax.set_xlabel(f"{unit} of keys (left, orange) and values (right, green) {of}, 16 bits per value")
+    ax.set_xlabel(f"{unit} of keys (left, orange) and values (right, green) {of}, 16 bits per number")
     ax.grid(axis="x")
     return ax
 

@@ -215,6 +215,7 @@ def plot_beside(
     x_label: str,
     unit: str,
     doubling: bool = False,
+    runs: Sequence[Sequence[Sequence[float]]] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw what was measured along an axis (solid) beside what it takes at least (a line), or was predicted (hollow).
@@ -227,18 +228,24 @@ def plot_beside(
         floor: whether nothing can lie below `expected`; it is then called "at least".
         x_label, unit: the labels of the axes.
         doubling: make the horizontal axis logarithmic, with a number at each place.
+        runs: (ways, n, some) all runs behind `measured`, drawn as a thin bar from the smallest to the largest.
     """
     measured, expected = (np.asarray(values, float) for values in (measured, expected))
     shape = (len(names), len(places))
     for name, values in (("measured", measured), ("expected", expected)):
         if values.shape != shape or np.isinf(values).any() or (values < 0).any():
             raise ValueError(f"{name} has shape {values.shape}: expected {shape}, finite amounts of 0 or more, or NaN")
+    ends = np.array([[[min(some), max(some)] for some in way] for way in runs or ()]).reshape(-1, len(places), 2)
+    if runs and ends.shape[:2] != shape:
+        raise ValueError(f"there are runs of {len(runs)} ways: expected {shape[0]}")
     ax = axes_or_new(ax, height_in=3.2)
     few = len(places) <= MOST_MARKS
     looks = zip(names, WAY_MARKS[: len(names)], SERIES[: len(names)], strict=True)
     for way, (name, marker, colour) in enumerate(looks):
         look = {"color": colour, "marker": marker if few else "", "markeredgecolor": INK}
         ax.plot(places, measured[way], "-", label=name, zorder=3, **look)
+        if runs:
+            ax.vlines(places, *ends[way].T, color=colour, linewidth=1)
         if floor:
             ax.plot(places, expected[way], "--", color=colour, linewidth=1.2, zorder=2)
         else:
@@ -253,7 +260,7 @@ def plot_beside(
         doubling_axis(ax, places)
     elif few:
         ax.set_xticks(places)
-    ax.set_ylim(0, 1.08 * max(np.nanmax(measured, initial=0), np.nanmax(expected, initial=0)) or 1)
+    ax.set_ylim(0, 1.08 * max(np.nanmax(amounts, initial=0) for amounts in (measured, expected, ends)) or 1)
     ax.set_xlabel(f"{x_label} (logarithmic axis)" if doubling else x_label)
     ax.set_ylabel(unit)
     ax.grid()

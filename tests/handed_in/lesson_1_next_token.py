@@ -277,6 +277,11 @@ WRONG = [
     ),
     (
         "draw_probabilities",
+        lambda x, t, top_p: softmaxed(x, t, top_p, lambda p, limit: p * (p >= min(1 - limit, p.max()))),
+        "top-p is no threshold",
+    ),
+    (
+        "draw_probabilities",
         lambda x, t, top_p: softmaxed(x, 1.0, top_p, lambda p, limit: p * top_p_of(p, limit)) / t,
         "you divide probabilities by the temperature: divide the logits",
     ),
