@@ -184,12 +184,12 @@ def test_a_bar_reaches_from_the_fastest_run_to_the_slowest():
     assert ax.get_ylim()[1] > 2 * token_s.max()
 
 
-def test_runs_of_some_ways_only_are_refused():
+@pytest.mark.parametrize(("runs", "found"), [([[[0.1]] * 3], r"\[3\]"), ([[[0.1]] * 2] * 2, r"\[2, 2\]")])
+def test_runs_of_other_ways_or_places_are_refused(runs, found):
     labels = {"x_label": "tokens", "unit": "seconds", "names": ["7B", "8x7B"], "floor": True}
-    runs = [[[took] for took in TOKEN_S[0]]]
     check_refused(
         lambda: figures.plot_beside(CONTEXTS, TOKEN_S, FLOOR_S, runs=runs, **labels),
-        "there are runs of 1 ways: expected 2",
+        rf"runs are of {found} places: expected \[3, 3\]",
     )
 
 

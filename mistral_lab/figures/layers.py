@@ -235,9 +235,9 @@ def plot_beside(
     for name, values in (("measured", measured), ("expected", expected)):
         if values.shape != shape or np.isinf(values).any() or (values < 0).any():
             raise ValueError(f"{name} has shape {values.shape}: expected {shape}, finite amounts of 0 or more, or NaN")
-    ends = np.array([[[min(some), max(some)] for some in way] for way in runs or ()]).reshape(-1, len(places), 2)
-    if runs and ends.shape[:2] != shape:
-        raise ValueError(f"there are runs of {len(runs)} ways: expected {shape[0]}")
+    if runs is not None and [len(way) for way in runs] != [len(places)] * len(names):
+        raise ValueError(f"runs are of {[len(way) for way in runs]} places: expected {[len(places)] * len(names)}")
+    ends = np.array([[[min(some), max(some)] for some in way] for way in runs or ()])  # (ways, n, 2)
     ax = axes_or_new(ax, height_in=3.2)
     few = len(places) <= MOST_MARKS
     looks = zip(names, WAY_MARKS[: len(names)], SERIES[: len(names)], strict=True)
