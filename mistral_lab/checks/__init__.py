@@ -6,6 +6,7 @@ It returns the function that the lesson goes on with: the reader's if it passed,
 from .adapters import adapter_bytes
 from .balance import balance_by_layer
 from .budget import kept_sets, plain_call_bytes, share_in_four_bits
+from .characters import whole_characters
 from .chunks import prefill_in_chunks
 from .counts import least_time, parameter_count
 from .device_bytes import all_reduce_bytes, fullest_device
@@ -18,7 +19,7 @@ from .norms import rms_normed
 from .packing import bits_per_weight, unpacked_numbers
 from .ranks import partial_output
 from .rings import ring_order, ring_slots
-from .sampling import draw_probabilities, whole_characters
+from .sampling import draw_probabilities
 from .tuning import answer_labels, merged_weight
 from .windows import window_mask
 
