@@ -235,8 +235,9 @@ def plot_beside(
     for name, values in (("measured", measured), ("expected", expected)):
         if values.shape != shape or np.isinf(values).any() or (values < 0).any():
             raise ValueError(f"{name} has shape {values.shape}: expected {shape}, finite amounts of 0 or more, or NaN")
-    if runs is not None and [len(way) for way in runs] != [len(places)] * len(names):
-        raise ValueError(f"runs are of {[len(way) for way in runs]} places: expected {[len(places)] * len(names)}")
+    lengths = [len(way) for way in runs or ()]
+    if runs is not None and lengths != [len(places)] * len(names):
+        raise ValueError(f"runs are of {lengths} places: expected {[len(places)] * len(names)}")
     ends = np.array([[[min(some), max(some)] for some in way] for way in runs or ()])  # (ways, n, 2)
     ax = axes_or_new(ax, height_in=3.2)
     few = len(places) <= MOST_MARKS
